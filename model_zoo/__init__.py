@@ -1,0 +1,1 @@
+"""Networks by family, published checkpoints, and teacher-student pairs with their recipes."""

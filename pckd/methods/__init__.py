@@ -1,0 +1,1 @@
+"""Methods, one file each; a file here is found by the registry METHODS."""

@@ -1,0 +1,211 @@
+"""The small types that plug-ins exchange.
+
+Shapes: B images, V views of each, N = B * V rows, K classes, D embedding width (Ds student's, Dt teacher's).
+Rows are image-major: row n shows view n % V of image n // V, and view 0 is the upright one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Batch",
+    "CenterRule",
+    "Centers",
+    "Context",
+    "DataSplit",
+    "Loss",
+    "Output",
+    "Setup",
+    "Shapes",
+    "Term",
+]
+
+
+class Output(NamedTuple):
+    """What a backbone returns. A NamedTuple, so that ``torch.jit.trace`` and ``torch.compile`` take it."""
+
+    logits: Tensor
+    """[N, K], the classifier's output."""
+    embedding: Tensor
+    """[N, D], what the classifier reads."""
+    maps: tuple[Tensor, ...] = ()
+    """Feature maps, [N, C, H, W] each, from the stem to the last stage."""
+    preacts: tuple[Tensor, ...] = ()
+    """The maps before their activation, one for each of ``maps``; equal to the map where a stage has none."""
+
+    def rows(self, index: slice | Tensor) -> Output:
+        """The same output for some of the rows only."""
+        return Output(
+            self.logits[index],
+            self.embedding[index],
+            tuple(m[index] for m in self.maps),
+            tuple(m[index] for m in self.preacts),
+        )
+
+
+class Batch(NamedTuple):
+    """What a loader yields."""
+
+    views: Tensor
+    """[B, V, C, H, W], normalized, floating point."""
+    labels: Tensor
+    """[B], int64."""
+    index: Tensor
+    """[B], int64: the position of each image in the data set, stable over epochs."""
+
+
+class Centers(NamedTuple):
+    """One center per category: by default the rows of the two classifiers."""
+
+    student: Tensor
+    """[K, Ds]; gradient may flow into it."""
+    teacher: Tensor
+    """[K, Dt]; constant."""
+    student_bias: Tensor | None = None
+    """[K], where the rule has one (the classifier's bias)."""
+    teacher_bias: Tensor | None = None
+    """[K]."""
+
+
+class Context(NamedTuple):
+    """What a loss, metric or scheduler may know besides the two outputs."""
+
+    labels: Tensor
+    """[N] (or [B] where only the upright rows are shown)."""
+    index: Tensor
+    """[N] (or [B]), position of each row's image in the data set."""
+    centers: Centers
+    views: int = 1
+    """V of the rows shown."""
+    epoch: int = 1
+    """Counted from 1."""
+    epochs: int = 240
+    """How many epochs the run will have."""
+    progress: float = 0.0
+    """Share of the training steps done, 0 to 1."""
+
+
+class Shapes(NamedTuple):
+    """What a loss needs to know of a network to build its projections."""
+
+    num_classes: int
+    embedding: int
+    """D."""
+    maps: tuple[tuple[int, int, int], ...] = ()
+    """(C, H, W) of each map at the training resolution."""
+    preacts: tuple[tuple[int, int, int], ...] = ()
+
+    @classmethod
+    def of(cls, output: Output) -> Shapes:
+        """Read the shapes off one forward pass."""
+
+        def chw(maps: tuple[Tensor, ...]) -> tuple[tuple[int, int, int], ...]:
+            return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
+
+        return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts))
+
+
+class Setup(NamedTuple):
+    """What losses and center rules are built from."""
+
+    student: Shapes
+    teacher: Shapes
+    num_samples: int = 0
+    """Size of the training set: ``Batch.index`` is below it. 0 where unknown."""
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """An nn.Module built as ``factory(setup, **options)``.
+
+    Its projections are submodules (so that the optimizer gets them), its memory is buffers (so that a resumed run
+    has it). It never reduces over samples itself, unless the loss is about the whole batch.
+    """
+
+    def __call__(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        """[N], unreduced, or a scalar."""
+        ...
+
+
+class CenterRule(nn.Module):
+    """Base class of center rules: ``factory(setup, **options)``; state lives in parameters and buffers."""
+
+    def forward(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+        """The centers now; valid from the first step on."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update(self, student: Output, teacher: Output, labels: Tensor) -> None:
+        """Called after each optimizer step with the step's outputs ([N] rows) and labels [N]."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a method's objective: which loss, how much, on which rows, previewed or not.
+
+    Args:
+        loss: a name of ``LOSSES`` (``"kd"``, ``"kd(temperature=2)"``) or a factory ``(setup) -> Loss``.
+        weight: the coefficient of the term in the sum.
+        views: ``"upright"`` shows the loss view 0 of each image, ``"all"`` every view (and asks for four views).
+        previewed: whether the per-sample values are multiplied by the difficulty scheduler's weights.
+        options: options of the loss.
+        optional: if the loss cannot work for this pair of networks, drop the term and say so once,
+            instead of refusing the run.
+        name: what the log calls the term; the loss's name by default.
+    """
+
+    loss: str | Callable[..., nn.Module]
+    weight: float = 1.0
+    views: Literal["upright", "all"] = "upright"
+    previewed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        if self.name:
+            return self.name
+        if isinstance(self.loss, str):
+            return self.loss.partition("(")[0]
+        return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """One split of a data set: what a ``DATASETS`` factory returns.
+
+    Args:
+        images: uint8 tensor [M, C, H, W] for data that fits in memory; or, for data that is streamed, a map-style
+            ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size.
+        labels: int64 [M], each in [0, K).
+        classes: K class names.
+        mean: per-channel mean of images scaled to [0, 1].
+        std: per-channel standard deviation, likewise.
+        difficulty: float [M], the true difficulty where it is known (``shapes``), else None.
+        padding: pixels of zero padding for the random crop in training; 0 for data that is already augmented
+            in its workers.
+        name: shown in logs.
+    """
+
+    images: Any
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    difficulty: Tensor | None = None
+    padding: int = 4
+    name: str = ""
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)

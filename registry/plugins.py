@@ -1,0 +1,98 @@
+"""Load plug-ins: a file path, a module name, or everything installed under the entry-point group ``pckd.plugins``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from registry.errors import PluginError
+
+ENTRY_POINT_GROUP = "pckd.plugins"
+
+
+def load_plugin(source: str | os.PathLike[str]) -> ModuleType:
+    """Import a plug-in, so that what it registers can be named. Loading the same one again does nothing.
+
+    Args:
+        source: a Python file (``my/losses.py``) or the name of an importable module (``my.losses``).
+
+    Raises:
+        PluginError: it cannot be found or fails to import; nothing that it registered is kept.
+    """
+    text = os.fspath(source)
+    if text.endswith(".py") or os.sep in text:
+        return _load_file(Path(text).expanduser())
+    with _all_or_nothing(f"plug-in module {text!r}"):
+        return importlib.import_module(text)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError(f"plug-in {path}: no such file")
+    path = path.resolve()
+    name = f"pckd_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plug-in {path}: not a Python file; give a .py file or a module name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _all_or_nothing(f"plug-in {path}"):
+            spec.loader.exec_module(module)
+    except PluginError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@functools.cache
+def load_entry_points(group: str = ENTRY_POINT_GROUP) -> int:
+    """Import every installed plug-in of ``group`` and return how many were loaded; a broken one is warned about.
+
+    It is a warning and not an error because the user who meets it may not have asked for that plug-in.
+    """
+    loaded = 0
+    for entry_point in importlib.metadata.entry_points(group=group):
+        try:
+            with _all_or_nothing(f"installed plug-in {entry_point.name!r} ({entry_point.value})"):
+                entry_point.load()
+            loaded += 1
+        except PluginError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return loaded
+
+
+@contextlib.contextmanager
+def _all_or_nothing(label: str) -> Iterator[None]:
+    from registry import REGISTRIES
+
+    before = [(registry, registry._snapshot()) for registry in REGISTRIES]
+    try:
+        yield
+    except Exception as error:
+        for registry, state in before:
+            registry._restore(state)
+        raise PluginError(f"{label}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    message = " ".join(str(error).split())
+    own = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    where = f"line {own[-1].lineno} of {Path(own[-1].filename).name}: " if own else ""
+    return f"{where}{type(error).__name__}: {message}"

@@ -1,0 +1,185 @@
+"""A bridge from a string to an object, and nothing more: fvcore's Registry with helpful errors."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import threading
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, overload
+
+from fvcore.common.registry import Registry as FvcoreRegistry
+
+from registry.errors import NameTaken, UnknownName, UserError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(FvcoreRegistry):
+    """Maps names to functions and classes of one kind; the contract of that kind is ``contract``.
+
+    ``@R.register()``, ``@R.register("name")`` and ``@R.register`` all work, as does ``R.register(fn)``.
+    A member of a family is looked up as ``"family:member"``: ``get("torchvision:resnet18")`` is the
+    object registered as ``torchvision`` with ``"resnet18"`` as its first argument.
+
+    Args:
+        name: what messages call this registry, for example ``"BACKBONES"``.
+        contract: what a registered object must be; becomes the registry's docstring.
+        packages: packages whose modules register the built-in objects. They are imported at the first
+            look-up, so that no result depends on the order of the caller's imports.
+        kind: ``"factory"`` if :func:`registry.build` calls the object to get the plug-in, ``"function"``
+            if the object itself is the plug-in and ``build`` only binds its options.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        contract: str = "",
+        packages: tuple[str, ...] = (),
+        kind: Literal["factory", "function"] = "factory",
+    ) -> None:
+        super().__init__(name)
+        self.kind = kind
+        self._obj_map: dict[str, Any] = {}
+        self._origin: dict[str, str] = {}
+        self._packages = packages
+        self._discovered = not packages
+        self._lock = threading.RLock()
+        if contract:
+            self.__doc__ = contract
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @overload
+    def register(self, obj: T) -> T: ...
+    @overload
+    def register(self, obj: str | None = None) -> Callable[[T], T]: ...
+
+    def register(self, obj: Any = None) -> Any:
+        """Register a function or class under its own name or a given one; usable with or without parentheses.
+
+        Raises:
+            NameTaken: the name is in use; the message names both places.
+            TypeError: what was given is neither a name nor a function or class.
+        """
+        if obj is None or isinstance(obj, str):
+
+            def decorate(target: T) -> T:
+                self._add(obj or _own_name(target), target)
+                return target
+
+            return decorate
+        if not callable(obj):
+            raise TypeError(f"{self._name}.register takes a name, a function or a class, not {obj!r}")
+        self._add(_own_name(obj), obj)
+        return obj
+
+    def _add(self, name: str, obj: Any) -> None:
+        if not callable(obj):
+            raise TypeError(f"{self._name}: {name!r} must be a function or a class, not {obj!r}")
+        # Built-in names come first, so that a clash is reported at the newcomer.
+        if not str(getattr(obj, "__module__", "")).startswith(tuple(p.split(".")[0] for p in self._packages) or "\0"):
+            self._discover()
+        origin = _place(obj)
+        if name in self._obj_map:
+            raise NameTaken(
+                f"{self._name}: the name {name!r} is taken: first registered at {self._origin[name]}, "
+                f"again at {origin}; give one of them another name"
+            )
+        self._obj_map[name] = obj
+        self._origin[name] = origin
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        with self._lock:
+            if self._discovered:
+                return
+            self._discovered = True
+            try:
+                for package_name in self._packages:
+                    package = importlib.import_module(package_name)
+                    for module in pkgutil.iter_modules(package.__path__, package_name + "."):
+                        importlib.import_module(module.name)
+            except BaseException:
+                self._discovered = False
+                raise
+
+    def get(self, name: str) -> Any:
+        """The object registered as ``name``.
+
+        Raises:
+            UnknownName: no such name; the message has the closest and all known names.
+        """
+        self._discover()
+        if name in self._obj_map:
+            return self._obj_map[name]
+        family, colon, member = name.partition(":")
+        if colon and member and family in self._obj_map:
+            return functools.partial(self._obj_map[family], member)
+        if not self._obj_map.get(name):
+            from registry.plugins import load_entry_points
+
+            if load_entry_points() and name in self._obj_map:
+                return self._obj_map[name]
+        known = self.names()
+        lowered = {k.lower(): k for k in known}
+        close = [lowered[k] for k in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise UnknownName(f"{self._name}: unknown name {name!r}{hint} Known: {', '.join(known) or '(none)'}")
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        self._discover()
+        return sorted(self._obj_map)
+
+    def origin(self, name: str) -> str:
+        """Where ``name`` was registered, as ``file:line``."""
+        self.get(name)
+        return self._origin.get(name, self._origin.get(name.partition(":")[0], "?"))
+
+    def summary(self, name: str) -> str:
+        """The first line of the object's docstring."""
+        doc = inspect.getdoc(inspect.unwrap(self.get(name)))
+        return doc.splitlines()[0] if doc else ""
+
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return name in self._obj_map
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self._discover()
+        return iter(sorted(self._obj_map.items()))
+
+    def __len__(self) -> int:
+        self._discover()
+        return len(self._obj_map)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _snapshot(self) -> tuple[dict[str, Any], dict[str, str]]:
+        return dict(self._obj_map), dict(self._origin)
+
+    def _restore(self, state: tuple[dict[str, Any], dict[str, str]]) -> None:
+        self._obj_map, self._origin = dict(state[0]), dict(state[1])
+
+
+def _own_name(obj: Any) -> str:
+    name = getattr(obj, "__name__", None)
+    if not name or name == "<lambda>":
+        raise UserError(f'{obj!r} has no name of its own; use register("name")')
+    return str(name)
+
+
+def _place(obj: Any) -> str:
+    target = inspect.unwrap(obj)
+    try:
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (TypeError, OSError):
+        return str(getattr(target, "__module__", "?"))

@@ -1,0 +1,100 @@
+"""``build(REGISTRY, "name(key=value)")``: from the text of a command line to an object, literals only."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from registry.errors import UserError
+from registry.registry import Registry
+
+_SPEC = re.compile(r"\s*(?P<name>[A-Za-z_][\w.:/-]*)\s*(?:\((?P<options>.*)\))?\s*", re.DOTALL)
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split ``"name(key=value, ...)"`` into the name and its options.
+
+    Values are Python literals (numbers, strings, True, None, tuples, lists, dictionaries); nothing is evaluated.
+
+    Raises:
+        UserError: the text has another form.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UserError(f"cannot read {spec!r}: expected name or name(key=value, ...)")
+    text = match["options"] or ""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise UserError(f"cannot read {spec!r}: expected name(key=value, ...) with Python literals") from None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise UserError(f"cannot read {spec!r}: expected name(key=value, ...) with Python literals")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise UserError(f"cannot read {spec!r}: options are given by name, as in {match['name']}(key=value)")
+    options: dict[str, Any] = {}
+    for keyword in call.keywords:
+        assert keyword.arg is not None
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            raise UserError(
+                f"cannot read {spec!r}: the value of {keyword.arg!r} must be a literal "
+                "(a number, a quoted string, True, None, a tuple, ...)"
+            ) from None
+    return match["name"], options
+
+
+def options_of(obj: Any) -> dict[str, Any]:
+    """The named options of a registered object and their defaults (``inspect.Parameter.empty`` where there is none)."""
+    parameters = inspect.signature(obj).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def check_options(label: str, obj: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that ``obj`` does not take.
+
+    Raises:
+        UserError: names the option, the closest one and all of them.
+    """
+    parameters = inspect.signature(obj).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = options_of(obj)
+    for option in options:
+        if option not in known:
+            close = get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            named = [k for k, default in known.items() if default is not inspect.Parameter.empty]
+            raise UserError(f"{label} has no option {option!r}{hint} Options: {', '.join(named) or '(none)'}")
+
+
+def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:
+    """Build the plug-in that ``spec`` names: ``build(LOSSES, "kd(temperature=2)", setup)``.
+
+    In a registry of factories (backbones, losses, methods, center rules, data sets) the object is called with
+    ``args`` and the options; in a registry of functions (difficulty metrics and schedulers) the function itself
+    is returned with its options bound.
+
+    Args:
+        registry: where to look.
+        spec: ``"name"`` or ``"name(key=value, ...)"`` with literal values.
+        args: positional arguments for a factory.
+        options: further options; those of ``spec`` win.
+
+    Raises:
+        UnknownName: no such name. UserError: malformed text or unknown option.
+    """
+    name, given = parse(spec)
+    obj = registry.get(name)
+    options = {**options, **given}
+    check_options(f"{registry.name}: {name}", obj, options)
+    if registry.kind == "function":
+        if args:
+            raise TypeError(f"{registry.name} holds functions: build() binds options only")
+        return functools.partial(obj, **options)
+    return obj(*args, **options)
