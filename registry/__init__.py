@@ -77,7 +77,7 @@ CENTER_RULES = Registry(
 )
 DATASETS = Registry(
     "DATASETS",
-    """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, class names, mean, std.""",
+    """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, classes, mean, std.""",
     packages=("pckd.data",),
 )
 

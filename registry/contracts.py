@@ -7,7 +7,7 @@ Rows are image-major: row n shows view n % V of image n // V, and view 0 is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -39,17 +39,20 @@ class Output(NamedTuple):
     preacts: tuple[Tensor, ...] = ()
     """The maps before their activation, one for each of ``maps``; equal to the map where a stage has none."""
 
-    def rows(self, index: slice | Tensor) -> Output:
-        """The same output for some of the rows only."""
+    def upright(self, views: int) -> Output:
+        """The same output for the rows of view 0 only, where each image has ``views`` rows."""
+        if views == 1:
+            return self
         return Output(
-            self.logits[index],
-            self.embedding[index],
-            tuple(m[index] for m in self.maps),
-            tuple(m[index] for m in self.preacts),
+            self.logits[::views],
+            self.embedding[::views],
+            tuple(m[::views] for m in self.maps),
+            tuple(m[::views] for m in self.preacts),
         )
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Batch:
     """What a loader yields."""
 
     views: Tensor
@@ -73,7 +76,8 @@ class Centers(NamedTuple):
     """[K]."""
 
 
-class Context(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Context:
     """What a loss, metric or scheduler may know besides the two outputs."""
 
     labels: Tensor
@@ -89,6 +93,11 @@ class Context(NamedTuple):
     """How many epochs the run will have."""
     progress: float = 0.0
     """Share of the training steps done, 0 to 1."""
+
+    def upright(self) -> Context:
+        """The same context for the rows of view 0 only: [B]."""
+        rows = slice(None, None, self.views)
+        return replace(self, labels=self.labels[rows], index=self.index[rows], views=1)
 
 
 class Shapes(NamedTuple):

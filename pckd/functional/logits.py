@@ -1,0 +1,24 @@
+"""Losses that compare logits."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pckd.functional.numerics import full
+
+
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K]; constant.
+        temperature: T > 0.
+
+    Returns:
+        [B]: the divergence summed over classes, per sample.
+    """
+    student = F.log_softmax(full(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(full(teacher_logits) / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
