@@ -1,1 +1,29 @@
-"""Networks by family, published checkpoints, and teacher-student pairs with their recipes."""
+"""Networks by family, published checkpoints, and teacher-student pairs with their recipes.
+
+The networks register themselves in ``registry.BACKBONES``, which imports their files at the first look-up; importing
+this package imports none of them.
+"""
+
+from __future__ import annotations
+
+from model_zoo.checkpoints import Loaded, fetch, load_weights, save_weights
+from model_zoo.pairs import PAIRS, Pair, Recipe, find_pair, recipe_for, usual_teacher
+from model_zoo.probe import probe
+from model_zoo.published import PUBLISHED, Published, load_published
+
+__all__ = [
+    "PAIRS",
+    "PUBLISHED",
+    "Loaded",
+    "Pair",
+    "Published",
+    "Recipe",
+    "fetch",
+    "find_pair",
+    "load_published",
+    "load_weights",
+    "probe",
+    "recipe_for",
+    "save_weights",
+    "usual_teacher",
+]

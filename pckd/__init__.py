@@ -1,0 +1,16 @@
+"""Knowledge distillation with a plugin registry: a large frozen teacher trains a small student.
+
+    result = pckd.distill(student="resnet8x4", teacher="resnet32x4", method="pckd", data="cifar100")
+
+Losses as pure functions are in :mod:`pckd.functional`; what can be plugged in, and the contract of each kind, in
+:mod:`registry`; networks, weights and recipes in :mod:`model_zoo`.
+"""
+
+from __future__ import annotations
+
+from pckd import functional
+from pckd.api import Result, distill, evaluate, train, train_teacher
+from pckd.engine.sources import Data, load_data
+from pckd.objective import Objective
+
+__all__ = ["Data", "Objective", "Result", "distill", "evaluate", "functional", "load_data", "train", "train_teacher"]

@@ -8,27 +8,57 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 
 from registry import (
     LOSSES,
-    Centers,
     CenterRule,
+    Centers,
     Context,
+    Network,
     NotApplicable,
     Output,
     Setup,
     Term,
     UserError,
     build,
+    parse,
 )
 
 log = logging.getLogger("pckd")
 
 Metric = Callable[[Output, Output, Context], Tensor]
 Scheduler = Callable[[Tensor, Context], Tensor]
+
+
+def needs_teacher(terms: Sequence[Term]) -> bool:
+    """Whether any term looks at a teacher: a loss says that it does not with ``needs_teacher = False``."""
+
+    def asks(term: Term) -> bool:
+        factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else term.loss
+        return term.previewed or bool(getattr(factory, "needs_teacher", True))
+
+    return any(asks(term) for term in terms if term.weight)
+
+
+def labels_of(terms: Sequence[Term]) -> list[str]:
+    """A label for each term, all different: repeated ones, and those that a ModuleDict refuses, get a number."""
+    wanted = [term.label.replace(".", "_") for term in terms]
+    repeats = Counter(wanted)
+    used = {"loss", "preview_weight", "previewed", *dir(nn.ModuleDict())}
+    free = [label for label in wanted if repeats[label] == 1 and label not in used]
+    used.update(free)
+    labels = []
+    for position, label in enumerate(wanted):
+        if label not in free:
+            numbers = (f"{label}_{number}" for number in count(position))
+            label = next(numbered for numbered in numbers if numbered not in used)
+            used.add(label)
+        labels.append(label)
+    return labels
 
 
 class Objective(nn.Module):
@@ -62,11 +92,9 @@ class Objective(nn.Module):
         self.centers = centers
         self.terms: dict[str, Term] = {}
         self.losses = nn.ModuleDict()
-        repeats = Counter(term.label for term in terms)
-        for position, term in enumerate(terms):
+        for label, term in zip(labels_of(terms), terms, strict=True):
             if term.weight == 0:
                 continue
-            label = term.label if repeats[term.label] == 1 else f"{term.label}_{position}"
             try:
                 factory = term.loss
                 self.losses[label] = (
@@ -83,6 +111,8 @@ class Objective(nn.Module):
         if not self.terms:
             raise UserError("the method has no term with a weight other than 0")
         self.previews = any(term.previewed for term in self.terms.values())
+        self.needs_teacher = needs_teacher(list(self.terms.values()))
+        self.needs_views = any(term.views == "all" for term in self.terms.values())
 
     def forward(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
         """Value of every term as it enters the sum, and ``loss``, the sum itself.
@@ -91,14 +121,23 @@ class Objective(nn.Module):
         a weight below 1), without gradient.
 
         Args:
-            student: [N, ...]; teacher: [N, ...], without gradient; context: labels and index [N].
+            student: [N, ...]; teacher: [N, ...], a constant; context: labels and index [N].
+
+        Raises:
+            UserError: a loss or the scheduler returned values of another shape than its contract says.
         """
+        teacher = teacher.detach()
         upright = student.upright(context.views), teacher.upright(context.views), context.upright()
         shown = {"all": (student, teacher, context), "upright": upright}
         weights = self.weights(*upright) if self.previews else None
         values: dict[str, Tensor] = {}
         for label, term in self.terms.items():
             value = self.losses[label](*shown[term.views])
+            if value.ndim and value.shape != shown[term.views][2].labels.shape:
+                raise UserError(
+                    f"{label} returned values of shape {tuple(value.shape)} for "
+                    f"{len(shown[term.views][2].labels)} rows: it must return one value a row, or a scalar"
+                )
             if term.previewed and weights is not None:
                 if value.ndim == 0:
                     raise UserError(f"{label} is about the whole batch: it has no samples to preview")
@@ -122,7 +161,7 @@ class Objective(nn.Module):
             )
         return weights
 
-    def current_centers(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+    def current_centers(self, student_net: Network, teacher_net: Network) -> Centers:
         """The centers of this step, by the center rule."""
         centers: Centers = self.centers(student_net, teacher_net)
         return centers

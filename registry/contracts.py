@@ -20,6 +20,7 @@ __all__ = [
     "Context",
     "DataSplit",
     "Loss",
+    "Network",
     "Output",
     "Setup",
     "Shapes",
@@ -48,6 +49,15 @@ class Output(NamedTuple):
             self.embedding[::views],
             tuple(m[::views] for m in self.maps),
             tuple(m[::views] for m in self.preacts),
+        )
+
+    def detach(self) -> Output:
+        """The same output without gradient."""
+        return Output(
+            self.logits.detach(),
+            self.embedding.detach(),
+            tuple(m.detach() for m in self.maps),
+            tuple(m.detach() for m in self.preacts),
         )
 
 
@@ -142,10 +152,23 @@ class Loss(Protocol):
         ...
 
 
+class Network(Protocol):
+    """What this project asks of a backbone: an nn.Module that also has these."""
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer."""
+        ...
+
+    def __call__(self, x: Tensor) -> Output:
+        """From images [N, C, H, W] to an Output."""
+        ...
+
+
 class CenterRule(nn.Module):
     """Base class of center rules: ``factory(setup, **options)``; state lives in parameters and buffers."""
 
-    def forward(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+    def forward(self, student_net: Network, teacher_net: Network) -> Centers:
         """The centers now; valid from the first step on."""
         raise NotImplementedError
 

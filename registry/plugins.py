@@ -52,8 +52,8 @@ def _load_file(path: Path) -> ModuleType:
     try:
         with _all_or_nothing(f"plug-in {path}"):
             spec.loader.exec_module(module)
-    except PluginError:
-        del sys.modules[name]
+    except BaseException:
+        sys.modules.pop(name, None)
         raise
     return module
 
@@ -82,17 +82,22 @@ def _all_or_nothing(label: str) -> Iterator[None]:
     before = [(registry, registry._snapshot()) for registry in REGISTRIES]
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         for registry, state in before:
             registry._restore(state)
-        raise PluginError(f"{label}: {_reason(error)}") from error
+        # A plug-in that calls sys.exit() is a broken one; an interrupt is the user's.
+        if isinstance(error, (Exception, SystemExit)):
+            raise PluginError(f"{label}: {_reason(error)}") from error
+        raise
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {type(error).__name__}: {error.msg}"
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"line {error.lineno} of {Path(error.filename or '?').name}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     message = " ".join(str(error).split())
-    own = [f for f in frames if "importlib" not in f.filename and f.filename != __file__]
+    # The plug-in's own line, not the place in the registry that refused it.
+    here = Path(__file__).parent
+    own = [f for f in frames if "importlib" not in f.filename and Path(f.filename).parent != here]
     where = f"line {own[-1].lineno} of {Path(own[-1].filename).name}: " if own else ""
     return f"{where}{type(error).__name__}: {message}"

@@ -83,7 +83,7 @@ class Registry(FvcoreRegistry):
         if not callable(obj):
             raise TypeError(f"{self._name}: {name!r} must be a function or a class, not {obj!r}")
         # Built-in names come first, so that a clash is reported at the newcomer.
-        if not str(getattr(obj, "__module__", "")).startswith(tuple(p.split(".")[0] for p in self._packages) or "\0"):
+        if not f"{getattr(obj, '__module__', '')}.".startswith(tuple(f"{package}." for package in self._packages)):
             self._discover()
         origin = _place(obj)
         if name in self._obj_map:
@@ -117,21 +117,27 @@ class Registry(FvcoreRegistry):
             UnknownName: no such name; the message has the closest and all known names.
         """
         self._discover()
+        found = self._find(name)
+        if found is None:
+            from registry.plugins import load_entry_points
+
+            load_entry_points()
+            found = self._find(name)
+        if found is not None:
+            return found
+        known = self.names()
+        lowered = {k.lower(): k for k in known}
+        close = [lowered[k] for k in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+        raise UnknownName(f"{self._name}: unknown name {name!r}{hint} Known: {', '.join(known) or '(none)'}")
+
+    def _find(self, name: str) -> Any:
         if name in self._obj_map:
             return self._obj_map[name]
         family, colon, member = name.partition(":")
         if colon and member and family in self._obj_map:
             return functools.partial(self._obj_map[family], member)
-        if not self._obj_map.get(name):
-            from registry.plugins import load_entry_points
-
-            if load_entry_points() and name in self._obj_map:
-                return self._obj_map[name]
-        known = self.names()
-        lowered = {k.lower(): k for k in known}
-        close = [lowered[k] for k in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise UnknownName(f"{self._name}: unknown name {name!r}{hint} Known: {', '.join(known) or '(none)'}")
+        return None
 
     def names(self) -> list[str]:
         """All known names, sorted."""
@@ -145,7 +151,8 @@ class Registry(FvcoreRegistry):
 
     def summary(self, name: str) -> str:
         """The first line of the object's docstring."""
-        doc = inspect.getdoc(inspect.unwrap(self.get(name)))
+        obj = self.get(name)
+        doc = inspect.getdoc(inspect.unwrap(obj.func if isinstance(obj, functools.partial) else obj))
         return doc.splitlines()[0] if doc else ""
 
     def __contains__(self, name: object) -> bool:
@@ -163,7 +170,12 @@ class Registry(FvcoreRegistry):
     def __bool__(self) -> bool:
         return True
 
+    def __repr__(self) -> str:
+        return f"<Registry {self._name}: {', '.join(self.names())}>"
+
     def _snapshot(self) -> tuple[dict[str, Any], dict[str, str]]:
+        # Discovery is done once: a snapshot from before it would lose the built-in names when it is restored.
+        self._discover()
         return dict(self._obj_map), dict(self._origin)
 
     def _restore(self, state: tuple[dict[str, Any], dict[str, str]]) -> None:

@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,26 +24,29 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: the text has another form.
     """
+    shown = repr(spec if len(spec) <= 120 else spec[:120] + "...")
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise UserError(f"cannot read {spec!r}: expected name or name(key=value, ...)")
+        raise UserError(f"cannot read {shown}: expected name or name(key=value, ...)")
     text = match["options"] or ""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise UserError(f"cannot read {spec!r}: expected name(key=value, ...) with Python literals") from None
+        raise UserError(f"cannot read {shown}: expected name(key=value, ...) with Python literals") from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise UserError(f"cannot read {spec!r}: expected name(key=value, ...) with Python literals")
+        raise UserError(f"cannot read {shown}: expected name(key=value, ...) with Python literals")
     if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise UserError(f"cannot read {spec!r}: options are given by name, as in {match['name']}(key=value)")
+        raise UserError(f"cannot read {shown}: options are given by name, as in {match['name']}(key=value)")
     options: dict[str, Any] = {}
     for keyword in call.keywords:
         assert keyword.arg is not None
+        if keyword.arg in options:
+            raise UserError(f"cannot read {shown}: {keyword.arg!r} is given twice")
         try:
             options[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, MemoryError, RecursionError):
             raise UserError(
-                f"cannot read {spec!r}: the value of {keyword.arg!r} must be a literal "
+                f"cannot read {shown}: the value of {keyword.arg!r} must be a literal "
                 "(a number, a quoted string, True, None, a tuple, ...)"
             ) from None
     return match["name"], options
@@ -55,22 +58,29 @@ def options_of(obj: Any) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def check_options(label: str, obj: Any, options: Mapping[str, Any]) -> None:
+def check_options(label: str, obj: Any, options: Mapping[str, Any], taken: Collection[str] = ()) -> None:
     """Refuse options that ``obj`` does not take.
+
+    Args:
+        taken: parameters of ``obj`` that are no options, because the caller gives them.
 
     Raises:
         UserError: names the option, the closest one and all of them.
     """
-    parameters = inspect.signature(obj).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = options_of(obj)
+    parameters = inspect.signature(obj).parameters.values()
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = [
+        p.name
+        for p in parameters
+        if p.name not in taken
+        and (p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty))
+    ]
     for option in options:
-        if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            named = [k for k, default in known.items() if default is not inspect.Parameter.empty]
-            raise UserError(f"{label} has no option {option!r}{hint} Options: {', '.join(named) or '(none)'}")
+        if option in known or (anything and option not in taken):
+            continue
+        close = get_close_matches(option, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(f"{label} has no option {option!r}{hint} Options: {', '.join(known) or '(none)'}")
 
 
 def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:
@@ -92,9 +102,16 @@ def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:
     name, given = parse(spec)
     obj = registry.get(name)
     options = {**options, **given}
-    check_options(f"{registry.name}: {name}", obj, options)
+    label, signature = f"{registry.name}: {name}", inspect.signature(obj)
     if registry.kind == "function":
         if args:
             raise TypeError(f"{registry.name} holds functions: build() binds options only")
+        check_options(label, obj, options)
         return functools.partial(obj, **options)
+    try:
+        taken = signature.bind_partial(*args).arguments
+        check_options(label, obj, options, taken)
+        signature.bind(*args, **options)
+    except TypeError as error:
+        raise UserError(f"{label}: {error}") from None
     return obj(*args, **options)

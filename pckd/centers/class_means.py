@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pckd.functional import blend_class_means
-from registry import CENTER_RULES, CenterRule, Centers, Output, Setup, UserError
+from registry import CENTER_RULES, CenterRule, Centers, Network, Output, Setup, UserError
 
 
 @CENTER_RULES.register("ema")
@@ -24,7 +24,7 @@ class RunningMeanCenters(CenterRule):
         self.register_buffer("teacher", torch.zeros(classes, setup.teacher.embedding))
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
-    def forward(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+    def forward(self, student_net: Network, teacher_net: Network) -> Centers:
         seen = self.seen[:, None]
         # where() makes new tensors: the update after the step must not change what the backward pass has saved.
         return Centers(

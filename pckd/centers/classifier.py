@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from torch import nn
-
-from registry import CENTER_RULES, CenterRule, Centers, Setup
+from registry import CENTER_RULES, CenterRule, Centers, Network, Setup
 
 
 @CENTER_RULES.register("classifier")
@@ -12,7 +10,7 @@ class ClassifierCenters(CenterRule):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
 
-    def forward(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+    def forward(self, student_net: Network, teacher_net: Network) -> Centers:
         student, teacher = student_net.classifier, teacher_net.classifier
         return Centers(
             student.weight,

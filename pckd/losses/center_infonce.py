@@ -24,10 +24,7 @@ class CenterInfoNCE(nn.Module):
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         queries = (
             (self.student_query(student.embedding), context.centers.student),
-            (
-                self.teacher_query(student.embedding),
-                context.centers.teacher,
-            ),
+            (self.teacher_query(student.embedding), context.centers.teacher.detach()),
         )
         own, teachers = (functional.center_infonce(q, context.labels, c, self.temperature) for q, c in queries)
         return own + teachers

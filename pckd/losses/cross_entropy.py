@@ -11,6 +11,8 @@ from registry import LOSSES, Context, Output, Setup
 class CrossEntropy(nn.Module):
     """Cross entropy of the student's logits with the labels; [N]. Needs no teacher."""
 
+    needs_teacher = False
+
     def __init__(self, setup: Setup) -> None:
         super().__init__()
 

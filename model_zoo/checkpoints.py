@@ -1,0 +1,305 @@
+"""Read and write the weights of one network: local files, ``file://`` and ``http(s)://`` addresses."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import torch
+from iopath.common.file_io import HTTPURLHandler, PathManager
+from torch import Tensor, nn
+
+from registry import BACKBONES, UserError
+
+__all__ = ["Loaded", "fetch", "load_weights", "save_weights"]
+
+# Where the weights are in the files of this library, of other distillation libraries, and of common trainers.
+NESTED = ("model", "state_dict", "model_state_dict", "student", "network", "net")
+# What wrappers put before every key: data parallelism and torch.compile.
+WRAPPERS = ("module.", "_orig_mod.")
+# How torch words its refusal of a pickle that would run code, as opposed to a file that is no pickle.
+UNSAFE = re.compile(r"unsupported (global|class)|unrecognized|can only (build|create|setitem)|not an allowed", re.I)
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_weights` did."""
+
+    meta: dict[str, Any]
+    """The file's metadata, as given to :func:`save_weights`; empty for other files."""
+    missing: tuple[str, ...] = ()
+    """Keys of the network that kept their values; always empty with ``strict``."""
+    unexpected: tuple[str, ...] = ()
+    """Keys of the file that were not used; always empty with ``strict``."""
+
+
+def load_weights(
+    network: nn.Module,
+    source: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    strict: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Loaded:
+    """Fill ``network`` from a checkpoint. Either everything is checked and loaded, or nothing is changed.
+
+    The file holds a state dict, or a dictionary with one under ``model``, ``state_dict`` or the like, or it is a
+    ``.safetensors`` file. Prefixes of data parallelism and of ``torch.compile`` are taken off. No code in the file
+    is ever run.
+
+    Args:
+        network: what to fill; stays on its device and keeps its types.
+        source: a path or an address (see :func:`fetch`).
+        sha256: the file's SHA-256 in hexadecimal, checked before the file is opened.
+        strict: whether every key must match; if not, those that match in name and shape are loaded.
+        cache_dir: where downloads are kept.
+
+    Raises:
+        UserError: no such file, another hash, no checkpoint, an unsafe one, or one of another network.
+    """
+    path = fetch(source, sha256=sha256, cache_dir=cache_dir)
+    content = _read(path)
+    state = _without_wrappers(_find_state(content, path), network)
+    own = network.state_dict()
+    # Files older than PyTorch 0.4.1 don't count batches; nothing depends on the count.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
+    matching = [key for key in own if key in state and key not in reshaped]
+    if strict:
+        _check_classes(path, network, own, state, reshaped)
+        _check_keys(path, network, own, state, missing, unexpected, reshaped)
+    elif not matching:
+        raise UserError(f"{path}: no key matches {type(network).__name__}'s{_fitting(state)}")
+    network.load_state_dict({key: state[key] for key in matching}, strict=False)
+    meta = content.get("meta")
+    return Loaded(
+        dict(meta) if isinstance(meta, Mapping) else {}, (*missing, *reshaped), tuple(unexpected) if not strict else ()
+    )
+
+
+def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata: Any) -> Path:
+    """Write ``{"model": state dict, "meta": metadata}``, all or nothing, and return the path.
+
+    Args:
+        network: its tensors are written from the CPU, so that the file loads anywhere.
+        path: the file; folders are made.
+        metadata: numbers, strings, and lists and dictionaries of them, so that the file loads without running code.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"model": {key: value.detach().cpu() for key, value in network.state_dict().items()}, "meta": metadata}
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only the owner can read.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return target
+
+
+def fetch(
+    source: str | os.PathLike[str], *, sha256: str | None = None, cache_dir: str | os.PathLike[str] | None = None
+) -> Path:
+    """The local path of ``source``; a download is kept and used again.
+
+    Args:
+        source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``.
+        sha256: the file's SHA-256 in hexadecimal; a download with another one is removed.
+        cache_dir: where downloads are kept; ``pckd`` in PyTorch's hub folder by default.
+
+    Raises:
+        UserError: no such file, the download failed, or the hash is another one.
+    """
+    text = os.fspath(source)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    downloaded = scheme in ("http", "https")
+    if downloaded:
+        path = _download(text, cache_dir)
+    elif scheme == "file":
+        path = Path(url2pathname(unquote(urlsplit(text).path)))
+    elif scheme:
+        raise UserError(f"{text}: cannot read {scheme}:// addresses; use a path, file://, http:// or https://")
+    else:
+        path = Path(text).expanduser()
+    if not path.is_file():
+        kind = "is a folder; give the checkpoint's file" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {kind}")
+    if sha256 is not None:
+        _check_hash(path, text, sha256, downloaded)
+    return path
+
+
+def _download(address: str, cache_dir: str | os.PathLike[str] | None) -> Path:
+    parts = urlsplit(address)
+    if not parts.hostname or not parts.path.strip("/") or parts.path.endswith("/") or ".." in parts.path.split("/"):
+        raise UserError(f"{address}: not the address of a file")
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    base = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "pckd"
+    # iopath's cache knows an address by its path alone: a folder per server keeps equal paths apart.
+    folder = base / re.sub(r"[^\w.-]", "_", parts.netloc)
+    try:
+        return Path(manager.get_local_path(address, cache_dir=str(folder)))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{address}: the download failed: {reason}; check the address and the network") from error
+
+
+def _check_hash(path: Path, source: str, expected: str, downloaded: bool) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    if digest.hexdigest() == expected.strip().lower():
+        return
+    remedy = "give the right file or hash"
+    if downloaded:
+        path.unlink()
+        remedy = "the download was removed; try again, and if it persists the file at that address has changed"
+    raise UserError(f"{source}: its SHA-256 is {digest.hexdigest()}, expected {expected}: {remedy}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(_PLAIN_DATA):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if UNSAFE.search(str(error)):
+            raise UserError(
+                f"{path}: refused as unsafe: it holds Python objects and not only weights; "
+                "save the state_dict() alone from the program that wrote it"
+            ) from error
+        raise UserError(f"{path}: not a checkpoint that PyTorch can read") from error
+    # Damaged archives fail in many ways, all of which mean the same to the user.
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint that PyTorch can read, or a damaged one") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__} and not a dictionary of weights")
+    return dict(content)
+
+
+# Harmless company of the weights in published checkpoints: the command line's options and NumPy's numbers.
+_PLAIN_DATA: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading it needs safetensors, which is not installed: pip install 'pckd[safetensors]'"
+        ) from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one") from error
+
+
+def _is_state(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def _find_state(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    if _is_state(content):
+        return content
+    for key in NESTED:
+        if _is_state(content.get(key)):
+            return dict(content[key])
+    found = ", ".join(map(str, list(content)[:5])) or "nothing"
+    raise UserError(f"{path}: no weights in it, neither at the top nor under {', '.join(NESTED)}; it holds: {found}")
+
+
+def _without_wrappers(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    own = network.state_dict().keys()
+    while not own & state.keys():
+        wrapper = next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None)
+        if wrapper is None:
+            break
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    # Networks of torchvision and timm keep their names below "network."; files from elsewhere don't have it.
+    below = {f"network.{key}": value for key, value in state.items()}
+    return below if not own & state.keys() and own & below.keys() else state
+
+
+def _check_classes(
+    path: Path, network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], reshaped: list[str]
+) -> None:
+    classifier = getattr(network, "classifier", None)
+    prefix = next((name for name, module in network.named_modules() if module is classifier), None)
+    weight = f"{prefix}.weight"
+    if prefix and weight in reshaped and {weight, f"{prefix}.bias"}.issuperset(reshaped):
+        theirs, ours = state[weight].shape, own[weight].shape
+        if theirs[1:] == ours[1:]:
+            raise UserError(
+                f"{path}: the file has {theirs[0]} classes, the network {ours[0]}: "
+                f"build the network with num_classes={theirs[0]}"
+            )
+
+
+def _check_keys(
+    path: Path,
+    network: nn.Module,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    reshaped: list[str],
+) -> None:
+    shapes = [f"{key} ({list(state[key].shape)} in the file, {list(own[key].shape)} wanted)" for key in reshaped]
+    problems = [
+        f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise UserError(f"{path}: the keys don't fit {type(network).__name__}{_fitting(state)}; {'; '.join(problems)}")
+
+
+def _fitting(state: Mapping[str, Tensor]) -> str:
+    """Name the built-in network that a file fits; built without memory, so the search takes moments."""
+    matrices = [value for value in state.values() if value.dim() == 2]
+    if not matrices:
+        return ""
+    shapes = {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for name, factory in BACKBONES:
+        if not str(getattr(factory, "__module__", "")).startswith("model_zoo.") or name in ("torchvision", "timm"):
+            continue
+        with torch.device("meta"):
+            candidate = factory(matrices[-1].shape[0]).state_dict()
+        if shapes == {k: v.shape for k, v in candidate.items() if not k.endswith("num_batches_tracked")}:
+            return f" (the file fits {name})"
+    return ""

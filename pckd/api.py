@@ -1,0 +1,406 @@
+"""The functional API: every argument explicit and typed, objects or names, no configuration object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_zoo import load_weights, recipe_for, save_weights, usual_teacher
+from pckd.data import Loader, limit
+from pckd.display import Silent
+from pckd.engine.evaluate import Scores, evaluate_network
+from pckd.engine.precision import resolve_device, resolve_precision
+from pckd.engine.record import FINAL_MODEL, RunFolder
+from pckd.engine.schedule import RECIPE_EPOCHS
+from pckd.engine.sources import DATA_SEED, Data, describe, load_data, make_network, method_terms, shapes_of
+from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.train import Display, fit
+from pckd.objective import Metric, Objective, Scheduler, needs_teacher
+from registry import (
+    CENTER_RULES,
+    DATASETS,
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    CenterRule,
+    Setup,
+    Term,
+    UserError,
+    build,
+)
+
+__all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
+
+MILESTONES = (150 / RECIPE_EPOCHS, 180 / RECIPE_EPOCHS, 210 / RECIPE_EPOCHS)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back. Accuracies are percentages on ``measured_on``."""
+
+    student: nn.Module
+    """The trained network, in eval mode."""
+    last_top1: float
+    """Accuracy after the last epoch: the figure to report."""
+    best_top1: float
+    """Best accuracy over the epochs; choosing an epoch by it would be choosing on the test set."""
+    last_top5: float
+    teacher_top1: float | None
+    """The teacher's accuracy; None where there is no teacher."""
+    history: list[dict[str, Any]]
+    """One dictionary an epoch: every term of the objective, accuracies, learning rate."""
+    images_per_second: float
+    """Training images a second, evaluation excluded; an image counts once however many views it has."""
+    record: dict[str, Any]
+    """Everything above but the network, with the exact arguments and versions: the content of result.json."""
+
+
+def distill(
+    *,
+    student: str | nn.Module,
+    teacher: str | nn.Module | None = None,
+    method: str | Sequence[Term] = "pckd",
+    data: str | Data = "shapes",
+    data_root: str | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.0,
+    teacher_weights: str | os.PathLike[str] | None = None,
+    teacher_epochs: int | None = None,
+    epochs: int = RECIPE_EPOCHS,
+    batch_size: int = 64,
+    lr: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    milestones: Sequence[float] = MILESTONES,
+    lr_decay: float = 0.1,
+    difficulty: str | Metric = "cross_entropy",
+    scheduler: str | Scheduler = "preview",
+    centers: str | CenterRule = "classifier",
+    views: int | None = None,
+    flip: bool = True,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+    num_workers: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Result:
+    """Train a student under a frozen teacher.
+
+    Args:
+        student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``.
+        teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
+            ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache.
+        method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), or a list of terms.
+        data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction: see
+            :func:`load_data`.
+        teacher_weights: file or address of the named teacher's weights.
+        teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
+        epochs: length of the run; milestones and preview's growth scale with it.
+        batch_size: images a step (each in ``views`` views).
+        lr: learning rate at the start; by default the recipe of the student's name, or 0.05.
+        momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
+        difficulty: a name of ``DIFFICULTY_METRICS`` or a function. scheduler: of ``DIFFICULTY_SCHEDULERS``.
+        centers: a name of ``CENTER_RULES`` or a center rule.
+        views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
+        flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
+        seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
+        device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
+            where the hardware multiplies it natively. compile: run the networks through ``torch.compile``.
+        num_workers: processes that read a streamed data set.
+        output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
+        resume: continue from the output folder's checkpoint, if there is one.
+        display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).
+
+    Raises:
+        UserError: any bad input, in one line.
+    """
+    arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
+    display = display or Silent()
+    _check_numbers(epochs=epochs, teacher_epochs=teacher_epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    folder = RunFolder(output) if output is not None else None
+    target = resolve_device(device)
+    precision = resolve_precision(precision, target)
+    loaded = load_data(
+        data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
+    )
+    terms = method_terms(method)
+    if lr is None:
+        lr = recipe_for(student).lr if isinstance(student, str) else 0.05
+
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+        torch.manual_seed(seed)
+        student_net = make_network(student, loaded)
+        student_shapes = shapes_of(student_net, loaded, "student")
+        teacher_net, teacher_shapes = None, student_shapes
+        if teacher is None and needs_teacher(terms):
+            if not isinstance(student, str):
+                raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
+            teacher = usual_teacher(student)
+        # A method that needs no teacher does not make one, but one that is at hand is measured.
+        if teacher is not None and (needs_teacher(terms) or teacher_weights or isinstance(teacher, nn.Module)):
+            teacher_net = FrozenTeacher(
+                _obtain_teacher(
+                    teacher,
+                    loaded,
+                    weights=teacher_weights,
+                    epochs=epochs if teacher_epochs is None else teacher_epochs,
+                    batch_size=batch_size,
+                    device=target,
+                    precision=precision,
+                    num_workers=num_workers,
+                    display=display,
+                )
+            )
+            if teacher_net.network is student_net:
+                raise UserError("student and teacher are the same object; give the student a copy")
+            teacher_shapes = shapes_of(teacher_net, loaded, "teacher")
+        # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
+        torch.manual_seed(seed + 1)
+        setup = Setup(student_shapes, teacher_shapes, len(loaded.train))
+        objective = Objective(
+            terms,
+            setup,
+            difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
+            scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
+            centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
+        )
+        if views is None:
+            views = 4 if objective.needs_views else 1
+        if objective.previews and scheduler == "preview" and epochs != RECIPE_EPOCHS:
+            display.note(
+                f"preview's bar was published for {RECIPE_EPOCHS} epochs: at epoch e of {epochs} it stands at "
+                f"growth^(e * {RECIPE_EPOCHS / epochs:g})"
+            )
+        make_loader = partial(Loader, device=target, num_workers=num_workers)
+        test_loader = make_loader(loaded.test, max(batch_size, 256), train=False)
+        teacher_top1 = None
+        if teacher_net is not None:
+            teacher_net.to(target)
+            teacher_top1 = evaluate_network(teacher_net, test_loader, device=target, precision=precision).top1
+            display.note(f"teacher: {teacher_top1:.2f} % top-1 on {loaded.measured_on}")
+        history = fit(
+            student=student_net,
+            teacher=teacher_net if objective.needs_teacher else None,
+            objective=objective,
+            train_loader=make_loader(loaded.train, batch_size, train=True, views=views, seed=seed, flip=flip),
+            test_loader=test_loader,
+            epochs=epochs,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            milestones=milestones,
+            lr_decay=lr_decay,
+            device=target,
+            precision=precision,
+            compile=compile,
+            seed=seed,
+            arguments=arguments,
+            folder=folder,
+            resume=resume,
+            display=display,
+            title=f"{describe(student)} by {describe(method)} on {loaded.name}",
+        )
+    last = history.rows[-1]
+    record = {
+        "student": arguments["student"],
+        "teacher": describe(teacher) if teacher_net is not None else None,
+        "method": arguments["method"],
+        "terms": {label: term.weight for label, term in objective.terms.items()},
+        "dataset": loaded.name,
+        "train_images": len(loaded.train),
+        "measured_on": loaded.measured_on,
+        "epochs": epochs,
+        "seed": seed,
+        "teacher_top1": teacher_top1,
+        "last_top1": last["top1"],
+        "best_top1": max(row["top1"] for row in history.rows),
+        "last_top5": last["top5"],
+        "images_per_second": history.images / history.seconds if history.seconds else None,
+        "device": str(target),
+        "precision": precision,
+        "lr": lr,
+        "views": views,
+        "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
+        "arguments": arguments,
+    }
+    student_net.eval()
+    if folder is not None:
+        save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
+        folder.write_result(record)
+    return Result(
+        student=student_net,
+        history=history.rows,
+        record=record,
+        **{key: record[key] for key in ("last_top1", "best_top1", "last_top5", "teacher_top1", "images_per_second")},
+    )
+
+
+def train(*, student: str | nn.Module, data: str | Data = "shapes", **options: Any) -> Result:
+    """Train a network alone, with cross entropy: :func:`distill` with the method ``vanilla`` and no teacher.
+
+    Args:
+        student: a module or a name of ``BACKBONES``. data: a name of ``DATASETS`` or a :class:`Data`.
+        options: any other argument of :func:`distill` but ``teacher`` and ``method``.
+    """
+    return distill(student=student, teacher=None, method="vanilla", data=data, **options)
+
+
+def train_teacher(
+    *,
+    teacher: str,
+    data: str | Data = "shapes",
+    data_root: str | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.0,
+    epochs: int = RECIPE_EPOCHS,
+    batch_size: int = 64,
+    lr: float | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    num_workers: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    display: Display | None = None,
+) -> nn.Module:
+    """A trained teacher: from the cache where the same one was trained before, else trained now and kept there.
+
+    Args:
+        teacher: a name of ``BACKBONES``.
+        cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
+        data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, lr, seed, device, precision,
+            num_workers, display: see :func:`distill`.
+
+    Returns:
+        The network, in eval mode.
+    """
+    display = display or Silent()
+    loaded = load_data(
+        data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
+    )
+    if lr is None:
+        lr = recipe_for(teacher).lr
+    # What the teacher's weights follow from; the labels' hash tells apart data sets of one name.
+    key = {
+        "version": _version(),
+        "teacher": teacher,
+        "dataset": loaded.name,
+        "labels": hashlib.sha256(loaded.train.labels.numpy().tobytes()).hexdigest(),
+        "shape": loaded.image_shape,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "precision": resolve_precision(precision, resolve_device(device)),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
+    path = folder / f"{safe}-{digest}.pth"
+    network = make_network(teacher, loaded)
+    if path.exists():
+        display.note(f"teacher {teacher}: from the cache, {path}")
+        load_weights(network, path)
+        return network.eval()
+    display.note(f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}")
+    RunFolder(folder)
+    network = train(
+        student=teacher,
+        data=loaded,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        display=display,
+    ).student
+    save_weights(network, path, **key)
+    return network
+
+
+def evaluate(
+    network: nn.Module,
+    data: str | Data,
+    *,
+    data_root: str | None = None,
+    limit_test: int | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    num_workers: int = 0,
+) -> Scores:
+    """Top-1 and top-5 accuracy in percent on the test split of ``data``.
+
+    Args:
+        network: ``forward(x) -> Output``. The other arguments: see :func:`distill`.
+    """
+    target = resolve_device(device)
+    split = data.test if isinstance(data, Data) else build(DATASETS, data, data_root, False)
+    if limit_test is not None:
+        split = limit(split, limit_test, DATA_SEED)
+    loader = Loader(split, batch_size, train=False, device=target, num_workers=num_workers)
+    precision = resolve_precision(precision, target)
+    return evaluate_network(network.to(target), loader, device=target, precision=precision)
+
+
+def _obtain_teacher(
+    teacher: str | nn.Module | None,
+    data: Data,
+    *,
+    weights: str | os.PathLike[str] | None,
+    epochs: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    num_workers: int,
+    display: Display,
+) -> nn.Module:
+    if isinstance(teacher, nn.Module):
+        return teacher
+    assert teacher is not None
+    if weights is not None:
+        network = make_network(teacher, data)
+        load_weights(network, weights)
+        return network
+    return train_teacher(
+        teacher=teacher,
+        data=data,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        display=display,
+    )
+
+
+def _check_numbers(**numbers: float | None) -> None:
+    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        if not lowest[name] <= value < float("inf"):
+            raise UserError(f"{name} must be a finite number of at least {lowest[name]}, not {value}")
+    if numbers.get("lr") == 0:
+        raise UserError("lr must be above 0, not 0")
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pckd")

@@ -1,0 +1,11 @@
+"""Data: loaders, the view pipeline, parts of splits, and one module for each registered data set.
+
+A data set is one file: a function registered in ``registry.DATASETS`` that returns a ``registry.DataSplit``. Modules
+without a registered function (``folder``, ``vision``, ...) hold what several of these files share.
+"""
+
+from pckd.data.loader import Loader
+from pckd.data.subset import hold_out, limit
+from pckd.data.views import make_views
+
+__all__ = ["Loader", "hold_out", "limit", "make_views"]

@@ -1,0 +1,52 @@
+"""ImageNet (Deng et al., 2009), as extracted folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files, same_classes
+from registry import DATASETS, DataSplit, UserError
+
+
+@DATASETS.register
+def imagenet(
+    root: str | None = None, train: bool = True, *, image_size: int = 224, min_area: float = 0.08
+) -> DataSplit:
+    """ImageNet: a folder with ``train/<class>/*`` and ``val/<class>/*``, read as it is needed.
+
+    In training a random part of each image, of 3:4 to 4:3, is resized to the image size in the loader's workers; the
+    random flip is the loader's. In evaluation the shorter side is resized to 8/7 of the image size (256 for 224) and
+    the center cropped.
+
+    Args:
+        root: the folder.
+        train: the training split, or else the validation split.
+        image_size: pixels per side.
+        min_area: the smallest share of an image's area that a training crop has.
+
+    Raises:
+        UserError: no such folder, a class without images, or classes that differ between the splits.
+    """
+    from torchvision.transforms import v2
+
+    if not root:
+        raise UserError("imagenet: give the root folder that holds train/ and val/")
+    if image_size < 1:
+        raise UserError(f"imagenet: image_size={image_size}: it must be at least 1")
+    if not 0 < min_area <= 1:
+        raise UserError(f"imagenet: min_area={min_area}: it must be above 0 and at most 1")
+    split = find_split(root, ("train",) if train else ("val",))
+    if train:
+        try:
+            same_classes(split, find_split(root, ("val",)))
+        except UserError:
+            if (split.parent / "val").is_dir():
+                raise
+    else:
+        same_classes(find_split(root, ("train",)), split)
+    files = list_files(split)
+    plain: Any = v2.Compose([v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)])
+    crop: Any = v2.RandomResizedCrop(image_size, scale=(min_area, 1.0)) if train else plain
+    images = ImageFiles(files.paths, (image_size, image_size), crop, plain)
+    name = f"imagenet {split.name}"
+    return DataSplit(images, files.labels, files.classes, IMAGENET_MEAN, IMAGENET_STD, padding=0, name=name)

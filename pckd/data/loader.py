@@ -1,0 +1,255 @@
+"""Batches of views from a data set's split, in an order that is a pure function of the seed and the epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pckd.data.views import apply_views, draw_views
+from registry import Batch, DataSplit, UserError
+
+__all__ = ["Loader"]
+
+# What a random number is for: streams of one seed that never meet.
+_ORDER, _VIEWS, _SAMPLE = 1, 2, 3
+
+# Above this a split is not moved to the accelerator whole.
+_RESIDENT_BYTES = 4 * 2**30
+
+
+class Loader:
+    """Iterates :class:`registry.Batch` of a split.
+
+    The order of an epoch is a pure function of (seed, epoch), and the augmentation of a batch of (seed, epoch, number
+    of the batch): no global random state is read or changed, so a run resumed at any step sees exactly what the
+    uninterrupted one would have seen. Random numbers are drawn on the CPU and do not depend on the device.
+
+    Training: a new order each epoch; the last incomplete batch is dropped unless it is the only one. With
+    ``world_size`` processes each step takes ``world_size * batch_size`` images of the one order and each rank gets its
+    share of these, augmented as a single process with that larger batch would have done.
+
+    Evaluation: every image once, in order, not augmented; ranks take every ``world_size``-th image, so their counts
+    may differ by one: add up sums, not means.
+
+    Args:
+        split: what to iterate; in memory or streamed.
+        batch_size: B, images a batch and rank.
+        train: shuffle and augment.
+        views: V, 1 to 4 rotations of each image.
+        seed: any integer.
+        device: where the batches are put and, for data in memory, augmented.
+        flip: random horizontal flips in training.
+        num_workers: processes that read streamed data; 0 reads it in this one. Data in memory needs none.
+        rank: which share of the data is this process's.
+        world_size: how many processes share the data.
+        resident: keep a copy of in-memory images on ``device``; by default where it is an accelerator and they take
+            less than 4 GiB.
+
+    Raises:
+        UserError: an empty or inconsistent split, a batch size below 1, fewer training images than processes.
+    """
+
+    def __init__(
+        self,
+        split: DataSplit,
+        batch_size: int,
+        *,
+        train: bool,
+        views: int = 1,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        flip: bool = True,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        resident: bool | None = None,
+    ) -> None:
+        label = split.name or "the data set"
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: it must be at least 1")
+        if not 1 <= views <= 4:
+            raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
+        if num_workers < 0:
+            raise UserError(f"num_workers={num_workers}: it must be 0 (read in this process) or more")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank={rank} with world_size={world_size}: ranks count from 0 to world_size - 1")
+        if len(split) == 0:
+            raise UserError(f"{label}: the split has no images")
+        if len(split.images) != len(split):
+            raise UserError(f"{label}: {len(split.images)} images but {len(split)} labels; give one label an image")
+        if train and len(split) < world_size:
+            raise UserError(f"{label}: {len(split)} images cannot be shared by {world_size} processes")
+        self.split = split
+        self.batch_size = batch_size
+        self.train = train
+        self.views = views
+        self.seed = seed
+        self.device = torch.device(device)
+        self.flip = flip
+        self.rank = rank
+        self.world_size = world_size
+        self._pixels: Tensor | None = None
+        self._labels = split.labels.to(torch.int64)
+        if isinstance(split.images, Tensor):
+            if split.images.dtype != torch.uint8 or split.images.ndim != 4:
+                raise UserError(
+                    f"{label}: images must be uint8 [M, C, H, W], not "
+                    f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
+                )
+            small = split.images.numel() <= _RESIDENT_BYTES
+            if resident or (resident is None and self.device.type != "cpu" and small):
+                self._pixels = split.images.to(self.device)
+            else:
+                self._pixels = split.images
+            # [M, H, W, C], in which a pixel's channels and a row's pixels are neighbors, as the view pipeline likes it.
+            self._pixels = self._pixels.permute(0, 2, 3, 1).contiguous()
+            self._labels = self._labels.to(self._pixels.device)
+        else:
+            self._plan = _Plan()
+            self._workers: Any = DataLoader(
+                _Stream(split.images),
+                batch_sampler=self._plan,
+                num_workers=num_workers,
+                collate_fn=_as_is,
+                persistent_workers=num_workers > 0,
+                pin_memory=self.device.type == "cuda",
+                # The base seed of the workers would otherwise be drawn from the global generator, each epoch.
+                generator=torch.Generator(),
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch, for this rank."""
+        if self.train:
+            return max(1, len(self.split) // (self.batch_size * self.world_size))
+        mine = len(range(self.rank, len(self.split), self.world_size))
+        return -(-mine // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch.
+
+        Args:
+            epoch: counted from 1; in evaluation it makes no difference.
+            start: how many batches to leave out at the front, without reading them.
+        """
+        shares = self._shares(epoch)[start:]
+        if self._pixels is not None:
+            return self._from_memory(self._pixels, epoch, start, shares)
+        return self._streamed(epoch, start, shares)
+
+    def _shares(self, epoch: int) -> Sequence[Tensor]:
+        """The positions that this rank shows, batch by batch."""
+        size = len(self.split)
+        if not self.train:
+            return torch.arange(self.rank, size, self.world_size).split(self.batch_size)
+        order = torch.randperm(size, generator=_generator(self.seed, _ORDER, epoch))
+        share = min(self.batch_size, size // self.world_size)
+        steps = order[: len(self) * share * self.world_size].split(share * self.world_size)
+        return [step[self.rank * share : (self.rank + 1) * share] for step in steps]
+
+    def _from_memory(self, pixels: Tensor, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
+        for number, index in enumerate(shares, start):
+            there = index.to(pixels.device, non_blocking=True)
+            yield self._batch(
+                pixels.index_select(0, there).permute(0, 3, 1, 2),
+                self._labels.index_select(0, there),
+                there,
+                epoch,
+                number,
+            )
+
+    def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
+        # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
+        tag = epoch if self.train else 0
+        self._plan.batches = [[(i, _mix(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
+        for number, (share, images) in enumerate(zip(shares, self._workers, strict=True), start):
+            if isinstance(images, UserError):
+                raise images
+            yield self._batch(images, self._labels[share], share, epoch, number)
+
+    def _batch(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, number: int) -> Batch:
+        split = self.split
+        images, labels, index = (t.to(self.device, non_blocking=True) for t in (images, labels, index))
+        draw = None
+        if self.train:
+            # Drawn for the batches of all ranks, of which this rank takes its own.
+            mine = images.shape[0]
+            draw = draw_views(
+                mine * self.world_size,
+                self.views,
+                padding=split.padding,
+                flip=self.flip,
+                generator=_generator(self.seed, _VIEWS, epoch, number),
+            ).rows(self.rank * mine, (self.rank + 1) * mine)
+        views = apply_views(images, views=self.views, mean=split.mean, std=split.std, padding=split.padding, draw=draw)
+        return Batch(views, labels, index)
+
+
+class _Plan:
+    """A batch sampler whose batches are set before each epoch: (position, seed) pairs."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Stream(Dataset):
+    """Reads items of a data set, each with its own random seed, whatever process does it."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Tensor | UserError:
+        try:
+            items = []
+            for position, seed in keys:
+                with _seeded(seed):
+                    items.append(self.images[position])
+            return torch.stack(items)
+        except UserError as error:
+            # As a value: raised in a worker it would arrive wrapped in the worker's traceback.
+            return error
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, the global CPU generators of torch, NumPy and Python start from ``seed``; after it they are as before."""
+    generator = torch.random.default_generator
+    before = generator.get_state(), np.random.get_state(), random.getstate()
+    generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed that depends on every number and on their places."""
+    words = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_mix(*numbers))

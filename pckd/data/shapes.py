@@ -1,0 +1,349 @@
+"""Drawn shapes: a data set that needs no files, and knows how hard each of its images is."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pckd.data.vision import crop_padding
+from registry import DATASETS, DataSplit, UserError
+
+__all__ = ["PATTERNS", "SHAPES", "Drawing", "draw", "shapes"]
+
+SHAPES = ("disc", "ring", "square", "triangle", "cross", "star", "crescent", "bar", "corner", "bow")
+PATTERNS = (
+    "plain",
+    "striped",
+    "checkered",
+    "cored",
+    "two-tone",
+    "rimmed",
+    "dotted",
+    "tipped",
+    "shaded",
+    "quartered",
+)
+
+# Radius of the core of the shapes that have little or nothing at their center; 0.45 for the others.
+_CORE = {"ring": 0.75, "crescent": 0.6}
+
+_MEAN = (0.50, 0.50, 0.50)
+_STD = (0.16, 0.16, 0.16)
+
+# Images are drawn in pieces of this many, each with a generator of its own: little memory, and image i does not
+# depend on how many others there are.
+_PIECE = 500
+
+
+class Drawing(NamedTuple):
+    """Images and all that is known of them."""
+
+    images: Tensor
+    """uint8 [M, 3, H, W]."""
+    labels: Tensor
+    """int64 [M], as the loader shows them: some are wrong where there is label noise."""
+    true_labels: Tensor
+    """int64 [M], what was drawn."""
+    noise: Tensor
+    """[M], standard deviation of the pixel noise, in units of full scale."""
+    occlusion: Tensor
+    """[M], share of the shape's area that is covered."""
+    contrast: Tensor
+    """[M], how far the shape's color stands out, from the option ``contrast`` (faint) to 1 (full)."""
+    difficulty: Tensor
+    """[M], 0 (clean) to 1."""
+
+
+@DATASETS.register
+def shapes(
+    root: str | None = None,
+    train: bool = True,
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    train_size: int = 4000,
+    test_size: int = 1000,
+    seed: int = 0,
+    noise: float = 0.15,
+    occlusion: float = 0.4,
+    contrast: float = 0.5,
+    label_noise: float = 0.0,
+) -> DataSplit:
+    """Colored, textured shapes on clutter, drawn from a seed, each with a known difficulty.
+
+    Up to 10 classes are shapes, in any color and pattern; above that a class is a shape with a pattern ("striped
+    ring"). No class is a rotation or a mirror image of another. Position, angle, size and colors are random.
+
+    Each image has a level of noise, occlusion and faintness in [0, 1], and its difficulty is the root of the sum of
+    their squares. Difficulty is spread evenly from 0 to 1, except that an image with a wrong label has difficulty 1.
+
+    Args:
+        root: ignored.
+        train: the training split, or else the test split, which has other images and no wrong labels.
+        num_classes: 2 to 100.
+        image_size: pixels per side, at least 8.
+        train_size: images of the training split.
+        test_size: images of the test split.
+        seed: of everything random.
+        noise: standard deviation of the pixel noise at level 1, in units of full scale; 0 turns noise off.
+        occlusion: share of the shape that is covered at level 1; 0 turns occlusion off.
+        contrast: of the shape's color at level 1, where level 0 has contrast 1; 1 turns faintness off.
+        label_noise: share of the training images whose label is wrong.
+
+    Raises:
+        UserError: an option out of its range.
+    """
+    for name, count in (("train_size", train_size), ("test_size", test_size)):
+        if count < 1:
+            raise UserError(f"shapes: {name}={count}: it must be at least 1")
+    drawing = draw(
+        train_size if train else test_size,
+        num_classes=num_classes,
+        image_size=image_size,
+        seed=seed,
+        stream=0 if train else 1,
+        noise=noise,
+        occlusion=occlusion,
+        contrast=contrast,
+        label_noise=label_noise if train else 0.0,
+    )
+    return DataSplit(
+        drawing.images,
+        drawing.labels,
+        class_names(num_classes),
+        _MEAN,
+        _STD,
+        difficulty=drawing.difficulty,
+        padding=crop_padding(image_size),
+        name=f"shapes {'train' if train else 'test'}",
+    )
+
+
+def class_names(num_classes: int) -> tuple[str, ...]:
+    """What the classes are called: shapes, and above 10 classes patterned shapes."""
+    if num_classes <= len(SHAPES):
+        return SHAPES[:num_classes]
+    return tuple(f"{PATTERNS[k // len(SHAPES)]} {SHAPES[k % len(SHAPES)]}" for k in range(num_classes))
+
+
+def draw(
+    count: int,
+    *,
+    num_classes: int = 10,
+    image_size: int = 32,
+    seed: int = 0,
+    stream: int = 0,
+    noise: float = 0.15,
+    occlusion: float = 0.4,
+    contrast: float = 0.5,
+    label_noise: float = 0.0,
+) -> Drawing:
+    """Draw ``count`` images; ``stream`` separates splits of one seed, the other arguments are those of :func:`shapes`.
+
+    Image i is the same whatever ``count`` is. Its class, position, colors and levels do not depend on ``noise``,
+    ``occlusion``, ``contrast`` and ``label_noise`` as long as none of these is turned off or on.
+    """
+    if not 2 <= num_classes <= len(SHAPES) * len(PATTERNS):
+        raise UserError(f"shapes: num_classes={num_classes}: it must be 2 to {len(SHAPES) * len(PATTERNS)}")
+    if image_size < 8:
+        raise UserError(f"shapes: image_size={image_size}: it must be at least 8")
+    options = {"noise": noise, "occlusion": occlusion, "contrast": contrast, "label_noise": label_noise}
+    for name, value in options.items():
+        most = 0.9 if name in ("occlusion", "label_noise") else 1.0
+        if not 0 <= value <= most:
+            raise UserError(f"shapes: {name}={value}: it must be 0 to {most:g}")
+    pieces = [
+        _piece(
+            torch.arange(first, min(first + _PIECE, count)) % num_classes,
+            image_size,
+            num_classes > len(SHAPES),
+            _generator(seed, stream, 0, first),
+            noise,
+            occlusion,
+            contrast,
+        )
+        for first in range(0, count, _PIECE)
+    ]
+    drawing = Drawing(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+    wrong = round(label_noise * count)
+    if not wrong:
+        return drawing
+    generator = _generator(seed, stream, 1, 0)
+    at = torch.randperm(count, generator=generator)[:wrong]
+    labels, difficulty = drawing.labels.clone(), drawing.difficulty.clone()
+    labels[at] = (labels[at] + torch.randint(1, num_classes, (wrong,), generator=generator)) % num_classes
+    difficulty[at] = 1.0
+    return drawing._replace(labels=labels, difficulty=difficulty)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    word = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
+
+
+def _piece(
+    labels: Tensor,
+    size: int,
+    patterned: bool,
+    generator: torch.Generator,
+    noise: float,
+    occlusion: float,
+    contrast: float,
+) -> Drawing:
+    full = _PIECE
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        # Always drawn for a full piece, so that image i does not depend on the number of images.
+        return torch.rand(full, *shape, generator=generator)[: len(labels)] * (high - low) + low
+
+    kind = labels % len(SHAPES)
+    any_pattern = torch.randint(0, len(PATTERNS), (full,), generator=generator)[: len(labels)]
+    pattern = labels // len(SHAPES) if patterned else any_pattern
+
+    # Three levels that lie on a sphere around "clean": difficulty is its radius.
+    active = torch.tensor([noise > 0, occlusion > 0, contrast < 1]).float()
+    toward = (uniform(0, 1, 3) + 1e-3) ** 1.5 * active
+    toward = toward / toward.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    levels = uniform(0, 1, 1) * toward
+    sigma, covered, strength = levels[:, 0] * noise, levels[:, 1] * occlusion, 1 - levels[:, 2] * (1 - contrast)
+
+    # Pixel centers in the shape's own frame, whose unit is the shape's radius.
+    grid = (torch.arange(size) + 0.5) / size * 2 - 1
+    radius = uniform(0.55, 0.85)
+    angle = uniform(-math.pi / 6, math.pi / 6)
+    center = uniform(-1, 1, 2) * (0.97 - radius).unsqueeze(1)
+    x = (grid.view(1, 1, -1) - center[:, :1, None]) / radius.view(-1, 1, 1)
+    y = (grid.view(1, -1, 1) - center[:, 1:, None]) / radius.view(-1, 1, 1)
+    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
+    u, v = x * cos + y * sin, y * cos - x * sin
+    pixel = (2 / size / radius).view(-1, 1, 1)
+
+    inside = torch.empty(len(labels), size, size)
+    for k in range(len(SHAPES)):
+        at = (kind == k).nonzero()[:, 0]
+        inside[at] = _distance(SHAPES[k], u[at], v[at])
+    mask = (inside / pixel + 0.5).clamp(0, 1)
+    core = torch.tensor([_CORE.get(name, 0.45) for name in SHAPES])[kind].view(-1, 1, 1)
+    second = torch.empty_like(inside)
+    for k in range(len(PATTERNS)):
+        at = (pattern == k).nonzero()[:, 0]
+        second[at] = _pattern(PATTERNS[k], u[at], v[at], inside[at], core[at], pixel[at])
+
+    # Colors: the background is smooth clutter around a mean; the shape's colors stand off from it.
+    base = uniform(0.3, 0.7, 3)
+    clutter = F.interpolate(uniform(-1, 1, 3, 5, 5), (size, size), mode="bicubic", align_corners=True)
+    image = base[:, :, None, None] + 0.1 * clutter
+    image = _distractors(image, grid, uniform(0, 1, 2, 8))
+    color = _color(base, uniform(-1, 1, 3), 0.55)
+    other = color + 0.4 * (_color(base, uniform(-1, 1, 3), 0.55) - color)
+    paint = torch.lerp(color[:, :, None, None], other[:, :, None, None], second.unsqueeze(1))
+    plain = base[:, :, None, None]
+    paint = plain + strength.view(-1, 1, 1, 1) * (paint - plain)
+    image = torch.lerp(image, paint, mask.unsqueeze(1))
+
+    cover = _cover(u, v, mask, pixel, uniform(0, 2 * math.pi), covered)
+    plank = _color(base, uniform(-1, 1, 3), 0.15)[:, :, None, None]
+    image = torch.lerp(image, plank.expand_as(image), cover.unsqueeze(1))
+    grain = torch.randn(full, 3, size, size, generator=generator)[: len(labels)]
+    image = image + sigma.view(-1, 1, 1, 1) * grain
+    pixels = (image * 255).round().clamp(0, 255).byte()
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return Drawing(pixels, labels, labels, sigma, covered, strength, levels.norm(dim=1).clamp(0, 1))
+
+
+def _color(base: Tensor, direction: Tensor, distance: float) -> Tensor:
+    """[M, 3] colors at a distance from ``base``, on the side where there is room for it."""
+    step = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-6) * distance
+    over = base + step
+    return torch.where((over < 0) | (over > 1), base - step, over).clamp(0, 1)
+
+
+def _distractors(image: Tensor, grid: Tensor, numbers: Tensor) -> Tensor:
+    """Lay thin lines across the background: numbers [M, 2, 8] in [0, 1] give each line its place and color."""
+    for line in numbers.unbind(1):
+        turn = line[:, 0] * math.pi
+        across = grid.view(1, 1, -1) * turn.cos().view(-1, 1, 1) + grid.view(1, -1, 1) * turn.sin().view(-1, 1, 1)
+        width = (0.04 + 0.06 * line[:, 2]).view(-1, 1, 1)
+        near = ((width - (across - (line[:, 1] * 1.6 - 0.8).view(-1, 1, 1)).abs()) * len(grid) / 2 + 0.5).clamp(0, 1)
+        color = (0.2 + 0.6 * line[:, 3:6])[:, :, None, None]
+        image = torch.lerp(image, color.expand_as(image), 0.4 * near.unsqueeze(1))
+    return image
+
+
+def _distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
+    """How far each point lies inside the shape (negative: outside), in units of the shape's radius."""
+    r = torch.hypot(u, v)
+    a, b = u.abs(), v.abs()
+    if shape == "disc":
+        return 0.85 - r
+    if shape == "ring":
+        return 0.2 - (r - 0.75).abs()
+    if shape == "square":
+        return 0.75 - torch.maximum(a, b)
+    if shape == "triangle":
+        return 0.5 - torch.maximum(v, a * (math.sqrt(3) / 2) - v / 2)
+    if shape == "cross":
+        return torch.minimum(0.26 - torch.minimum(a, b), 0.95 - torch.maximum(a, b))
+    if shape == "star":
+        # Five points: fold the angle into one half of a point, whose edge is a straight line.
+        turn = torch.atan2(v, u).remainder(2 * math.pi / 5) - math.pi / 5
+        turn = math.pi / 5 - turn.abs()
+        x, y = r * turn.cos(), r * turn.sin()
+        tip, notch = 1.0, 0.42
+        nx, ny = notch * math.sin(math.pi / 5), tip - notch * math.cos(math.pi / 5)
+        return (tip * nx - x * nx - y * ny) / math.hypot(nx, ny)
+    if shape == "crescent":
+        return torch.minimum(0.9 - r, torch.hypot(u - 0.45, v) - 0.68)
+    if shape == "bar":
+        return torch.minimum(0.95 - a, 0.3 - b)
+    if shape == "corner":
+        return torch.minimum(0.8 - torch.maximum(a, b), -torch.minimum(u, v) - 0.2)
+    if shape == "bow":
+        return torch.minimum((a - b) / math.sqrt(2) + 0.05, 0.9 - a)
+    raise AssertionError(shape)
+
+
+def _pattern(pattern: str, u: Tensor, v: Tensor, inside: Tensor, core: Tensor, pixel: Tensor) -> Tensor:
+    """Share of the second color at each point, 0 to 1; edges are as sharp as the pixels allow."""
+
+    def step(distance: Tensor) -> Tensor:
+        return (distance / pixel + 0.5).clamp(0, 1)
+
+    if pattern == "plain":
+        return torch.zeros_like(u)
+    if pattern == "striped":
+        return step((u * 2.2 * math.pi).sin() / (2.2 * math.pi))
+    if pattern == "checkered":
+        return step((u * 2 * math.pi).sin() * (v * 2 * math.pi).sin() / (2 * math.pi))
+    if pattern == "cored":
+        return step(core - torch.hypot(u, v))
+    if pattern == "two-tone":
+        return step(v)
+    if pattern == "rimmed":
+        return step(0.14 - inside)
+    if pattern == "dotted":
+        return step(((u * 2.4 * math.pi).cos() * (v * 2.4 * math.pi).cos() - 0.35) / (2.4 * math.pi))
+    if pattern == "tipped":
+        return step(-0.35 - u)
+    if pattern == "shaded":
+        return ((u + 1) / 2).clamp(0, 1)
+    if pattern == "quartered":
+        return step((u * v).sign() * torch.minimum(u.abs(), v.abs()))
+    raise AssertionError(pattern)
+
+
+def _cover(u: Tensor, v: Tensor, mask: Tensor, pixel: Tensor, angle: Tensor, share: Tensor) -> Tensor:
+    """A plank [M, H, W] that comes in from one side and covers just ``share`` [M] of the shape's area."""
+    along = u * angle.cos().view(-1, 1, 1) + v * angle.sin().view(-1, 1, 1)
+    order = along.flatten(1).sort(dim=1, descending=True)
+    area = mask.flatten(1).gather(1, order.indices).cumsum(1)
+    # The edge lies where the area already passed is the wanted share of all.
+    place = (area < share.unsqueeze(1) * area[:, -1:]).sum(1, keepdim=True).clamp_max(area.shape[1] - 1)
+    edge = order.values.gather(1, place).unsqueeze(2)
+    plank = ((along - edge) / pixel + 0.5).clamp(0, 1) * (torch.hypot(u, v) < 1.2)
+    return torch.where((share > 0).view(-1, 1, 1), plank, torch.zeros_like(plank))

@@ -1,0 +1,41 @@
+"""STL-10 (Coates, Lee and Ng, 2011)."""
+
+from __future__ import annotations
+
+import torch
+
+from pckd.data.vision import DEFAULT_ROOT, crop_padding, find_or_download, resize
+from registry import DATASETS, DataSplit
+
+_MEAN = (0.4467, 0.4398, 0.4066)
+_STD = (0.2603, 0.2566, 0.2713)
+_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+@DATASETS.register
+def stl10(root: str | None = None, train: bool = True, *, download: bool = True, image_size: int = 96) -> DataSplit:
+    """STL-10: 5,000 + 8,000 labeled images, 10 classes, 96x96 color.
+
+    Args:
+        root: folder of the downloaded files; ``data`` by default.
+        train: the training split, or else the test split. The unlabeled images are not used.
+        download: fetch the files (2.6 GB) where they are not there.
+        image_size: pixels per side; 32 for transfer from networks trained on CIFAR.
+
+    Raises:
+        UserError: the files are not there and cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    folder = root or DEFAULT_ROOT
+    data = find_or_download(
+        lambda fetch: datasets.STL10(folder, "train" if train else "test", download=fetch),
+        name="stl10",
+        root=folder,
+        address=datasets.STL10.url,
+        into=folder,
+        download=download,
+    )
+    images = resize(torch.from_numpy(data.data), image_size)
+    labels = torch.from_numpy(data.labels).long()
+    return DataSplit(images, labels, _CLASSES, _MEAN, _STD, padding=crop_padding(image_size), name="stl10")

@@ -1,0 +1,82 @@
+"""Parts of a split: the first so many of a seeded order, or a share held out for validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from registry import DataSplit, UserError
+
+__all__ = ["hold_out", "limit"]
+
+
+def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
+    """``n`` images of the split: the first of a seeded permutation, in the split's own order.
+
+    For one seed, a smaller part lies within each larger one. Works for data in memory and streamed data.
+
+    Raises:
+        UserError: ``n`` is below 1 or above the split's size.
+    """
+    if not 1 <= n <= len(split):
+        raise UserError(f"cannot take {n} images of {split.name or 'the data set'}: it has {len(split)}")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return _part(split, order[:n].sort().values, split.name)
+
+
+def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSplit, DataSplit]:
+    """Divide a training split into (train, validation), the same share of each class held out.
+
+    Streamed data that is augmented as it is read is shown to the validation part without augmentation, where its
+    data set has a method ``evaluation()`` that returns itself so.
+
+    Args:
+        split: what to divide.
+        fraction: share held out, above 0 and below 1; per class it is rounded to whole images.
+        seed: which images.
+
+    Raises:
+        UserError: ``fraction`` is not between 0 and 1, or so close to one of them that a part would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"cannot hold out the fraction {fraction}: it must be above 0 and below 1")
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    held = torch.zeros(len(split), dtype=torch.bool)
+    labels = split.labels[order]
+    for k in range(split.num_classes):
+        of_class = order[labels == k]
+        held[of_class[: round(fraction * len(of_class))]] = True
+    if not held.any() or held.all():
+        raise UserError(
+            f"cannot hold out the fraction {fraction} of {split.name or 'the data set'}: "
+            f"with {len(split)} images in {split.num_classes} classes one part would be empty"
+        )
+    train, validation = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    name = split.name and f"{split.name} "
+    return _part(split, train, f"{name}train part"), _part(split, validation, f"{name}held out", evaluation=True)
+
+
+def _part(split: DataSplit, index: Tensor, name: str, evaluation: bool = False) -> DataSplit:
+    images: Any
+    if isinstance(split.images, Tensor):
+        # Indexed as [M, H, W, C], so that the memory keeps that layout where it has it.
+        images = split.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+    else:
+        whole = split.images
+        if evaluation and hasattr(whole, "evaluation"):
+            whole = whole.evaluation()
+        images = _Part(whole, index.tolist())
+    difficulty = None if split.difficulty is None else split.difficulty[index]
+    return dataclasses.replace(split, images=images, labels=split.labels[index], difficulty=difficulty, name=name)
+
+
+class _Part(Subset):
+    """A subset that can still be asked for its images without augmentation."""
+
+    def evaluation(self) -> _Part:
+        whole: Any = self.dataset
+        return _Part(whole.evaluation() if hasattr(whole, "evaluation") else whole, self.indices)

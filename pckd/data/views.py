@@ -1,0 +1,130 @@
+"""The view pipeline: flip, rotate, crop and normalize a whole batch with tensor operations on its own device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from registry import UserError
+
+__all__ = ["Draw", "apply_views", "draw_views", "make_views"]
+
+
+class Draw(NamedTuple):
+    """The random numbers of a batch: the same on every device, because they are drawn on the CPU."""
+
+    flips: Tensor
+    """[B], bool: which images are mirrored left to right."""
+    offsets: Tensor
+    """[B, V, 2], int64: top and left of each crop in the padded view, 0 to 2 * padding."""
+
+    def rows(self, start: int, stop: int) -> Draw:
+        """The random numbers of some of the images only."""
+        return Draw(self.flips[start:stop], self.offsets[start:stop])
+
+
+def draw_views(images: int, views: int, *, padding: int, flip: bool, generator: torch.Generator) -> Draw:
+    """Draw the augmentation of ``images`` images in ``views`` views each from a CPU generator.
+
+    The crops do not depend on ``flip``: runs with and without it can be compared image by image.
+    """
+    flips = torch.rand(images, generator=generator) < 0.5
+    offsets = torch.randint(0, 2 * padding + 1, (images, views, 2), generator=generator)
+    return Draw(flips if flip else torch.zeros_like(flips), offsets)
+
+
+def make_views(
+    images: Tensor,
+    *,
+    views: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    train: bool,
+    padding: int = 4,
+    flip: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Show each image in ``views`` views: rotated by 0, 90, 180 and 270 degrees, the first ``views`` of these.
+
+    Training: a random horizontal flip of the image (all its views alike), the rotation (``torch.rot90``), a random
+    crop of each view on its own, with ``padding`` black pixels around it, normalization. Evaluation: rotation and
+    normalization only.
+
+    Args:
+        images: uint8 [B, C, H, W]; fastest where the memory is laid out as [B, H, W, C].
+        views: V, 1 to 4; above 1 the images must be square.
+        mean: per channel, of images scaled to [0, 1].
+        std: per channel, likewise.
+        train: whether to augment.
+        padding: pixels on each side; 0 leaves the crop out.
+        flip: whether to mirror half of the images.
+        generator: a CPU generator; needed for training only.
+
+    Returns:
+        Float [B, V, C, H, W]; viewed as [B * V, C, H, W] it is contiguous in the channels_last memory format.
+
+    Raises:
+        UserError: ``views`` is not 1 to 4, rotated views of images that are not square, or a mean or std of another
+            length than the images have channels.
+    """
+    draw = None
+    if train:
+        if generator is None:
+            raise TypeError("make_views(train=True) needs a generator")
+        draw = draw_views(images.shape[0], views, padding=padding, flip=flip, generator=generator)
+    return apply_views(images, views=views, mean=mean, std=std, padding=padding if train else 0, draw=draw)
+
+
+def apply_views(
+    images: Tensor,
+    *,
+    views: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    padding: int = 0,
+    draw: Draw | None = None,
+) -> Tensor:
+    """:func:`make_views` with the random numbers given; without a draw there is no flip and no crop."""
+    batch, channels, height, width = images.shape
+    if not 1 <= views <= 4:
+        raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
+    if views > 1 and height != width:
+        raise UserError(f"views={views}: rotated views need square images, these are {height}x{width}; use views=1")
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"the images have {channels} channels, but mean has {len(mean)} numbers and std {len(std)}; give one each"
+        )
+    device = images.device
+    # Everything up to the crop is moving bytes; as [B, H, W, C] a row of a crop is one contiguous run of W * C bytes.
+    pixels = images.permute(0, 2, 3, 1)
+    if draw is not None:
+        flips = draw.flips.to(device, non_blocking=True)
+        pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(2), pixels)
+    else:
+        padding = 0
+    padded = torch.zeros if padding else torch.empty
+    tall, wide = height + 2 * padding, width + 2 * padding
+    canvas = padded((batch, views, tall, wide, channels), dtype=torch.uint8, device=device)
+    inner = canvas[:, :, padding : padding + height, padding : padding + width]
+    for k in range(views):
+        inner[:, k].copy_(torch.rot90(pixels, k, (1, 2)))
+    rows = batch * views
+    if padding and draw is not None:
+        # Row i of a crop starts at pixel (n * tall + top + i) * wide + left of the canvas: overlapping windows of
+        # one flat buffer, gathered whole.
+        top, left = draw.offsets.view(rows, 2).to(device, non_blocking=True).unbind(1)
+        first = (torch.arange(rows, device=device) * tall + top) * wide + left
+        start = first.unsqueeze(1) + torch.arange(height, device=device) * wide
+        windows = canvas.as_strided((rows * tall * wide - width + 1, width * channels), (channels, 1))
+        cropped = windows.index_select(0, start.view(-1))
+    else:
+        cropped = canvas
+    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    # Whole rows of scale and shift, so that the inner loop is W * C long and not C.
+    line = torch.stack([scale, shift]).float().repeat(1, width).to(device, non_blocking=True)
+    out = torch.addcmul(line[1], cropped.view(rows * height, width * channels).float(), line[0])
+    return out.view(batch, views, height, width, channels).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,82 @@
+"""What the data sets that torchvision reads have in common: find or download, and say plainly when neither works."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from registry import UserError
+
+__all__ = ["DEFAULT_ROOT", "crop_padding", "find_or_download", "resize"]
+
+DEFAULT_ROOT = "data"
+
+# Seconds without an answer after which a download counts as failed.
+_TIMEOUT = 30.0
+
+
+def find_or_download(
+    build: Callable[[bool], Any], *, name: str, root: str | Path, address: str, into: str | Path, download: bool
+) -> Any:
+    """``build(False)``, or ``build(True)`` where the files are not there (or not whole) and ``download`` allows it.
+
+    Args:
+        build: makes the torchvision data set, given its ``download`` argument.
+        name: of the data set, for messages.
+        root: the folder looked in.
+        address: what to fetch by hand where there is no network.
+        into: the folder in which torchvision expects what was fetched.
+        download: whether the network may be used.
+
+    Raises:
+        UserError: not there and not to be had; with the folder and the address.
+    """
+    try:
+        return build(False)
+    except (RuntimeError, OSError):
+        pass
+    advice = f"fetch {address} into {into} by hand, then run again with download=True, which will find it there"
+    if not download:
+        raise UserError(f"{name}: not found, or not whole, in {root}, and download=False; {advice}")
+    try:
+        with _patience(_TIMEOUT):
+            return build(True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{name}: not found in {root}, and the download failed ({reason}); {advice}") from error
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    # torchvision opens its addresses without a time limit and would wait forever behind a silent firewall.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 images [M, C, H, W] to [M, C, size, size]: bilinear, antialiased, in pieces to keep memory small."""
+    if size < 1:
+        raise UserError(f"image_size={size}: it must be at least 1")
+    if images.shape[-2:] == (size, size):
+        return images
+    pieces = [
+        F.interpolate(piece.float(), (size, size), mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
+        for piece in images.split(512)
+    ]
+    return torch.cat(pieces)
+
+
+def crop_padding(size: int) -> int:
+    """Padding of the random crop for images of ``size`` pixels: 4 at the usual 32, in proportion elsewhere."""
+    return max(1, round(size / 8))

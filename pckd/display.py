@@ -1,0 +1,144 @@
+"""What a run says while it runs: a rich display on a terminal, plain lines elsewhere, silence from Python."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import time
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from registry import Registry, options_of
+
+HIDDEN = frozenset({"epoch", "top5", "test_loss"})
+"""Columns of an epoch's row that the display leaves to metrics.jsonl."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def note(self, text: str) -> None: ...
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
+    def advance(self, epoch: int, step: int) -> None: ...
+    def epoch(self, row: dict[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Plain(Silent):
+    """A line per epoch, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stdout
+        self.epochs = 0
+        self.done = 0
+        self.started = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
+        self.epochs, self.done, self.started = epochs, done, time.monotonic()
+        self.note(f"{title}: {epochs} epochs of {steps} steps")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        spent = time.monotonic() - self.started
+        left = spent / (row["epoch"] - self.done) * (self.epochs - row["epoch"])
+        values = "  ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in HIDDEN)
+        self.note(f"epoch {row['epoch']}/{self.epochs}  {values}  left {_clock(left)}")
+
+
+class Rich(Silent):
+    """A progress bar with the time left, and a table row per epoch."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.progress: Progress | None = None
+        self.epochs = 0
+        self.steps = 0
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
+        self.end()
+        self.epochs, self.steps = epochs, steps
+        self.console.rule(title, align="left")
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("elapsed"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self.console,
+            transient=True,
+        )
+        self.progress.add_task("training", total=epochs * steps, completed=done * steps)
+        self.progress.start()
+
+    def advance(self, epoch: int, step: int) -> None:
+        if self.progress is not None:
+            self.progress.update(
+                self.progress.task_ids[0],
+                completed=(epoch - 1) * self.steps + step,
+                description=f"epoch {epoch}/{self.epochs}",
+            )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        shown = {name: _short(value) for name, value in row.items() if name not in HIDDEN}
+        table = Table(show_header=True, header_style="bold", box=None, padding=(0, 1))
+        table.add_column("epoch", justify="right")
+        for name in shown:
+            table.add_column(name, justify="right")
+        table.add_row(f"{row['epoch']}/{self.epochs}", *shown.values())
+        self.console.print(table)
+
+    def end(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def make_display(stream: TextIO | None = None) -> Plain | Rich:
+    """Rich on a terminal, plain lines otherwise."""
+    stream = stream or sys.stdout
+    return Rich(Console(file=stream)) if stream.isatty() else Plain(stream)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        if math.isfinite(value) and value and not 1e-3 <= abs(value) < 1e5:
+            return f"{value:.2e}"
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
+    """A table of the names of a registry, their options and what they are."""
+    stream = stream or sys.stdout
+    rows = [(name, registry.summary(name), _options(registry.get(name))) for name in registry.names()]
+    if not stream.isatty():
+        for name, summary, options in rows:
+            print(f"{name:<24} {summary}" + (f" [{options}]" if options else ""), file=stream)
+        return
+    table = Table(title=registry.name)
+    for column in ("name", "what it is", "options"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(file=stream).print(table)
+
+
+def _options(obj: Any) -> str:
+    defaults = {name: default for name, default in options_of(obj).items() if default is not inspect.Parameter.empty}
+    return ", ".join(f"{name}={default!r}" for name, default in defaults.items())

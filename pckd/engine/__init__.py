@@ -1,0 +1,1 @@
+"""Training, evaluation, checkpoints: the loop that a batch walks through."""

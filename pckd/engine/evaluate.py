@@ -1,0 +1,44 @@
+"""Accuracy of a network on a split."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pckd.data import Loader
+from pckd.engine.precision import autocast
+
+
+class Scores(NamedTuple):
+    """Percentages and the mean cross entropy over a split."""
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+
+
+@torch.no_grad()
+def evaluate_network(network: nn.Module, loader: Loader, *, device: torch.device, precision: str) -> Scores:
+    """Top-1 and top-5 accuracy in percent, with the network in eval mode; its mode is restored afterwards.
+
+    With fewer than five classes, top-5 counts as many as there are.
+    """
+    was_training = network.training
+    network.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    samples = 0
+    for batch in loader.epoch(1):
+        with autocast(precision, device):
+            logits = network(batch.views.flatten(0, 1)).logits
+        logits = logits.float()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        totals += torch.stack([ranked[:, 0].sum().double(), ranked.sum().double(), loss.double()])
+        samples += len(batch.labels)
+    network.train(was_training)
+    top1, top5, loss_sum = totals.tolist()
+    return Scores(100 * top1 / samples, 100 * top5 / samples, loss_sum / samples, samples)

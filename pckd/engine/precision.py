@@ -1,0 +1,56 @@
+"""Which arithmetic the networks run in. Losses are always computed in at least float32."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from registry import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` becomes bf16 where the hardware multiplies it natively, else fp32.
+
+    Raises:
+        UserError: not one of ``PRECISIONS``.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return "bf16" if "AVX512" in capability and native() else "fp32"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context in which the networks run."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the best one there is.
+
+    Raises:
+        UserError: unknown or not available here.
+    """
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {str(device)!r} cannot be used here: {reason}") from None
+    return resolved

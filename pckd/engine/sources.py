@@ -1,0 +1,133 @@
+"""From what a caller names to what the loop needs: data, networks, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_zoo import probe
+from pckd.data import hold_out, limit
+from registry import BACKBONES, DATASETS, METHODS, DataSplit, Shapes, Term, UserError, build
+
+DATA_SEED = 0
+"""Seed of which images ``limit`` and ``val_fraction`` pick: every run of every seed sees the same ones."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on and what to measure on.
+
+    Args:
+        train: the training split. test: what accuracy is measured on, each epoch and at the end.
+        name: for logs and result.json.
+        measured_on: ``"test"``, or ``"val"`` where ``test`` was held out of the training set.
+    """
+
+    train: DataSplit
+    test: DataSplit
+    name: str = "custom"
+    measured_on: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.train.classes != self.test.classes:
+            raise UserError(
+                f"{self.name}: training and test split have different classes "
+                f"({self.train.num_classes} and {self.test.num_classes})"
+            )
+        for label, split in (("training", self.train), ("test", self.test)):
+            if not len(split):
+                raise UserError(f"{self.name}: the {label} split is empty")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as the network gets it in training."""
+        channels, height, width = self.train.images[0].shape
+        return int(channels), int(height), int(width)
+
+
+def load_data(
+    data: str | Data,
+    *,
+    root: str | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.0,
+) -> Data:
+    """Load a data set by name, or pass one through.
+
+    Args:
+        data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), or a :class:`Data`.
+        root: where its files are.
+        limit_train: use the first so many images of a fixed permutation of the training split.
+        limit_test: likewise for the test split.
+        val_fraction: hold out this share of the training split, by class, and measure on it instead of the test
+            split, which is then not touched.
+
+    Raises:
+        UserError: unknown name, missing or broken data, a limit beyond the data.
+    """
+    if isinstance(data, Data):
+        train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
+    else:
+        train = build(DATASETS, data, root, True)
+        test = None if val_fraction else build(DATASETS, data, root, False)
+        name, measured_on = data, "test"
+    if limit_train is not None:
+        train = limit(train, limit_train, DATA_SEED)
+    if val_fraction:
+        train, test = hold_out(train, val_fraction, DATA_SEED)
+        measured_on = "val"
+    if limit_test is not None:
+        test = limit(test, limit_test, DATA_SEED)
+    return Data(train, test, name, measured_on)
+
+
+def make_network(network: str | nn.Module, data: Data) -> nn.Module:
+    """Build a backbone by name for this data, or pass a module through."""
+    if isinstance(network, nn.Module):
+        return network
+    built: nn.Module = build(BACKBONES, network, data.train.num_classes, in_channels=data.image_shape[0])
+    return built
+
+
+def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:
+    """The network's shapes at this data's resolution.
+
+    Raises:
+        UserError: it cannot take these images, or has another number of classes.
+    """
+    channels, height, _ = data.image_shape
+    shapes = probe(network, channels, height)
+    if shapes.num_classes != data.train.num_classes:
+        raise UserError(
+            f"the {role} has {shapes.num_classes} classes, the data set {data.name} {data.train.num_classes}: "
+            "they must be the same"
+        )
+    return shapes
+
+
+def method_terms(method: str | Sequence[Term]) -> list[Term]:
+    """The terms of a method by name (``"pckd(beta=0.1)"``), or the given ones."""
+    if isinstance(method, str):
+        terms: list[Term] = build(METHODS, method)
+        return terms
+    return list(method)
+
+
+def describe(thing: Any) -> Any:
+    """What result.json says of an argument that may be an object: its name."""
+    if thing is None or isinstance(thing, (str, int, float, bool)):
+        return thing
+    if isinstance(thing, Data):
+        return thing.name
+    if isinstance(thing, torch.device):
+        return str(thing)
+    if isinstance(thing, (list, tuple)):
+        return [describe(item) for item in thing]
+    if isinstance(thing, Term):
+        return f"{thing.weight} * {thing.label}"
+    return str(getattr(thing, "__name__", type(thing).__name__))

@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Distil a student: names in, a trained network out.
+
+python tools/train_net.py --student resnet8x4
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
+
+import registry
+from model_zoo import recipe_for
+from pckd import distill
+from pckd.display import make_display, print_registry
+from registry import REGISTRIES, UserError, load_plugin, parse
+
+LISTS = {
+    "backbones": registry.BACKBONES,
+    "losses": registry.LOSSES,
+    "methods": registry.METHODS,
+    "difficulty": registry.DIFFICULTY_METRICS,
+    "schedulers": registry.DIFFICULTY_SCHEDULERS,
+    "centers": registry.CENTER_RULES,
+    "datasets": registry.DATASETS,
+}
+assert len(LISTS) == len(REGISTRIES)
+
+DEMONSTRATION = {"data": "shapes(image_size=16)", "epochs": 8, "teacher_epochs": 8}
+"""What runs where no data set is given: minutes on two CPU cores."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, like every other bad input."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
+    parser = Parser(
+        description="Distil a student from a frozen teacher. Every NAME may carry options: 'preview(growth=1.01)'.",
+        epilog="See --list {%s} for the names." % ",".join(LISTS),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--student", metavar="NAME", help="backbone to train")
+    add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
+    add("--teacher-weights", metavar="FILE", help="file or address of the teacher's weights; trained first if not given")
+    add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
+    add("--dataset", metavar="NAME", help="data set; the built-in demonstration on shapes if not given")
+    add("--data-root", metavar="DIR", help="where the data set's files are")
+    add("--epochs", type=int, help="length of the run; the schedule scales with it (default: the recipe's, 240)")
+    add("--teacher-epochs", type=int, help="length of the teacher's training, where it is trained (default: --epochs)")
+    add("--batch-size", type=int, default=defaults["batch_size"], help="images a step")
+    add("--lr", type=float, help="learning rate at the start (default: the recipe's)")
+    add("--weight-decay", type=float, default=defaults["weight_decay"], help="of SGD")
+    add("--momentum", type=float, default=defaults["momentum"], help="of SGD")
+    add("--seed", type=int, default=defaults["seed"], help="of initialization, order and augmentation")
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default=defaults["precision"], help="of the networks")
+    add("--compile", action="store_true", help="run the networks through torch.compile")
+    add("--output", metavar="DIR", help="folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth")
+    add("--resume", action="store_true", help="continue from the checkpoint in --output")
+    add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
+    add("--difficulty", default=defaults["difficulty"], metavar="NAME", help="how hard a sample is")
+    add("--scheduler", default=defaults["scheduler"], metavar="NAME", help="from difficulty to weight")
+    add("--centers", default=defaults["centers"], metavar="NAME", help="what the category centers are")
+    add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
+    add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
+    add("--val-fraction", type=float, default=0.0, help="hold out this share of the training set and measure on it")
+    add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
+    add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
+    add("--num-workers", type=int, default=defaults["num_workers"], help="processes that read a streamed data set")
+    add("--list", choices=sorted(LISTS), help="print the known names and exit")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        return run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    for plugin in args.plugin:
+        load_plugin(plugin)
+    if args.list:
+        print_registry(LISTS[args.list])
+        return 0
+    if not args.student:
+        raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
+    if args.resume and not args.output:
+        raise UserError("--resume needs the --output folder of the run to continue")
+    display = make_display()
+    demonstration = args.dataset is None
+    dataset = DEMONSTRATION["data"] if demonstration else args.dataset
+    quick = parse(dataset)[0] == "shapes"
+    if demonstration:
+        display.note(
+            "No --dataset given: this is the built-in demonstration on drawn shapes, not the paper's setting.\n"
+            f"The paper's: python tools/train_net.py --student {args.student} --dataset cifar100 --output runs/pckd"
+        )
+    epochs, teacher_epochs = args.epochs, args.teacher_epochs
+    if epochs is None:
+        epochs = DEMONSTRATION["epochs"] if quick else recipe_for(args.student, args.teacher).epochs
+    if teacher_epochs is None and quick:
+        teacher_epochs = DEMONSTRATION["teacher_epochs"]
+    result = distill(
+        student=args.student,
+        teacher=args.teacher,
+        teacher_weights=args.teacher_weights,
+        teacher_epochs=teacher_epochs,
+        method=args.method,
+        data=dataset,
+        data_root=args.data_root,
+        limit_train=args.limit_train,
+        limit_test=args.limit_test,
+        val_fraction=args.val_fraction,
+        epochs=epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        difficulty=args.difficulty,
+        scheduler=args.scheduler,
+        centers=args.centers,
+        views=args.views,
+        flip=args.flip,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        compile=args.compile,
+        num_workers=args.num_workers,
+        output=args.output,
+        resume=args.resume,
+        display=display,
+    )
+    teacher = "" if result.teacher_top1 is None else f" (teacher {result.record['teacher']}: {result.teacher_top1:.2f} %)"
+    display.note(
+        f"{args.student} by {args.method}: {result.last_top1:.2f} % top-1 after the last epoch, "
+        f"best {result.best_top1:.2f} %, top-5 {result.last_top5:.2f} %{teacher}; "
+        f"{result.images_per_second:.0f} images/s on {result.record['device']} in {result.record['precision']}"
+    )
+    if args.output:
+        display.note(f"written to {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
