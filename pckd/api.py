@@ -129,13 +129,18 @@ def distill(
     """
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
     display = display or Silent()
-    _check_numbers(epochs=epochs, teacher_epochs=teacher_epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    _check_numbers(
+        epochs=epochs,
+        teacher_epochs=teacher_epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
     folder = RunFolder(output) if output is not None else None
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
-    loaded = load_data(
-        data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
-    )
+    loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     terms = method_terms(method)
     if lr is None:
         lr = recipe_for(student).lr if isinstance(student, str) else 0.05
@@ -288,9 +293,7 @@ def train_teacher(
         The network, in eval mode.
     """
     display = display or Silent()
-    loaded = load_data(
-        data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
-    )
+    loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     if lr is None:
         lr = recipe_for(teacher).lr
     # What the teacher's weights follow from; the labels' hash tells apart data sets of one name.

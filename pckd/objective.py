@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from registry import (
     LOSSES,
     CenterRule,
-    Centers,
     Context,
-    Network,
     NotApplicable,
     Output,
     Setup,
@@ -160,8 +158,3 @@ class Objective(nn.Module):
                 "it must return one weight an image"
             )
         return weights
-
-    def current_centers(self, student_net: Network, teacher_net: Network) -> Centers:
-        """The centers of this step, by the center rule."""
-        centers: Centers = self.centers(student_net, teacher_net)
-        return centers

@@ -6,9 +6,10 @@ import ast
 import functools
 import inspect
 import re
+import types
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from registry.errors import UserError
 from registry.registry import Registry
@@ -65,9 +66,10 @@ def check_options(label: str, obj: Any, options: Mapping[str, Any], taken: Colle
         taken: parameters of ``obj`` that are no options, because the caller gives them.
 
     Raises:
-        UserError: names the option, the closest one and all of them.
+        UserError: an unknown option, with the closest one and all of them, or a value of the wrong type.
     """
     parameters = inspect.signature(obj).parameters.values()
+    hints = _hints(obj)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     known = [
         p.name
@@ -75,12 +77,38 @@ def check_options(label: str, obj: Any, options: Mapping[str, Any], taken: Colle
         if p.name not in taken
         and (p.kind is p.KEYWORD_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty))
     ]
-    for option in options:
+    for option, value in options.items():
         if option in known or (anything and option not in taken):
+            if not _fits(value, hints.get(option, Any)):
+                kind = getattr(hints[option], "__name__", str(hints[option]))
+                raise UserError(f"{label}: option {option!r} must be {kind}, not {value!r}")
             continue
         close = get_close_matches(option, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise UserError(f"{label} has no option {option!r}{hint} Options: {', '.join(known) or '(none)'}")
+
+
+def _hints(obj: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(obj.__init__ if inspect.isclass(obj) else inspect.unwrap(obj))
+    except Exception:  # a plug-in's annotations may name what only a type checker imports
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a literal may be given where ``hint`` is asked for; only plain types and unions of them are judged."""
+    if isinstance(hint, types.UnionType) or get_origin(hint) is Union:
+        return any(_fits(value, part) for part in get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint in (int, float):
+        numbers = (int,) if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    return True
 
 
 def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:

@@ -44,13 +44,13 @@ def make_parser() -> argparse.ArgumentParser:
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     parser = Parser(
         description="Distil a student from a frozen teacher. Every NAME may carry options: 'preview(growth=1.01)'.",
-        epilog="See --list {%s} for the names." % ",".join(LISTS),
+        epilog=f"See --list {{{','.join(LISTS)}}} for the names.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--student", metavar="NAME", help="backbone to train")
     add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
-    add("--teacher-weights", metavar="FILE", help="file or address of the teacher's weights; trained first if not given")
+    add("--teacher-weights", metavar="FILE", help="file or address of its weights; trained first if not given")
     add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
     add("--dataset", metavar="NAME", help="data set; the built-in demonstration on shapes if not given")
     add("--data-root", metavar="DIR", help="where the data set's files are")
@@ -148,7 +148,9 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         display=display,
     )
-    teacher = "" if result.teacher_top1 is None else f" (teacher {result.record['teacher']}: {result.teacher_top1:.2f} %)"
+    teacher = ""
+    if result.teacher_top1 is not None:
+        teacher = f" (teacher {result.record['teacher']}: {result.teacher_top1:.2f} %)"
     display.note(
         f"{args.student} by {args.method}: {result.last_top1:.2f} % top-1 after the last epoch, "
         f"best {result.best_top1:.2f} %, top-5 {result.last_top5:.2f} %{teacher}; "

@@ -170,7 +170,12 @@ class Loader:
         self._plan.batches = [[(i, _mix(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
         for number, (share, images) in enumerate(zip(shares, self._workers, strict=True), start):
             if isinstance(images, UserError):
-                raise images
+                try:
+                    raise images
+                finally:
+                    # Or the error would hold this frame, and this frame the error: the workers would be left to the
+                    # cycle collector, which stops them in an order that takes seconds.
+                    del images
             yield self._batch(images, self._labels[share], share, epoch, number)
 
     def _batch(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, number: int) -> Batch:

@@ -70,11 +70,14 @@ def load_data(
     Raises:
         UserError: unknown name, missing or broken data, a limit beyond the data.
     """
+    train: DataSplit
+    test: DataSplit
     if isinstance(data, Data):
         train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
     else:
         train = build(DATASETS, data, root, True)
-        test = None if val_fraction else build(DATASETS, data, root, False)
+        # With a validation split the test split is not even read.
+        test = train if val_fraction else build(DATASETS, data, root, False)
         name, measured_on = data, "test"
     if limit_train is not None:
         train = limit(train, limit_train, DATA_SEED)
@@ -100,8 +103,8 @@ def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:
     Raises:
         UserError: it cannot take these images, or has another number of classes.
     """
-    channels, height, _ = data.image_shape
-    shapes = probe(network, channels, height)
+    channels, *size = data.image_shape
+    shapes = probe(network, channels, (size[0], size[1]), name=f"the {role}")
     if shapes.num_classes != data.train.num_classes:
         raise UserError(
             f"the {role} has {shapes.num_classes} classes, the data set {data.name} {data.train.num_classes}: "

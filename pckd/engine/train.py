@@ -100,10 +100,10 @@ def fit(
     Raises:
         NonFinite: a term is not finite; the optimizer step is not taken and the last checkpoint stays.
     """
-    student.to(device, memory_format=torch.channels_last)
+    place(student, device)
     objective.to(device)
     if teacher is not None:
-        teacher.to(device, memory_format=torch.channels_last)
+        place(teacher, device)
     run_student = torch.compile(student) if compile else student
     run_teacher = torch.compile(teacher) if compile and teacher is not None else teacher
     # The projections are trained with the student: leaving them out would freeze them at their random start.
@@ -140,11 +140,11 @@ def fit(
             images = batch.views.flatten(0, 1)
             with autocast(precision, device):
                 student_output: Output = run_student(images)
-                teacher_output = detached(student_output) if run_teacher is None else run_teacher(images)
+                teacher_output = student_output.detach() if run_teacher is None else run_teacher(images)
                 context = Context(
                     labels=batch.labels.repeat_interleave(views),
                     index=batch.index.repeat_interleave(views),
-                    centers=objective.current_centers(student, student if teacher is None else teacher),
+                    centers=objective.centers(student, student if teacher is None else teacher),
                     views=views,
                     epoch=epoch,
                     epochs=epochs,
@@ -157,7 +157,7 @@ def fit(
             if device.type == "cpu" or step % CHECK_EVERY == 0:
                 refuse_non_finite(values, epoch, step)
             optimizer.step()
-            objective.centers.update(detached(student_output), teacher_output, context.labels)
+            objective.centers.update(student_output.detach(), teacher_output, context.labels)
 
             upright = student_output.logits.detach()[::views]
             meter.add({**values, "train_top1": 100 * (upright.argmax(1) == batch.labels).float().mean()})
@@ -192,6 +192,12 @@ def fit(
     return history
 
 
+def place(network: nn.Module, device: torch.device) -> None:
+    """Move to the device, in the memory layout that convolutions are fastest in."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)
+
+
 def epoch_row(epoch: int, lr: float, means: dict[str, float], scores: Scores) -> dict[str, Any]:
     """One line of metrics.jsonl. Nothing in it depends on the clock: the same seed gives the same line."""
     return {
@@ -216,13 +222,3 @@ def refuse_non_finite(values: dict[str, Tensor], epoch: int, step: int) -> None:
             f"epoch {epoch}, step {step + 1}: {', '.join(broken) or 'loss'} is not finite; "
             "lower the learning rate or that term's weight"
         )
-
-
-def detached(output: Output) -> Output:
-    """The same output without gradient."""
-    return Output(
-        output.logits.detach(),
-        output.embedding.detach(),
-        tuple(m.detach() for m in output.maps),
-        tuple(m.detach() for m in output.preacts),
-    )

@@ -21,8 +21,8 @@ def center_alignment(
     """Center alignment L_CA: mean squared difference of [W_s, b_s] and [W_t, b_t] (PCKD, arXiv 2410.14143).
 
     Args:
-        student_weight: [K, D]; teacher_weight: [K, D], the same D.
-        student_bias: [K] or None; teacher_bias: [K] or None. Compared only where both are given.
+        student_weight: [K, D]; teacher_weight: [K, D], the same D; constant.
+        student_bias: [K] or None; teacher_bias: [K] or None; constant. Compared only where both are given.
 
     Returns:
         scalar.
@@ -35,10 +35,10 @@ def center_alignment(
             f"center_alignment needs centers of one shape, got {tuple(student_weight.shape)} and "
             f"{tuple(teacher_weight.shape)}; center_relation works for any two widths"
         )
-    student, teacher = full(student_weight), full(teacher_weight)
+    student, teacher = full(student_weight), full(teacher_weight.detach())
     if student_bias is not None and teacher_bias is not None:
         student = torch.cat([student, full(student_bias)[:, None]], dim=1)
-        teacher = torch.cat([teacher, full(teacher_bias)[:, None]], dim=1)
+        teacher = torch.cat([teacher, full(teacher_bias.detach())[:, None]], dim=1)
     return F.mse_loss(student, teacher)
 
 
@@ -48,13 +48,13 @@ def center_relation(student_centers: Tensor, teacher_centers: Tensor) -> Tensor:
     Our alternative to :func:`center_alignment` where the widths differ; not part of the published method.
 
     Args:
-        student_centers: [K, Ds]; teacher_centers: [K, Dt].
+        student_centers: [K, Ds]; teacher_centers: [K, Dt]; constant.
 
     Returns:
         scalar.
     """
     with exact(student_centers):
-        student, teacher = unit(student_centers), unit(teacher_centers)
+        student, teacher = unit(student_centers), unit(teacher_centers.detach())
         return F.mse_loss(student @ student.T, teacher @ teacher.T)
 
 
@@ -77,7 +77,7 @@ def category_contrast(
         student_query: [N, Ds], the student's embedding projected for the student's centers; normalized here.
         teacher_query: [N, Dt], the student's embedding projected for the teacher's centers; normalized here.
         labels: [N].
-        student_centers: [K, Ds]; gradient flows into them. teacher_centers: [K, Dt]; constant in the method.
+        student_centers: [K, Ds]; gradient flows into them. teacher_centers: [K, Dt]; constant.
         temperature: tau, of the anchors' logits.
         base_temperature: the loss is scaled by temperature / base_temperature.
 
@@ -86,7 +86,7 @@ def category_contrast(
     """
     with exact(student_query):
         relation = torch.cat(
-            [unit(student_query) @ full(student_centers).T, unit(teacher_query) @ full(teacher_centers).T]
+            [unit(student_query) @ full(student_centers).T, unit(teacher_query) @ full(teacher_centers.detach()).T]
         )
         logits = relation @ relation.T / temperature
         # The maximum is taken with the anchor itself, as published: it only matters through the 1e-7 below.

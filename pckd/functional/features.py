@@ -17,4 +17,4 @@ def feature_alignment(projected_student: Tensor, teacher_embedding: Tensor) -> T
     Returns:
         [N] in [0, 4].
     """
-    return 2 - 2 * (unit(projected_student) * unit(teacher_embedding)).sum(-1)
+    return 2 - 2 * (unit(projected_student) * unit(teacher_embedding.detach())).sum(-1)

@@ -20,5 +20,5 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
         [B]: the divergence summed over classes, per sample.
     """
     student = F.log_softmax(full(student_logits) / temperature, dim=-1)
-    teacher = F.log_softmax(full(teacher_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2

@@ -1,0 +1,294 @@
+"""Weights from files and addresses; every refusal in one line, and nothing loaded by halves."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import http.server
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model_zoo import PUBLISHED, Published, load_published, load_weights, save_weights
+from registry import BACKBONES, UserError, build
+
+
+def net(name: str = "resnet8", classes: int = 7) -> nn.Module:
+    return build(BACKBONES, name, classes)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refused(path: object, message: str, network: nn.Module | None = None, **options: Any) -> None:
+    """The file is refused in one line, and the network is as it was."""
+    network = network or net()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(UserError, match=message) as caught:
+        load_weights(network, path, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A local web server: its address, its folder, and the paths it was asked for."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            asked.append(self.path)
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}", folder, asked
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "MobileNetV2"])
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    source, target = net(name), net(name)
+    path = save_weights(
+        source, tmp_path / "new" / "student.pt", accuracy=71.5, method="kd", epochs=[1, 2], network="resnet8"
+    )
+    loaded = load_weights(target, path)
+    assert same(source, target)
+    assert loaded.meta == {"accuracy": 71.5, "method": "kd", "epochs": [1, 2], "network": "resnet8"}
+    assert (loaded.missing, loaded.unexpected) == ((), ())
+    assert os.listdir(path.parent) == ["student.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_weights(net(), tmp_path / "student.pt", run=1)
+    content = path.read_bytes()
+
+    def fail(_: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_weights(net(), path, run=2)
+    assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["student.pt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_the_file_gets_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = save_weights(net(), tmp_path / "student.pt")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("key", ["", "model", "state_dict", "model_state_dict", "student"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_finds_weights_wherever_they_are(key: str, prefix: str, tmp_path: Path) -> None:
+    source, target = net(), net()
+    state: Any = {prefix + k: v for k, v in source.state_dict().items()}
+    torch.save({key: state, "epoch": 240} if key else state, tmp_path / "x.pth")
+    load_weights(target, tmp_path / "x.pth")
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_reads_files_like_the_published_ones(modern: bool, tmp_path: Path) -> None:
+    source, target = net(), net()
+    content = {
+        "opt": argparse.Namespace(model="resnet8", lr=0.05, milestones=[150]),
+        "model": source.state_dict(),
+        "accuracy": torch.tensor([74.64]),
+        "best_acc": np.float32(74.64),
+        "mean": np.float64(0.5),
+        "optimizer": torch.optim.SGD(source.parameters(), 0.1, momentum=0.9).state_dict(),
+    }
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=modern)
+    load_weights(target, tmp_path / "x.pth")
+    assert same(source, target)
+
+
+def test_old_files_need_no_batch_counts(tmp_path: Path) -> None:
+    source, target = net(), net()
+    torch.save({k: v for k, v in source.state_dict().items() if "num_batches" not in k}, tmp_path / "x.pth")
+    load_weights(target, tmp_path / "x.pth")
+    assert same(source, target)
+
+
+def test_half_precision_files_keep_the_network_single(tmp_path: Path) -> None:
+    target = net()
+    torch.save(net().half().state_dict(), tmp_path / "x.pth")
+    load_weights(target, tmp_path / "x.pth")
+    assert {p.dtype for p in target.parameters()} == {torch.float32}
+
+
+def test_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors.torch", None)
+        refused(path, r"pip install 'pckd\[safetensors\]'")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    refused(path, "not a safetensors file, or a damaged one")
+    source, target = net(), net()
+    save_file(source.state_dict(), path)
+    load_weights(target, path)
+    assert same(source, target)
+
+
+def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+    refused(tmp_path / "none.pth", r"none\.pth: no such file")
+    refused(tmp_path, "is a folder; give the checkpoint's file")
+    refused("s3://bucket/x.pth", "cannot read s3:// addresses; use a path, file://, http:// or https://")
+    for text in (b"hello, I am text\n", b"", b"{}", b"\x80\x02", bytes(range(256))):
+        (tmp_path / "x.pth").write_bytes(text)
+        refused(tmp_path / "x.pth", "not a checkpoint that PyTorch can read")
+    path = save_weights(net(), tmp_path / "cut.pth")
+    path.write_bytes(path.read_bytes()[:-2000])
+    refused(path, "not a checkpoint that PyTorch can read, or a damaged one")
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused(tmp_path / "list.pth", "holds a list and not a dictionary of weights")
+    for content, found in (({"epoch": 3, "lr": 0.1}, "epoch, lr"), ({}, "nothing"), ({"model": {}}, "model")):
+        torch.save(content, tmp_path / "dict.pth")
+        refused(tmp_path / "dict.pth", f"no weights in it, .* it holds: {found}")
+
+
+class Evil:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_never_runs_code_from_a_file(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    torch.save({"model": net().state_dict(), "x": Evil(trap)}, tmp_path / "evil.pth")
+    refused(tmp_path / "evil.pth", "refused as unsafe.*save the state_dict\\(\\) alone")
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil(trap), protocol=2))
+    refused(tmp_path / "evil.pkl", "refused as unsafe|not a checkpoint")
+    torch.save(net(), tmp_path / "whole.pth")
+    refused(tmp_path / "whole.pth", "refused as unsafe")
+    assert not trap.exists()
+
+
+def test_refuses_another_number_of_classes(tmp_path: Path) -> None:
+    for name in ("resnet8", "MobileNetV2", "vgg8"):
+        path = save_weights(net(name, 100), tmp_path / "x.pth")
+        refused(
+            path,
+            "the file has 100 classes, the network 7: build the network with num_classes=100",
+            net(name, 7),
+        )
+
+
+def test_refuses_another_network_and_says_which(tmp_path: Path) -> None:
+    path = save_weights(net("resnet14"), tmp_path / "x.pth")
+    refused(path, r"don't fit ResNet \(the file fits resnet14\); 36 unexpected: layer1\.1\.conv1\.weight, .*, \.\.\.$")
+    path = save_weights(net("resnet8"), tmp_path / "x.pth")
+    refused(path, r"\(the file fits resnet8\); 30 missing: layer1\.1\.conv1\.weight", net("resnet14"))
+    path = save_weights(net("wrn_16_2"), tmp_path / "x.pth")
+    refused(path, r"\(the file fits wrn_16_2\); .*of another shape: .* \(\[32, 16, 3, 3\] in the file", net("wrn_16_1"))
+    torch.save({"a": torch.zeros(2), "b": torch.zeros(2, 2)}, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", r"don't fit ResNet; 47 missing: .*, \.\.\.; 2 unexpected: a, b$")
+
+
+def test_loose_loading_reports_what_it_left(tmp_path: Path) -> None:
+    source, target = net(classes=100), net(classes=7)
+    state = {**source.state_dict(), "extra": torch.zeros(1)}
+    del state["bn1.bias"]
+    torch.save(state, tmp_path / "x.pth")
+    fresh = target.classifier.weight.detach().clone()
+    loaded = load_weights(target, tmp_path / "x.pth", strict=False)
+    assert set(loaded.missing) == {"bn1.bias", "fc.weight", "fc.bias"}
+    assert loaded.unexpected == ("extra",)
+    assert torch.equal(target.classifier.weight, fresh)
+    assert torch.equal(target.layer3[0].conv2.weight, source.layer3[0].conv2.weight)
+    refused(save_weights(net("vgg8"), tmp_path / "y.pth"), "no key matches", strict=False)
+
+
+def test_file_addresses(tmp_path: Path) -> None:
+    source, target = net(), net()
+    path = save_weights(source, tmp_path / "a name with spaces.pth")
+    load_weights(target, path.as_uri(), sha256=sha256(path).upper())
+    assert same(source, target)
+    refused(path.as_uri(), "its SHA-256 is .*, expected 00: give the right file or hash", sha256="00")
+    assert path.is_file(), "only downloads may be removed"
+    refused("file:///no/such/file.pth", "/no/such/file.pth: no such file")
+
+
+def test_downloads_are_verified_and_kept(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+    address, folder, asked = server
+    source = net()
+    path = save_weights(source, folder / "sub" / "x.pth")
+    for _ in range(2):
+        target = net()
+        load_weights(target, f"{address}/sub/x.pth", sha256=sha256(path), cache_dir=tmp_path / "cache")
+        assert same(source, target)
+    assert asked == ["/sub/x.pth"]
+    # The same path on another server is another file.
+    target = net()
+    load_weights(target, f"{address.replace('127.0.0.1', 'localhost')}/sub/x.pth", cache_dir=tmp_path / "cache")
+    assert len(asked) == 2
+
+
+def test_a_corrupt_download_is_removed(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+    address, folder, asked = server
+    good = save_weights(net(), folder / "x.pth").read_bytes()
+    digest = sha256(folder / "x.pth")
+    (folder / "x.pth").write_bytes(good[:-10])
+    options = {"sha256": digest, "cache_dir": tmp_path / "cache"}
+    refused(f"{address}/x.pth", "expected .*: the download was removed; try again", **options)
+    assert not list((tmp_path / "cache").rglob("x.pth"))
+    (folder / "x.pth").write_bytes(good)
+    load_weights(net(), f"{address}/x.pth", **options)
+    assert len(asked) == 2
+
+
+def test_failed_downloads(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+    address, _, _ = server
+    refused(f"{address}/none.pth", "the download failed: .*404", cache_dir=tmp_path)
+    refused("http://127.0.0.1:9/x.pth", "the download failed: .*check the address and the network", cache_dir=tmp_path)
+    refused(f"{address}/", "not the address of a file", cache_dir=tmp_path)
+    refused(f"{address}/../../x.pth", "not the address of a file", cache_dir=tmp_path)
+
+
+def test_published_teachers(
+    server: tuple[str, Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert set(PUBLISHED) <= set(BACKBONES.names())
+    assert all(entry.address.startswith("http") and entry.num_classes == 100 for entry in PUBLISHED.values())
+    address, folder, _ = server
+    source = net("resnet8", 100)
+    path = save_weights(source, folder / "x.pth")
+    monkeypatch.setitem(PUBLISHED, "resnet8", Published(f"{address}/x.pth", 60.0))
+    with caplog.at_level("WARNING"):
+        assert same(load_published("resnet8", cache_dir=tmp_path), source)
+    assert "no hash of this file was published" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        load_published("resnet8", sha256=sha256(path), cache_dir=tmp_path)
+    assert caplog.text == ""
+    with pytest.raises(UserError, match="no published checkpoint of 'vgg8': there are ResNet50"):
+        load_published("vgg8")

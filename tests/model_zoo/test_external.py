@@ -1,0 +1,194 @@
+"""Networks of torchvision and timm behind the same contract."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from model_zoo import load_weights, probe
+from registry import BACKBONES, Output, UserError, build
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+
+TORCHVISION: dict[str, tuple[int, int, list[int]]] = {
+    # image size, embedding, channels of the maps
+    "resnet18": (32, 512, [64, 64, 128, 256, 512]),
+    "mobilenet_v3_small": (48, 1024, [16, 16, 24, 48, 576]),
+    "shufflenet_v2_x0_5": (48, 1024, [24, 24, 48, 96, 1024]),
+    "regnet_y_400mf": (32, 440, [32, 48, 104, 208, 440]),
+    "mnasnet0_5": (32, 1280, [8, 16, 24, 48, 1280]),
+}
+# Larger, so that only their shapes are looked at.
+LARGE: dict[str, tuple[int, int, list[int]]] = {
+    "densenet121": (32, 1024, [64, 256, 512, 1024, 1024]),
+    "efficientnet_b0": (32, 1280, [16, 24, 40, 112, 1280]),
+    "convnext_tiny": (32, 768, [96, 192, 384, 768]),
+    "swin_t": (32, 768, [768]),
+    "vit_b_32(image_size=32)": (32, 768, []),
+}
+TIMM: dict[str, tuple[int, int, list[int]]] = {
+    "resnet10t": (32, 512, [64, 64, 128, 256, 512]),
+    "convnext_atto": (32, 320, [40, 80, 160, 320]),
+    "mobilenetv3_small_050": (32, 1024, [16, 8, 16, 24, 288]),
+    "vit_tiny_patch16_224(img_size=32)": (32, 192, []),
+}
+
+
+def check_shapes(network: Any, size: int, embedding: int, channels: list[int], in_channels: int = 3) -> None:
+    shapes = probe(network, in_channels, size)
+    assert (shapes.num_classes, shapes.embedding) == (5, embedding)
+    assert [m[0] for m in shapes.maps] == channels
+    assert shapes.preacts == ()
+
+
+def check(network: Any, size: int, embedding: int, channels: list[int], in_channels: int = 3) -> None:
+    check_shapes(network, size, embedding, channels, in_channels)
+    network.eval()
+    images = torch.randn(2, in_channels, size, size)
+    with torch.no_grad():
+        output = network(images)
+        assert isinstance(output, Output)
+        torch.testing.assert_close(output.logits, network.classifier(output.embedding))
+        assert torch.equal(copy.deepcopy(network)(images).logits, output.logits)
+        logits, *_ = torch.jit.trace(network, images, check_trace=False)(images)
+        torch.testing.assert_close(logits, output.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_keeps_the_contract(name: str) -> None:
+    check(build(BACKBONES, f"torchvision:{name}", 5), *TORCHVISION[name])
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_torchvision_has_the_right_shapes(name: str) -> None:
+    network = build(BACKBONES, f"torchvision:{name}", 5)
+    check_shapes(network, *LARGE[name])
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_keeps_the_contract(name: str) -> None:
+    pytest.importorskip("timm")
+    check(build(BACKBONES, f"timm:{name}", 5), *TIMM[name])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_outputs_are_those_of_torchvision(name: str) -> None:
+    from torchvision import models
+
+    network = build(BACKBONES, f"torchvision:{name}", 5)
+    original = models.get_model(name, weights=None, num_classes=5)
+    original.load_state_dict(network.network.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    last = [m for m in original.modules() if isinstance(m, nn.Linear)][-1]
+    seen: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for mode in (False, True):  # Dropout draws the same numbers from the same seed.
+        torch.manual_seed(1)
+        expected = original.train(mode)(images)
+        torch.manual_seed(1)
+        output = network.train(mode)(images)
+        torch.testing.assert_close(output.logits, expected)
+        torch.testing.assert_close(output.embedding, seen.pop())
+
+
+def test_gradient_reaches_every_parameter_and_weights_pickle() -> None:
+    network = pickle.loads(pickle.dumps(build(BACKBONES, "torchvision:resnet18", 5)))
+    output = network(torch.randn(2, 3, 32, 32))
+    sum(t.square().mean() for t in (output.logits, *output.maps)).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_one_channel_and_googlenet_without_its_side_outputs() -> None:
+    network = build(BACKBONES, "torchvision:googlenet(init_weights=False)", 5, in_channels=1)
+    check(network, 32, 1024, [64, 192, 480, 832, 1024], in_channels=1)
+    assert isinstance(network.train()(torch.randn(2, 1, 32, 32)), Output)
+
+
+def test_new_input_keeps_the_scale_of_the_first_layer() -> None:
+    first = build(BACKBONES, "torchvision:resnet18", 5, in_channels=12).network.conv1
+    usual = build(BACKBONES, "torchvision:resnet18", 5).network.conv1
+    assert first.in_channels == 12
+    assert float(first.weight.detach().std() / usual.weight.detach().std()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_pretrained_weights_get_a_new_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    donor = models.resnet18(num_classes=1000)
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: donor.state_dict())
+    network = build(BACKBONES, "torchvision:resnet18(weights='DEFAULT')", 5)
+    assert network.classifier.out_features == 5
+    assert torch.equal(network.network.get_parameter("layer4.1.conv2.weight"), donor.layer4[1].conv2.weight)
+    kept = build(BACKBONES, "torchvision:resnet18(weights='DEFAULT')", 1000)
+    assert torch.equal(kept.classifier.weight, donor.fc.weight)
+
+
+def test_a_checkpoint_of_torchvision_loads(tmp_path: Any) -> None:
+    from torchvision import models
+
+    donor = models.resnet18(num_classes=5)
+    torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
+    network = build(BACKBONES, "torchvision:resnet18", 5)
+    load_weights(network, tmp_path / "resnet18.pth")
+    assert torch.equal(network.classifier.weight, donor.fc.weight)
+    torch.save(models.resnet18(num_classes=9).state_dict(), tmp_path / "nine.pth")
+    with pytest.raises(UserError, match="the file has 9 classes, the network 5"):
+        load_weights(network, tmp_path / "nine.pth")
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:resnet10t"])
+def test_compiles_as_one_graph(spec: str) -> None:
+    if spec.startswith("timm"):
+        pytest.importorskip("timm")
+    network = build(BACKBONES, spec, 5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        output = torch.compile(network, backend="eager", fullgraph=True)(images)
+        torch.testing.assert_close(output.logits, network(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("torchvision:resnet19", "torchvision has no classification model 'resnet19'; did you mean 'resnet18'"),
+        ("torchvision:qqqqqq", "torchvision has no classification model 'qqqqqq'; see torchvision's list"),
+        ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1 does not end in a linear classifier"),
+        ("torchvision:resnet18(colour=3)", "torchvision:resnet18: .*unexpected keyword argument 'colour'"),
+        ("torchvision:resnet18(weights='best')", "has no weights 'best': use one of DEFAULT, IMAGENET1K_V1"),
+        ("torchvision:resnet18(weights='DEFAULT', in_channels=1)", "the pretrained weights read 3 channels, not 1"),
+        ("torchvision", "'torchvision' is a family: name one of its models, as in torchvision:resnet18"),
+        ("timm", "'timm' is a family: name one of its models, as in timm:convnext_atto"),
+    ],
+)
+def test_refusals_are_one_line(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(BACKBONES, spec, 5)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match="timm has no classification model 'resnet_18x'; did you mean 'resnet18'"):
+        build(BACKBONES, "timm:resnet_18x", 5)
+    with pytest.raises(UserError, match=r"timm:test_resnet: .*colour"):
+        build(BACKBONES, "timm:test_resnet(colour=3)", 5)
+    with pytest.raises(UserError, match="timm:deit_tiny_distilled_patch16_224 does not end in a linear classifier"):
+        build(BACKBONES, "timm:deit_tiny_distilled_patch16_224", 5)
+    with pytest.raises(UserError, match="num_classes must be at least 1"):
+        build(BACKBONES, "timm:resnet10t", 0)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'pckd\[timm\]'"):
+        build(BACKBONES, "timm:resnet10t", 5)
+
+
+def test_a_fixed_size_is_named_by_the_probe() -> None:
+    with pytest.raises(UserError, match="vit cannot run on images of 3 x 64 x 64"):
+        probe(build(BACKBONES, "torchvision:vit_b_32(image_size=32)", 5), 3, 64, name="vit")

@@ -1,0 +1,81 @@
+"""Recipes and reported figures, against the paper's table as a file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_zoo import PAIRS, PUBLISHED, Recipe, find_pair, recipe_for, usual_teacher
+from registry import BACKBONES, UserError
+
+
+def test_figures_are_the_papers() -> None:
+    with (Path(__file__).parent / "data" / "paper_cifar100.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    pairs = [column for column in rows[0] if column != "method"]
+    assert [pair.label for pair in PAIRS[:7]] == pairs
+    for pair in PAIRS[:7]:
+        expected = {row["method"]: float(row[pair.label]) for row in rows if row[pair.label]}
+        assert dict(pair.paper) == expected
+        assert "PCKD without L_KD" in pair.paper
+
+
+def test_pairs_name_networks_and_agree_with_each_other() -> None:
+    assert len({pair.label for pair in PAIRS}) == len(PAIRS) == 13
+    names = set(BACKBONES.names())
+    alone: dict[str, float] = {}
+    for pair in PAIRS:
+        assert {pair.student, pair.teacher} <= names
+        assert pair.teacher in PUBLISHED
+        assert pair.paper["teacher"] == PUBLISHED[pair.teacher].accuracy
+        assert alone.setdefault(pair.student, pair.paper["student"]) == pair.paper["student"]
+        assert "KD" in pair.paper
+        assert "CRD" in pair.paper
+        assert pair.source
+    assert find_pair("ShuffleV2", "resnet32x4").paper["CRD"] == 75.65
+    assert "DKD" not in find_pair("vgg8", "ResNet50").paper
+
+
+def test_recipes() -> None:
+    assert recipe_for("resnet8x4") == Recipe(0.05, 240, (150, 180, 210), 0.1, 64, 5e-4, 0.9)
+    for student in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
+        assert recipe_for(student) == dataclasses.replace(Recipe(), lr=0.01)
+    for pair in PAIRS:
+        assert recipe_for(pair.student, pair.teacher) == pair.recipe == recipe_for(pair.student)
+    assert recipe_for("mine", "yours") == Recipe()
+
+
+def test_usual_teachers() -> None:
+    expected = {
+        "resnet8x4": "resnet32x4",
+        "resnet20": "resnet56",
+        "resnet32": "resnet110",
+        "wrn_16_2": "wrn_40_2",
+        "wrn_40_1": "wrn_40_2",
+        "vgg8": "vgg13",
+        "MobileNetV2": "vgg13",
+        "ShuffleV1": "resnet32x4",
+        "ShuffleV2": "resnet32x4",
+        "resnet8": "resnet20",
+    }
+    assert {student: usual_teacher(student) for student in expected} == expected
+    for student in ("resnet14", "resnet44", "wrn_16_1", "vgg11"):
+        assert usual_teacher(student) in BACKBONES
+    assert usual_teacher("vgg8(in_channels=1)") == "vgg13"
+    assert recipe_for("ShuffleV1 (in_channels=1)").lr == 0.01
+    assert find_pair("vgg8(in_channels=1)", "vgg13(in_channels=1)").label == "vgg13>vgg8"
+    with pytest.raises(UserError, match="no usual teacher is known for 'mine': pass --teacher NAME"):
+        usual_teacher("mine")
+    with pytest.raises(UserError, match=r"no reported figures for teacher 'a' and student 'b'.*vgg13>vgg8"):
+        find_pair("b", "a")
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, model_zoo; print([m for m in ('torchvision', 'timm', 'model_zoo.vgg') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

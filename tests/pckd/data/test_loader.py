@@ -1,0 +1,318 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from pckd.data import Loader, hold_out, limit
+from registry import DataSplit, UserError
+
+
+class Noisy(Dataset):
+    """Streamed items whose reading uses the global generators; ``evaluation()`` reads them plainly."""
+
+    def __init__(self, images, plain=False):
+        self.images = images
+        self.plain = plain
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        if self.plain:
+            return self.images[i]
+        grain = torch.randint(0, 9, self.images[i].shape, dtype=torch.uint8)
+        return self.images[i] // 2 + grain + random.randrange(9) + int(np.random.randint(9))
+
+    def evaluation(self):
+        return Noisy(self.images, plain=True)
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        raise UserError(f"{i}.jpg: not a readable image")
+
+
+def make_split(size=50, side=8, classes=5, stream=False, plain=False):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 200, (size, 3, side, side), dtype=torch.uint8, generator=generator)
+    return DataSplit(
+        Noisy(images, plain) if stream else images,
+        torch.arange(size) % classes,
+        tuple(f"class {k}" for k in range(classes)),
+        (0.5, 0.5, 0.5),
+        (0.25, 0.25, 0.25),
+        difficulty=torch.arange(size) / size,
+        padding=0 if stream else 2,
+        name="made up",
+    )
+
+
+def same(one, other):
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("views", "labels", "index"))
+
+
+@pytest.fixture(params=[False, True], ids=["memory", "streamed"])
+def split(request):
+    return make_split(stream=request.param)
+
+
+def test_a_batch_has_views_labels_and_positions(split):
+    loader = Loader(split, 8, train=True, views=4)
+    for batch in loader.epoch(1):
+        assert batch.views.shape == (8, 4, 3, 8, 8)
+        assert batch.views.dtype == torch.float32
+        assert batch.views.view(-1, 3, 8, 8).is_contiguous(memory_format=torch.channels_last)
+        assert batch.labels.dtype == batch.index.dtype == torch.int64
+        assert torch.equal(batch.labels, split.labels[batch.index])
+
+
+def test_position_names_the_image_that_is_shown():
+    split = make_split()
+    for batch in Loader(split, 10, train=False).epoch(1):
+        expected = (split.images[batch.index].float() / 255 - 0.5) / 0.25
+        torch.testing.assert_close(batch.views[:, 0], expected)
+
+
+def test_evaluation_shows_every_image_once_in_order(split):
+    loader = Loader(split, 8, train=False)
+    batches = list(loader.epoch(1))
+    assert len(batches) == len(loader) == 7
+    assert torch.cat([b.index for b in batches]).tolist() == list(range(50))
+    assert batches[0].views.shape[1] == 1
+    assert all(same(a, b) for a, b in zip(batches, loader.epoch(9), strict=True))
+
+
+def test_training_drops_the_last_incomplete_batch(split):
+    loader = Loader(split, 8, train=True)
+    batches = list(loader.epoch(1))
+    assert len(batches) == len(loader) == 6
+    index = torch.cat([b.index for b in batches])
+    assert len(index) == len(index.unique()) == 48
+
+
+def test_training_keeps_an_incomplete_batch_that_is_the_only_one(split):
+    loader = Loader(split, 64, train=True)
+    (batch,) = loader.epoch(1)
+    assert len(loader) == 1
+    assert sorted(batch.index.tolist()) == list(range(50))
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_augmentation(split):
+    def shown(seed, epoch):
+        batches = list(Loader(split, 10, train=True, seed=seed).epoch(epoch))
+        index, views = (torch.cat([getattr(b, name) for b in batches]) for name in ("index", "views"))
+        return index, views[index.argsort()]
+
+    index, views = shown(0, 1)
+    for seed, epoch in ((0, 2), (1, 1), (1, 0), (-1, 1)):
+        other_index, other_views = shown(seed, epoch)
+        assert not torch.equal(index, other_index)
+        assert not torch.equal(views, other_views)
+
+
+def test_batches_are_a_function_of_seed_and_epoch_alone(split):
+    whole = list(Loader(split, 8, train=True, views=4, seed=3).epoch(2))
+    torch.manual_seed(99)
+    fresh = Loader(split, 8, train=True, views=4, seed=3)
+    list(fresh.epoch(1))
+    torch.rand(5)
+    assert all(same(a, b) for a, b in zip(whole, fresh.epoch(2), strict=True))
+
+
+@pytest.mark.parametrize("start", [1, 5, 6])
+def test_resuming_continues_where_the_uninterrupted_epoch_goes_on(split, start):
+    whole = list(Loader(split, 8, train=True, views=2).epoch(4))
+    rest = list(Loader(split, 8, train=True, views=2).epoch(4, start=start))
+    assert len(rest) == 6 - start
+    assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_skipped_batches_are_not_read():
+    split = make_split(stream=True)
+    read = []
+    split.images.images = Recorder(split.images.images, read)
+    list(Loader(split, 10, train=False).epoch(1, start=4))
+    assert sorted(set(read)) == list(range(40, 50))
+
+
+class Recorder:
+    def __init__(self, images, read):
+        self.images = images
+        self.read = read
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return self.images[i]
+
+
+def test_global_random_state_is_neither_read_nor_changed(split):
+    def state():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    before = state()
+    list(Loader(split, 8, train=True).epoch(1))
+    assert state() == before
+
+
+@pytest.mark.parametrize("batch_size", [6, 40])
+def test_ranks_share_what_one_process_with_the_larger_batch_would_see(batch_size):
+    split = make_split()
+    whole = Loader(split, batch_size * 2, train=True, views=2)
+    ranks = [Loader(split, batch_size, train=True, views=2, rank=r, world_size=2) for r in range(2)]
+    assert len(whole) == len(ranks[0]) == len(ranks[1])
+    for batch, *parts in zip(whole.epoch(3), *(r.epoch(3) for r in ranks), strict=True):
+        for field in ("views", "labels", "index"):
+            shares = [getattr(part, field) for part in parts]
+            assert len(shares[0]) == len(shares[1])
+            assert torch.equal(getattr(batch, field), torch.cat(shares))
+
+
+def test_ranks_partition_the_evaluation():
+    split = make_split(size=11)
+    shares = [
+        torch.cat([b.index for b in Loader(split, 2, train=False, rank=r, world_size=3).epoch(1)]).tolist()
+        for r in range(3)
+    ]
+    assert sorted(i for share in shares for i in share) == list(range(11))
+    assert all(share == sorted(share) for share in shares)
+    assert [len(Loader(split, 2, train=False, rank=r, world_size=3)) for r in range(3)] == [2, 2, 2]
+
+
+def test_streamed_data_is_the_same_with_and_without_worker_processes():
+    split = make_split(stream=True)
+    here = Loader(split, 8, train=True)
+    workers = Loader(split, 8, train=True, num_workers=2)
+    for epoch in (1, 2):
+        assert all(same(a, b) for a, b in zip(here.epoch(epoch), workers.epoch(epoch), strict=True))
+    next(workers.epoch(3))  # An epoch that is given up does not show in the next.
+    assert all(same(a, b) for a, b in zip(here.epoch(4), workers.epoch(4), strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_reading_stays_one_line(num_workers):
+    split = DataSplit(Broken(), torch.zeros(50, dtype=torch.long), ("a",), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match=r"^\d+\.jpg: not a readable image$"):
+        next(Loader(split, 4, train=True, num_workers=num_workers).epoch(1))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flips_can_be_turned_off(flip):
+    left = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    left[..., :4] = 255
+    split = DataSplit(left, torch.zeros(40, dtype=torch.long), ("a",), (0.0,) * 3, (1.0,) * 3, padding=0)
+    (batch,) = Loader(split, 40, train=True, flip=flip).epoch(1)
+    mirrored = batch.views[:, 0, 0, 0, 0] == 0
+    assert mirrored.any() == flip
+    assert not mirrored.all()
+
+
+def test_a_resident_copy_gives_the_same_batches():
+    split = make_split()
+    one, other = (Loader(split, 8, train=True, views=4, resident=r).epoch(1) for r in (True, False))
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"views": 5}, "views=5"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"rank": 0, "world_size": 51}, "50 images cannot be shared by 51"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Loader(make_split(), **{"batch_size": 8, "train": True, **options})
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(3, 3, 8, 8), "uint8"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "2 images but 3 labels"),
+    ],
+)
+def test_a_split_that_breaks_the_contract_is_refused(images, said):
+    split = DataSplit(images, torch.zeros(3, dtype=torch.long), ("a",), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match=said):
+        Loader(split, 2, train=False)
+
+
+def test_an_empty_split_is_refused():
+    split = DataSplit(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0), ("a",), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match="no images"):
+        Loader(split, 2, train=False)
+
+
+def items(split):
+    return torch.stack([split.images[i] for i in range(len(split))])
+
+
+@pytest.fixture(params=[False, True], ids=["memory", "streamed"])
+def plain(request):
+    return make_split(stream=request.param, plain=True)
+
+
+def test_limit_takes_a_fixed_random_part(plain):
+    part = limit(plain, 20, seed=1)
+    assert len(part) == len(part.images) == 20
+    at = (part.difficulty * 50).round().long()
+    assert at.tolist() != list(range(20))
+    assert torch.equal(part.labels, plain.labels[at])
+    assert torch.equal(items(part), items(plain)[at])
+    assert torch.equal(limit(plain, 20, seed=1).difficulty, part.difficulty)
+    assert not torch.equal(limit(plain, 20, seed=2).difficulty, part.difficulty)
+    assert set(limit(plain, 10, seed=1).difficulty.tolist()) < set(part.difficulty.tolist())
+    assert torch.equal(items(limit(plain, 50, seed=1)), items(plain))
+
+
+@pytest.mark.parametrize("n", [0, -1, 51])
+def test_limit_says_how_many_there_are(n):
+    with pytest.raises(UserError, match=rf"{n} images of made up: it has 50"):
+        limit(make_split(), n)
+
+
+def test_hold_out_divides_each_class_alike(plain):
+    train, validation = hold_out(plain, 0.2, seed=1)
+    assert torch.bincount(validation.labels).tolist() == [2] * 5
+    assert torch.bincount(train.labels).tolist() == [8] * 5
+    at = [(part.difficulty * 50).round().long() for part in (train, validation)]
+    assert sorted(torch.cat(at).tolist()) == list(range(50))
+    assert torch.equal(items(validation), items(plain)[at[1]])
+    assert torch.equal(items(train), items(plain)[at[0]])
+    again = hold_out(plain, 0.2, seed=1)[1]
+    other = hold_out(plain, 0.2, seed=2)[1]
+    assert torch.equal(again.difficulty, validation.difficulty)
+    assert not torch.equal(other.difficulty, validation.difficulty)
+
+
+def test_held_out_images_are_not_augmented_in_reading():
+    split = make_split(stream=True)
+    train, validation = hold_out(limit(split, 40), 0.25)
+    at = (validation.difficulty * 50).round().long()
+    assert torch.equal(items(validation), split.images.images[at])
+    assert not torch.equal(items(train), items(train))
+
+
+def test_parts_keep_the_memory_layout():
+    images = make_split().images.contiguous(memory_format=torch.channels_last)
+    split = DataSplit(images, torch.arange(50) % 5, tuple("abcde"), (0.5,) * 3, (0.5,) * 3)
+    assert limit(split, 20).images.is_contiguous(memory_format=torch.channels_last)
+    assert limit(split, 20).difficulty is None
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2, 0.01, 0.99])
+def test_hold_out_refuses_a_fraction_that_leaves_nothing(fraction):
+    with pytest.raises(UserError, match=f"fraction {fraction}"):
+        hold_out(make_split(), fraction)

@@ -1,0 +1,267 @@
+"""The data sets that torchvision reads, on tiny archives in the published formats, with a local file server."""
+
+import contextlib
+import gzip
+import hashlib
+import pickle
+import struct
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from registry import DATASETS, UserError, build
+
+NOWHERE = "http://127.0.0.1:9/"
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Cifar:
+    """CIFAR with 4 images in each file; ``archive`` is the published archive, served or not."""
+
+    def __init__(self, monkeypatch, folder, source, key, meta_key):
+        self.source = source
+        self.archive = folder / source.filename
+        files = folder / source.base_folder
+        files.mkdir(parents=True)
+        self.data = {}
+        for i, (name, _) in enumerate(source.train_list + source.test_list):
+            self.data[name] = pixels(4, 3072, seed=i)
+            (files / name).write_bytes(pickle.dumps({"data": self.data[name], key: [0, 1, 2, i]}))
+        (files / source.meta["filename"]).write_bytes(pickle.dumps({meta_key: [f"kind {k}" for k in range(10)]}))
+        for table in ("train_list", "test_list"):
+            sums = [[name, md5(files / name)] for name, _ in getattr(source, table)]
+            monkeypatch.setattr(source, table, sums)
+        meta = {**source.meta, "md5": md5(files / source.meta["filename"])}
+        monkeypatch.setattr(source, "meta", meta)
+        with tarfile.open(self.archive, "w:gz") as tar:
+            tar.add(files, source.base_folder)
+        monkeypatch.setattr(source, "tgz_md5", md5(self.archive))
+        monkeypatch.setattr(source, "url", NOWHERE + self.archive.name)
+
+
+CIFARS = {
+    "cifar10": (datasets.CIFAR10, "labels", "label_names"),
+    "cifar100": (datasets.CIFAR100, "fine_labels", "fine_label_names"),
+}
+
+
+@pytest.fixture(params=CIFARS)
+def cifar(request, monkeypatch, tmp_path):
+    fake = Cifar(monkeypatch, tmp_path / "published", *CIFARS[request.param])
+    fake.name = request.param
+    fake.root = tmp_path / "root"
+    fake.load = lambda train=True, **options: build(DATASETS, fake.name, str(fake.root), train, **options)
+    return fake
+
+
+def test_cifar_is_downloaded_once_and_read(cifar, monkeypatch):
+    with serve(cifar.archive.parent) as address:
+        monkeypatch.setattr(cifar.source, "url", address + cifar.archive.name)
+        train = cifar.load()
+    test = cifar.load(train=False, download=False)
+    assert train.classes == test.classes == tuple(f"kind {k}" for k in range(10))
+    for split, table in ((train, cifar.source.train_list), (test, cifar.source.test_list)):
+        expected = np.concatenate([cifar.data[name] for name, _ in table]).reshape(-1, 3, 32, 32)
+        assert np.array_equal(split.images.numpy(), expected)
+        assert split.images.is_contiguous(memory_format=torch.channels_last) or split.images.is_contiguous()
+        assert split.labels.dtype == torch.int64
+    assert test.labels.tolist() == [0, 1, 2, len(cifar.source.train_list)]
+    assert (train.mean, train.std) == (test.mean, test.std)
+
+
+def fails(load, *said):
+    with pytest.raises(UserError) as caught:
+        load()
+    for part in said:
+        assert str(part) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cifar_that_cannot_be_downloaded_says_where_it_looked_and_what_to_do(cifar):
+    url = cifar.source.url
+    fails(cifar.load, f"{cifar.name}: not found in {cifar.root}", "download failed", f"fetch {url} into {cifar.root}")
+    fails(partial(cifar.load, download=False), f"in {cifar.root}, and download=False", f"fetch {url}")
+
+
+def test_cifar_fetched_by_hand_is_found(cifar):
+    cifar.root.mkdir()
+    (cifar.root / cifar.archive.name).write_bytes(cifar.archive.read_bytes())
+    assert len(cifar.load()) == 4 * len(cifar.source.train_list)
+
+
+def test_half_an_archive_is_not_taken_for_the_whole(cifar):
+    cifar.root.mkdir()
+    whole = cifar.archive.read_bytes()
+    (cifar.root / cifar.archive.name).write_bytes(whole[: len(whole) // 2])
+    fails(cifar.load, "download failed")
+
+
+def test_a_damaged_or_missing_file_is_not_taken_for_whole(cifar):
+    (cifar.root).mkdir()
+    (cifar.root / cifar.archive.name).write_bytes(cifar.archive.read_bytes())
+    cifar.load()
+    part = cifar.root / cifar.source.base_folder / cifar.source.train_list[-1][0]
+    part.write_bytes(part.read_bytes()[:-10])
+    fails(partial(cifar.load, download=False), "not whole")
+    # The archive is still there, from which the file is restored without a network.
+    assert len(cifar.load()) == 4 * len(cifar.source.train_list)
+
+
+def test_a_served_archive_that_is_damaged_is_refused(cifar, monkeypatch):
+    cifar.archive.write_bytes(cifar.archive.read_bytes()[:-10])
+    with serve(cifar.archive.parent) as address:
+        monkeypatch.setattr(cifar.source, "url", address + cifar.archive.name)
+        fails(cifar.load, "download failed")
+
+
+def test_the_default_root_is_data(cifar, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: build(DATASETS, cifar.name, None, True, download=False), "in data, and")
+
+
+@pytest.fixture
+def stl(monkeypatch, tmp_path):
+    source = datasets.STL10
+    files = tmp_path / "root" / source.base_folder
+    files.mkdir(parents=True)
+    for part, count in (("train", 4), ("test", 3)):
+        (files / f"{part}_X.bin").write_bytes(pixels(count, 3, 96, 96).tobytes())
+        (files / f"{part}_y.bin").write_bytes(bytes(range(1, count + 1)))
+    (files / "unlabeled_X.bin").write_bytes(b"")
+    for table in ("train_list", "test_list"):
+        monkeypatch.setattr(source, table, [[name, md5(files / name)] for name, _ in getattr(source, table)])
+    monkeypatch.setattr(source, "url", NOWHERE + source.filename)
+    return tmp_path / "root"
+
+
+def test_stl10(stl):
+    train, test = (build(DATASETS, "stl10", str(stl), part) for part in (True, False))
+    assert train.images.shape == (4, 3, 96, 96)
+    assert train.labels.tolist() == [0, 1, 2, 3]
+    assert test.labels.tolist() == [0, 1, 2]
+    # The published files hold columns, not rows.
+    assert np.array_equal(train.images.numpy(), pixels(4, 3, 96, 96).swapaxes(2, 3))
+    assert (train.num_classes, train.padding) == (10, 12)
+
+
+def test_stl10_can_be_resized(stl):
+    full, small = (build(DATASETS, "stl10", str(stl), True, image_size=size) for size in (96, 32))
+    assert small.images.shape == (4, 3, 32, 32)
+    assert small.images.dtype == torch.uint8
+    assert small.padding == 4
+    # Antialiased: each pixel weighs several, so that noise is averaged away and the mean stays.
+    assert small.images.float().std() < 0.6 * full.images.float().std()
+    torch.testing.assert_close(small.images.float().mean(), full.images.float().mean(), atol=1.5, rtol=0)
+    fails(lambda: build(DATASETS, "stl10", str(stl), True, image_size=0), "image_size=0")
+
+
+def test_stl10_that_is_damaged(stl):
+    (stl / "stl10_binary" / "test_y.bin").write_bytes(b"")
+    fails(lambda: build(DATASETS, "stl10", str(stl), False), "stl10: not found in", "stl10_binary.tar.gz")
+
+
+def idx(array):
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.tobytes()
+
+
+@pytest.fixture
+def fashion(monkeypatch, tmp_path):
+    """The four published files in a folder, and the root they belong into."""
+    source = datasets.FashionMNIST
+    published = tmp_path / "published"
+    published.mkdir()
+    for part, count in (("train", 6), ("t10k", 5)):
+        for kind, array in (
+            ("images-idx3", pixels(count, 28, 28)),
+            ("labels-idx1", np.arange(count, dtype=np.uint8)),
+        ):
+            (published / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+    monkeypatch.setattr(source, "resources", [(name, md5(published / name)) for name, _ in source.resources])
+    monkeypatch.setattr(source, "mirrors", [NOWHERE])
+    return published, tmp_path / "root"
+
+
+def load_fashion(root, train=True, **options):
+    return build(DATASETS, "fashion_mnist", str(root), train, **options)
+
+
+def test_fashion_mnist_is_downloaded_and_read(fashion, monkeypatch):
+    published, root = fashion
+    with serve(published) as address:
+        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+        train = load_fashion(root)
+    test = load_fashion(root, train=False, download=False)
+    assert np.array_equal(train.images[:, 0].numpy(), pixels(6, 28, 28))
+    assert test.images.shape == (5, 1, 28, 28)
+    assert train.labels.tolist() == list(range(6))
+    assert len(train.mean) == len(train.std) == 1
+    assert "Sneaker" in train.classes
+    color = load_fashion(root, channels=3)
+    assert torch.equal(color.images, train.images.expand(-1, 3, -1, -1))
+    assert color.mean == train.mean * 3
+
+
+def test_fashion_mnist_fetched_by_hand_is_found(fashion):
+    published, root = fashion
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in published.iterdir():
+        (raw / file.name).write_bytes(file.read_bytes())
+    assert len(load_fashion(root)) == 6
+
+
+def test_fashion_mnist_that_is_not_there(fashion):
+    _, root = fashion
+    raw = root / "FashionMNIST" / "raw"
+    fails(lambda: load_fashion(root), f"not found in {root}", "download failed", "train-images-idx3-ubyte.gz", raw)
+    fails(lambda: load_fashion(root, download=False), "download=False", raw)
+
+
+@pytest.mark.parametrize("length", [0, 3, 9, 16, 100])
+@pytest.mark.parametrize("kind", ["images-idx3-ubyte", "labels-idx1-ubyte"])
+def test_fashion_mnist_file_cut_short_is_named(fashion, kind, length):
+    published, root = fashion
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in published.iterdir():
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    whole = (raw / f"train-{kind}").read_bytes()
+    (raw / f"train-{kind}").write_bytes(whole[: min(length, len(whole) - 1)])
+    fails(lambda: load_fashion(root), f"train-{kind} is damaged", "delete it")
+    assert len(load_fashion(root, train=False)) == 5
+
+
+def test_fashion_mnist_channels(fashion):
+    fails(lambda: load_fashion(fashion[1], channels=2), "channels=2")

@@ -1,0 +1,182 @@
+"""Center rules: valid at step 0, updates by hand, gradient to the student only, state that survives a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from registry import CENTER_RULES, CenterRule, Centers, Output, Setup, Shapes, UserError, build
+
+NAMES = CENTER_RULES.names()
+CLASSES, STUDENT, TEACHER = 3, 2, 4
+SETUP = Setup(Shapes(CLASSES, STUDENT), Shapes(CLASSES, TEACHER))
+
+
+class Net(nn.Module):
+    """As much of a network as a center rule looks at."""
+
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, CLASSES, bias=bias)
+
+
+@pytest.fixture
+def nets() -> tuple[Net, Net]:
+    torch.manual_seed(0)
+    return Net(STUDENT), Net(TEACHER)
+
+
+def output(embedding: list[list[float]]) -> Output:
+    rows = torch.tensor(embedding)
+    return Output(torch.zeros(len(rows), CLASSES), rows)
+
+
+def rule(spec: str) -> CenterRule:
+    torch.manual_seed(0)
+    made: CenterRule = build(CENTER_RULES, spec, SETUP)
+    return made
+
+
+def step(made: CenterRule, student: list[list[float]], labels: list[int]) -> None:
+    """One update; the teacher's embedding is the student's, twice side by side and negative."""
+    teacher = [[-x for x in row + row] for row in student]
+    made.update(output(student), output(teacher), torch.tensor(labels))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_centers_are_valid_at_step_0(name: str, nets: tuple[Net, Net]) -> None:
+    centers = rule(name)(*nets)
+    assert isinstance(centers, Centers)
+    assert centers.student.shape == (CLASSES, STUDENT)
+    assert centers.teacher.shape == (CLASSES, TEACHER)
+    assert centers.student.isfinite().all()
+    assert centers.student.any(dim=1).all()
+    assert centers.teacher.equal(nets[1].classifier.weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_centers_never_ask_for_gradient(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    for _ in range(2):
+        centers = made(*nets)
+        for tensor in (centers.teacher, centers.teacher_bias):
+            assert tensor is None or not tensor.requires_grad
+        step(made, [[1.0, 2.0], [3.0, 4.0]], [0, 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_holds_no_network(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    made(*nets)
+    step(made, [[1.0, 2.0]], [0])
+    held = {id(tensor) for tensor in (*made.parameters(), *made.buffers())}
+    assert not held & {id(tensor) for net in nets for tensor in net.parameters()}
+
+
+def test_classifier_rows_are_the_centers(nets: tuple[Net, Net]) -> None:
+    centers = rule("classifier")(*nets)
+    student, teacher = (net.classifier for net in nets)
+    assert centers.student is student.weight
+    assert centers.student_bias is student.bias
+    assert centers.teacher_bias is not None
+    assert centers.teacher_bias.equal(teacher.bias)
+    centers.student.sum().backward()
+    assert student.weight.grad is not None
+
+
+def test_classifiers_without_bias() -> None:
+    centers = rule("classifier")(Net(STUDENT, bias=False), Net(TEACHER, bias=False))
+    assert centers.student_bias is None
+    assert centers.teacher_bias is None
+
+
+def test_learnable_centers_get_gradient(nets: tuple[Net, Net]) -> None:
+    made = rule("learnable")
+    (parameter,) = made.parameters()
+    made(*nets).student.square().sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad.abs().sum() > 0
+    assert nets[0].classifier.weight.grad is None
+
+
+def close(tensor: Tensor, expected: list[list[float]]) -> None:
+    torch.testing.assert_close(tensor, torch.tensor(expected))
+
+
+def test_ema_by_hand(nets: tuple[Net, Net]) -> None:
+    made = rule("ema(momentum=0.75)")
+    row = nets[0].classifier.weight[2].tolist()
+    step(made, [[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]], [0, 0, 1])
+    # The first mean is taken whole; class 2 has not been seen and has its classifier's row.
+    close(made(*nets).student, [[2.0, 3.0], [10.0, 20.0], row])
+    step(made, [[6.0, 7.0]], [0])
+    close(made(*nets).student, [[0.75 * 2 + 0.25 * 6, 0.75 * 3 + 0.25 * 7], [10.0, 20.0], row])
+    close(made(*nets).teacher[:2], [[-3.0, -4.0, -3.0, -4.0], [-10.0, -20.0, -10.0, -20.0]])
+    assert made(*nets).teacher[2].equal(nets[1].classifier.weight[2])
+
+
+def test_ema_default_momentum_is_0_9(nets: tuple[Net, Net]) -> None:
+    made = rule("ema")
+    for value in (0.0, 10.0):
+        step(made, [[value, value]], [0])
+    close(made(*nets).student[:1], [[1.0, 1.0]])
+
+
+def test_batch_mean_by_hand(nets: tuple[Net, Net]) -> None:
+    made = rule("batch_mean")
+    row = nets[0].classifier.weight[2].tolist()
+    step(made, [[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]], [0, 0, 1])
+    step(made, [[6.0, 7.0], [8.0, 9.0]], [0, 0])
+    close(made(*nets).student, [[7.0, 8.0], [10.0, 20.0], row])
+
+
+@pytest.mark.parametrize("name", ["ema", "batch_mean"])
+def test_the_row_of_an_unseen_class_follows_the_classifier(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    step(made, [[1.0, 2.0]], [0])
+    with torch.no_grad():
+        nets[0].classifier.weight.fill_(9)
+    close(made(*nets).student, [[1.0, 2.0], [9.0, 9.0], [9.0, 9.0]])
+
+
+@pytest.mark.parametrize("name", ["ema", "batch_mean"])
+def test_an_update_between_forward_and_backward_is_harmless(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    step(made, [[1.0, 2.0]], [0])
+    query = torch.ones(STUDENT, requires_grad=True)
+    value = (made(*nets).student @ query).sum()
+    step(made, [[5.0, 6.0]], [0])
+    value.backward()
+
+
+def test_embeddings_in_half_precision_are_averaged_in_full(nets: tuple[Net, Net]) -> None:
+    made = rule("ema")
+    values = torch.full((1000, STUDENT), 1.0, dtype=torch.bfloat16)
+    teacher = torch.full((1000, TEACHER), 1.0, dtype=torch.bfloat16)
+    labels = torch.zeros(1000, dtype=torch.int64)
+    made.update(Output(values, values), Output(values, teacher), labels)
+    centers = made(*nets)
+    assert centers.student.dtype == torch.float32
+    close(centers.student[:1], [[1.0, 1.0]])
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1, 2])
+def test_ema_refuses_a_momentum_outside_of_its_range(momentum: float) -> None:
+    with pytest.raises(UserError, match="momentum"):
+        rule(f"ema(momentum={momentum})")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_survives_a_resume(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    step(made, [[1.0, 2.0], [3.0, 4.0]], [0, 1])
+    torch.manual_seed(1)
+    resumed: Any = build(CENTER_RULES, name, SETUP)
+    resumed.load_state_dict(made.state_dict())
+    for each in (made, resumed):
+        step(each, [[5.0, 5.0]], [1])
+    for before, after in zip(made(*nets), resumed(*nets), strict=True):
+        assert (before is None and after is None) or before.equal(after)

@@ -1,0 +1,429 @@
+"""The whole objective: the published total, which rows a term sees, weights, and what is logged or refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pckd.objective import Objective, labels_of, needs_teacher
+from registry import (
+    CENTER_RULES,
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    LOSSES,
+    METHODS,
+    Centers,
+    Context,
+    NotApplicable,
+    Output,
+    Setup,
+    Shapes,
+    Term,
+    UnknownName,
+    UserError,
+    build,
+)
+
+B, V, K, DS, DT = 5, 4, 3, 6, 8
+
+
+def make_objective(
+    terms: list[Term],
+    setup: Setup | None = None,
+    difficulty: str | Callable[..., Tensor] = "cross_entropy",
+    scheduler: str | Callable[..., Tensor] = "preview",
+    centers: str = "classifier",
+) -> Objective:
+    setup = setup or Setup(Shapes(K, DS), Shapes(K, DT), num_samples=B)
+    return Objective(
+        terms,
+        setup,
+        difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
+        scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
+        centers=build(CENTER_RULES, centers, setup),
+    )
+
+
+def make_batch(views: int = V, grad: bool = False) -> tuple[Output, Output, Context]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_(grad)
+
+    rows = B * views
+    context = Context(
+        labels=torch.tensor([0, 1, 2, 0, 1]).repeat_interleave(views),
+        index=torch.arange(B).repeat_interleave(views),
+        centers=Centers(normal(K, DS), normal(K, DT).detach()),
+        views=views,
+    )
+    return Output(normal(rows, K), normal(rows, DS)), Output(normal(rows, K), normal(rows, DT)), context
+
+
+class Recorder(nn.Module):
+    """A loss that keeps what it was shown; its value for a row is 1 plus the number of the row's image."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.shown: tuple[Output, Output, Context]
+
+    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        self.shown = student, teacher, context
+        return 1.0 + context.index + 0 * student.logits.sum()
+
+
+class WholeBatch(nn.Module):
+    """A scalar loss."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        return student.logits.square().mean()
+
+
+# The published step
+
+
+def published(golden: Any, method: str, epoch: int, epochs: int) -> dict[str, Tensor]:
+    objective = make_objective(build(METHODS, method), golden.setup)
+    losses: Any = objective.losses
+    golden.fill(losses["category_contrast"].student_query, "cc_proj_student")
+    golden.fill(losses["category_contrast"].teacher_query, "cc_proj_teacher")
+    first, norm, _, last = losses["feature_alignment"].projection
+    for layer, name in ((first, "fa_fc1"), (norm, "fa_bn"), (last, "fa_fc2")):
+        golden.fill(layer, name)
+    values: dict[str, Tensor] = objective(golden.student, golden.teacher, golden.context(epoch, epochs))
+    return values
+
+
+@pytest.mark.parametrize(("epoch", "epochs"), [(60, 240), (30, 120), (5, 20)])
+def test_the_published_total(golden: Any, epoch: int, epochs: int) -> None:
+    values = published(golden, "pckd", epoch, epochs)
+    assert values["loss"].item() == golden.near("pckd_total_epoch60_alpha1_beta0.05_delta1_ff20")
+    assert values["cross_entropy"].item() == pytest.approx(
+        golden["expected_cross_entropy"].mean().item(), rel=1e-4, abs=1e-5
+    )
+    assert values["feature_alignment"].item() / 20 == golden.near("feature_alignment")
+    if golden.name == "same":
+        assert values["center_alignment"].item() == golden.near("center_alignment")
+    weights = golden["expected_preview_weight_epoch60"]
+    assert values["kd"].item() == pytest.approx((weights * golden["expected_kd"]).mean().item(), rel=1e-4)
+    assert values["preview_weight"].item() == pytest.approx(weights.mean().item(), rel=1e-4)
+    assert values["previewed"].item() == pytest.approx((weights < 1).float().mean().item())
+
+
+@pytest.mark.parametrize("method", ["pckd_without_kd", "pckd(delta=0)"])
+def test_the_published_total_without_kd(golden: Any, method: str) -> None:
+    values = published(golden, method, 60, 240)
+    assert "kd" not in values
+    assert values["loss"].item() == golden.near("pckd_total_epoch60_without_kd")
+
+
+def test_center_alignment_is_dropped_where_widths_differ(golden: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pckd"):
+        values = published(golden, "pckd", 60, 240)
+    assert ("center_alignment" in values) == (golden.name == "same")
+    lines = [record.getMessage() for record in caplog.records if "center_alignment" in record.getMessage()]
+    assert len(lines) == (golden.name == "other")
+    assert all("center_relation" in line and "12" in line and "20" in line for line in lines)
+
+
+# Rows
+
+
+def test_a_term_sees_the_rows_it_asks_for() -> None:
+    student, teacher, context = make_batch()
+    maps = (torch.arange(B * V).float().reshape(-1, 1, 1, 1),)
+    student, teacher = student._replace(maps=maps, preacts=maps), teacher._replace(maps=maps)
+    objective = make_objective([Term(Recorder, name="up"), Term(Recorder, views="all", name="every")])
+    objective(student, teacher, context)
+    losses: Any = objective.losses
+    upright, every = losses["up"].shown, losses["every"].shown
+    rows = torch.arange(0, B * V, V)
+    for shown, whole in zip(upright[:2], (student, teacher), strict=True):
+        assert shown.logits.equal(whole.logits[rows])
+        assert shown.embedding.equal(whole.embedding[rows])
+        assert shown.maps[0].flatten().tolist() == rows.tolist()
+    assert upright[0].preacts[0].flatten().tolist() == rows.tolist()
+    assert upright[2].labels.tolist() == [0, 1, 2, 0, 1]
+    assert upright[2].index.tolist() == [0, 1, 2, 3, 4]
+    assert upright[2].views == 1
+    assert upright[2].centers is context.centers
+    assert every[0].logits.equal(student.logits)
+    assert every[2].labels.equal(context.labels)
+    assert every[2].views == V
+
+
+def test_metric_and_scheduler_see_upright_rows_without_gradient() -> None:
+    student, teacher, context = make_batch(grad=True)
+    seen = {}
+
+    def metric(student: Output, teacher: Output, context: Context) -> Tensor:
+        seen.update(student=student, teacher=teacher, labels=context.labels, grad=torch.is_grad_enabled())
+        return student.logits[:, 0].exp()
+
+    def scheduler(difficulty: Tensor, context: Context) -> Tensor:
+        seen.update(difficulty=difficulty, views=context.views)
+        return difficulty / (1 + difficulty)
+
+    objective = make_objective([Term("kd", previewed=True)], difficulty=metric, scheduler=scheduler)
+    values = objective(student, teacher, context)
+    assert seen["student"].logits.equal(student.logits[::V])
+    assert seen["teacher"].logits.equal(teacher.logits[::V])
+    assert seen["labels"].equal(context.labels[::V])
+    assert seen["views"] == 1
+    assert not seen["grad"]
+    assert not seen["difficulty"].requires_grad
+    assert not values["preview_weight"].requires_grad
+    assert not values["previewed"].requires_grad
+
+
+@pytest.mark.parametrize("views", [1, V])
+def test_previewed_terms_are_weighted_by_their_image(views: int) -> None:
+    student, teacher, context = make_batch(views)
+    weights = torch.tensor([1.0, 0.5, 0.0, 0.25, 1.0])
+    terms = [
+        Term(Recorder, 2.0, previewed=True, name="up"),
+        Term(Recorder, 3.0, previewed=True, views="all", name="every"),
+        Term(Recorder, 1.0, views="all", name="plain"),
+    ]
+    values = make_objective(terms, scheduler=lambda difficulty, context: weights)(student, teacher, context)
+    weighted = (weights * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).mean().item()
+    assert values["up"].item() == pytest.approx(2 * weighted)
+    assert values["every"].item() == pytest.approx(3 * weighted)
+    assert values["plain"].item() == pytest.approx(3)
+    assert values["preview_weight"].item() == pytest.approx(0.55)
+    assert values["previewed"].item() == pytest.approx(0.6)
+
+
+def test_weights_are_constants_of_the_step() -> None:
+    """The gradient of a previewed term is the gradient with the weights written down as numbers."""
+    student, teacher, context = make_batch(grad=True)
+    objective = make_objective([Term("kd", previewed=True)], scheduler="focal")
+    objective(student, teacher, context)["loss"].backward()
+    got = student.logits.grad
+    student.logits.grad = None
+    weights = objective.weights(student.upright(V), teacher.upright(V), context.upright())
+    numbers = torch.tensor(weights.tolist())
+    fixed = make_objective([Term("kd", previewed=True)], scheduler=lambda difficulty, context: numbers)
+    fixed(student, teacher, context)["loss"].backward()
+    assert got is not None
+    torch.testing.assert_close(got, student.logits.grad)
+    assert not got.view(B, V, K)[:, 1:].any()
+
+
+def test_without_a_previewed_term_there_are_no_weights() -> None:
+    def never(*arguments: Any) -> Tensor:
+        raise AssertionError("asked for")
+
+    objective = make_objective([Term("kd")], difficulty=never, scheduler=never)
+    assert set(objective(*make_batch())) == {"kd", "loss"}
+
+
+# Sum
+
+
+def test_the_loss_is_the_sum_of_the_terms() -> None:
+    student, teacher, context = make_batch()
+    values = make_objective(build(METHODS, "pckd(center='center_relation')"))(student, teacher, context)
+    names = ["cross_entropy", "kd", "feature_alignment", "center_relation", "category_contrast"]
+    assert list(values) == [*names, "loss", "preview_weight", "previewed"]
+    assert values["loss"].item() == pytest.approx(sum(values[name].item() for name in names))
+    assert all(value.ndim == 0 for value in values.values())
+
+
+def test_a_term_enters_with_its_weight() -> None:
+    batch = make_batch()
+    once, thrice = (make_objective([Term("kd", weight)])(*batch) for weight in (1.0, 3.0))
+    assert thrice["kd"].item() == pytest.approx(3 * once["kd"].item())
+
+
+def test_options_reach_the_loss() -> None:
+    batch = make_batch()
+    by_options, by_name, default = (
+        make_objective([term])(*batch)["loss"].item()
+        for term in (Term("kd", options={"temperature": 2.0}), Term("kd(temperature=2.0)"), Term("kd"))
+    )
+    assert by_options == by_name != default
+
+
+def test_a_term_of_weight_0_is_left_out() -> None:
+    objective = make_objective([Term("cross_entropy"), Term("category_contrast", 0.0, previewed=True, views="all")])
+    assert list(objective.terms) == ["cross_entropy"]
+    assert not list(objective.parameters())
+    assert not objective.previews
+    assert not objective.needs_views
+    assert set(objective(*make_batch())) == {"cross_entropy", "loss"}
+
+
+def test_the_teacher_is_a_constant() -> None:
+    class Distance(nn.Module):
+        """A user's loss that does not detach anything."""
+
+        def __init__(self, setup: Setup) -> None:
+            super().__init__()
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            return (student.logits - teacher.logits).square().mean(1) + teacher.embedding.mean(1)
+
+    student, teacher, context = make_batch(grad=True)
+    objective = make_objective([Term(Distance), Term(Distance, views="all"), Term("kd", previewed=True)])
+    objective(student, teacher, context)["loss"].backward()
+    assert student.logits.grad is not None
+    assert teacher.logits.grad is None
+    assert teacher.embedding.grad is None
+
+
+def test_values_stay_in_full_precision_under_autocast() -> None:
+    student, teacher, context = make_batch()
+    objective = make_objective(build(METHODS, "pckd(center='center_relation')"))
+    with torch.autocast("cpu", torch.bfloat16):
+        values = objective(student, teacher, context)
+    assert {value.dtype for value in values.values()} == {torch.float32}
+    assert values["loss"].item() == pytest.approx(objective(student, teacher, context)["loss"].item(), rel=0.05)
+
+
+# State
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_parameters_and_buffers_of_a_loss_are_the_objectives(name: str) -> None:
+    torch.manual_seed(0)
+    maps = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (DS, 2, 2))
+    setup = Setup(Shapes(K, DS, maps, maps), Shapes(K, DS, maps, maps), num_samples=B)
+    try:
+        loss: nn.Module = build(LOSSES, name, setup)
+    except NotApplicable as refusal:
+        pytest.skip(str(refusal))
+    objective = make_objective([Term(name)], setup)
+    shapes = sorted(tuple(p.shape) for p in loss.parameters())
+    assert sorted(tuple(p.shape) for p in objective.parameters()) == shapes
+    assert all(p.requires_grad for p in objective.parameters())
+    kept = {f"losses.{name}.{key}" for key in loss.state_dict()}
+    assert kept == set(objective.state_dict())
+    assert {f"losses.{name}.{key}" for key, _ in loss.named_parameters()} <= kept
+
+
+def test_learnable_centers_are_parameters_and_memories_are_state() -> None:
+    assert "centers.student" in dict(make_objective([Term("kd")], centers="learnable").named_parameters())
+    assert "centers.seen" in make_objective([Term("kd")], centers="ema").state_dict()
+
+
+def test_terms_of_one_loss_are_kept_apart() -> None:
+    terms = [
+        Term("kd", 1.0, options={"temperature": 1.0}),
+        Term("cross_entropy"),
+        Term("kd", 2.0),
+        Term("kd", name="z"),
+    ]
+    objective = make_objective(terms)
+    values = objective(*make_batch())
+    assert list(objective.terms) == ["kd_0", "cross_entropy", "kd_2", "z"]
+    assert values["kd_2"].item() == pytest.approx(2 * values["z"].item())
+    assert values["kd_0"].item() != values["z"].item()
+    assert values["loss"].item() == pytest.approx(sum(values[label].item() for label in objective.terms))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "a"],
+        ["a", "a", "a_0", "a_1"],
+        ["a_1", "a", "a"],
+        ["loss", "previewed", "preview_weight"],
+        ["keys", "training", "forward", "_modules"],
+        ["my.loss", "my_loss", "."],
+    ],
+)
+def test_labels_never_collide(names: list[str]) -> None:
+    terms = [Term(Recorder, float(n + 1), name=name) for n, name in enumerate(names)]
+    labels = labels_of(terms)
+    assert len(set(labels)) == len(names)
+    assert not {"loss", "previewed", "preview_weight"} & set(labels)
+    values = make_objective(terms)(*make_batch())
+    assert values["loss"].item() == pytest.approx(3 * sum(n + 1 for n in range(len(names))))
+
+
+# Refusals
+
+
+def not_here(setup: Setup) -> nn.Module:
+    raise NotApplicable("this loss needs a network on paper")
+
+
+def test_an_optional_term_that_cannot_work_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pckd"):
+        objective = make_objective([Term("kd"), Term(not_here, optional=True)])
+        for _ in range(3):
+            assert set(objective(*make_batch())) == {"kd", "loss"}
+    (record,) = caplog.records
+    assert "not_here" in record.getMessage()
+    assert "needs a network on paper" in record.getMessage()
+
+
+def test_a_term_that_cannot_work_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="on paper"):
+        make_objective([Term("kd"), Term(not_here)])
+    with pytest.raises(NotApplicable, match="center_relation"):
+        make_objective([Term("center_alignment")])
+
+
+def test_other_errors_are_not_taken_for_not_applicable() -> None:
+    with pytest.raises(UnknownName):
+        make_objective([Term("kd"), Term("kdd", optional=True)])
+    with pytest.raises(UserError, match="temperature"):
+        make_objective([Term("kd"), Term("kd(temperature=0)", optional=True)])
+
+
+def test_a_scalar_cannot_be_previewed() -> None:
+    assert make_objective([Term(WholeBatch)])(*make_batch())["loss"].ndim == 0
+    with pytest.raises(UserError, match="WholeBatch is about the whole batch"):
+        make_objective([Term(WholeBatch, previewed=True)])(*make_batch())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (B, 1), (B * V,)])
+def test_weights_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    objective = make_objective([Term("kd", previewed=True)], scheduler=lambda difficulty, context: torch.ones(shape))
+    with pytest.raises(UserError, match="one weight an image"):
+        objective(*make_batch())
+
+
+@pytest.mark.parametrize("shape", [(1,), (B, 1), (B * V,), (B, K)])
+@pytest.mark.parametrize("previewed", [False, True])
+def test_values_of_another_shape_are_refused(shape: tuple[int, ...], previewed: bool) -> None:
+    class Wrong(WholeBatch):
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            return torch.ones(shape)
+
+    with pytest.raises(UserError, match=r"Wrong returned values of shape .* for 5 rows"):
+        make_objective([Term(Wrong, previewed=previewed)])(*make_batch())
+
+
+@pytest.mark.parametrize("terms", [[], [Term("kd", 0.0)], [Term(not_here, optional=True)]])
+def test_no_terms_are_refused(terms: list[Term]) -> None:
+    with pytest.raises(UserError, match="no term"):
+        make_objective(terms)
+
+
+# What a run needs
+
+
+def test_who_needs_a_teacher() -> None:
+    assert not needs_teacher([Term("cross_entropy")])
+    assert not needs_teacher([Term("cross_entropy"), Term("kd", 0.0)])
+    assert needs_teacher([Term("cross_entropy"), Term("kd(temperature=2)")])
+    assert needs_teacher([Term("cross_entropy", previewed=True)])
+    assert needs_teacher([Term(Recorder)])
+    assert not needs_teacher(build(METHODS, "vanilla"))
+    assert make_objective(build(METHODS, "kd")).needs_teacher
+
+
+def test_who_needs_views() -> None:
+    assert make_objective(build(METHODS, "pckd(center='center_relation')")).needs_views
+    assert not make_objective(build(METHODS, "kd")).needs_views

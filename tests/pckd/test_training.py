@@ -1,0 +1,323 @@
+"""The loop, the API and the run folder, on real (if tiny) trainings."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pckd
+from pckd.engine import train as loop
+from pckd.engine.schedule import learning_rate
+from pckd.engine.teacher import FrozenTeacher
+from registry import BACKBONES, LOSSES, Context, Output, Setup, Term, UserError
+
+SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 2}
+
+
+def teacher_net(seed: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    return BACKBONES.get("resnet8")(3)
+
+
+def run(data: pckd.Data, **options: Any) -> pckd.Result:
+    if "teacher" not in options:
+        options["teacher"] = teacher_net()
+    return pckd.distill(**{"student": "resnet8", "data": data, **SMALL, **options})
+
+
+class Recorder:
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.steps = 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
+
+    def advance(self, epoch: int, step: int) -> None:
+        self.steps += 1
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def end(self) -> None: ...
+
+
+def test_learning_rate_drops_at_each_milestone() -> None:
+    rates = [learning_rate(p, 0.05, (0.5, 0.75), 0.1) for p in (0.0, 0.49, 0.5, 0.74, 0.75, 0.99)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
+
+
+def test_milestones_scale_with_epochs() -> None:
+    # Of 240 epochs the first drop is after 150; of 16 epochs after 10.
+    assert learning_rate(10 / 16 - 1e-9, 0.05) == 0.05
+    assert learning_rate(10 / 16, 0.05) == pytest.approx(0.005)
+
+
+def test_student_learns(tiny_data: pckd.Data) -> None:
+    result = pckd.train(student="resnet8", data=tiny_data, **{**SMALL, "epochs": 12})
+    assert result.last_top1 > 80
+    assert result.teacher_top1 is None
+    assert not result.student.training
+
+
+def test_every_method_lists_all_its_terms_in_every_row(tiny_data: pckd.Data) -> None:
+    rows = run(tiny_data, method="pckd").history
+    assert [row["epoch"] for row in rows] == [1, 2]
+    terms = ("cross_entropy", "kd", "feature_alignment", "center_alignment", "category_contrast")
+    for row in rows:
+        assert row["loss"] == pytest.approx(sum(row[name] for name in terms), rel=1e-5)
+        assert 0 <= row["preview_weight"] <= 1
+        assert 0 <= row["previewed"] <= 1
+
+
+def test_teacher_is_untouched_frozen_and_in_eval_mode(tiny_data: pckd.Data) -> None:
+    teacher = teacher_net()
+    before = copy.deepcopy(teacher.state_dict())
+    run(tiny_data, teacher=teacher, method="pckd")
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    # Batch statistics too: in train mode the running means would have moved.
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+
+
+def test_frozen_teacher_ignores_train_of_its_owner() -> None:
+    owner = nn.Module()
+    owner.teacher = FrozenTeacher(teacher_net().train())
+    owner.train()
+    assert not any(module.training for module in owner.teacher.modules())
+    assert not owner.teacher(torch.zeros(2, 3, 8, 8)).logits.requires_grad
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_loss_parameter_is_trained(loss: str, tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    before: dict[str, Tensor] = {}
+    seen: list[nn.Module] = []
+    original = loop.fit
+
+    def spy(**arguments: Any) -> Any:
+        objective = arguments["objective"]
+        seen.append(objective)
+        before.update({name: p.detach().clone() for name, p in objective.named_parameters()})
+        return original(**arguments)
+
+    monkeypatch.setattr("pckd.api.fit", spy)
+    run(tiny_data, method=[Term("cross_entropy"), Term(loss, views="all", name="probed")], epochs=1)
+    frozen = [name for name, p in seen[0].named_parameters() if torch.equal(before[name], p)]
+    # A bias in front of a batch norm has no effect and so no gradient, but weight decay still moves it.
+    assert not frozen
+
+
+def test_same_seed_same_metrics_and_weights(tiny_data: pckd.Data) -> None:
+    first, second = run(tiny_data, seed=3), run(tiny_data, seed=3)
+    assert first.history == second.history
+    for a, b in zip(first.student.state_dict().values(), second.student.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert run(tiny_data, seed=4).history != first.history
+
+
+def test_caller_random_state_is_left_alone(tiny_data: pckd.Data) -> None:
+    teacher = teacher_net()
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(tiny_data, teacher=teacher, epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    class Stop(Recorder):
+        def advance(self, epoch: int, step: int) -> None:
+            if (epoch, step) == (3, 2):
+                raise Interrupted
+
+    options: dict[str, Any] = {"epochs": 4, "method": "pckd", "centers": "ema"}
+    whole = run(tiny_data, output=tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        run(tiny_data, output=tmp_path / "cut", display=Stop(), **options)
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 2
+    resumed = run(tiny_data, output=tmp_path / "cut", resume=True, **options)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for a, b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_resume_refuses_other_arguments(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    run(tiny_data, output=tmp_path, epochs=1)
+    with pytest.raises(UserError, match=r"batch_size was 16, is 8"):
+        run(tiny_data, output=tmp_path, epochs=2, batch_size=8, resume=True)
+    run(tiny_data, output=tmp_path, epochs=2, resume=True)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_resume_of_a_damaged_checkpoint_is_one_line(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pth").write_text("not a checkpoint")
+    with pytest.raises(UserError, match=r"cannot resume from .*checkpoint\.pth"):
+        run(tiny_data, output=tmp_path, resume=True)
+
+
+def test_run_folder_has_everything(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    result = run(tiny_data, output=tmp_path, method="pckd", seed=1)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"metrics.jsonl", "result.json", "checkpoint.pth", "model_final.pth"}
+    written = json.loads((tmp_path / "result.json").read_text())
+    expected = {"student": "resnet8", "method": "pckd", "dataset": "tiny", "epochs": 2, "seed": 1, "views": 4}
+    assert expected.items() <= written.items()
+    assert written["last_top1"] == result.history[-1]["top1"]
+    assert written["best_top1"] == max(row["top1"] for row in result.history)
+    assert written["last_top5"] == 100
+    assert written["teacher_top1"] == pytest.approx(pckd.evaluate(teacher_net(), tiny_data).top1)
+    assert written["images_per_second"] > 0
+    assert {"pckd", "torch", "python"} <= written["versions"].keys()
+    assert written["arguments"]["batch_size"] == 16
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.history
+
+
+def test_no_file_holds_the_teacher(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide = BACKBONES.get("wrn_16_2")(3)
+    run(tiny_data, teacher=wide, output=tmp_path, epochs=1)
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    held = {tuple(t.shape) for part in ("student", "objective") for t in checkpoint[part].values()}
+    # A shape that the teacher has and neither the student nor any projection.
+    assert (128, 128, 3, 3) in {tuple(t.shape) for t in wide.state_dict().values()}
+    assert (128, 128, 3, 3) not in held
+
+
+def test_final_model_is_the_student_alone(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    from model_zoo import load_weights
+
+    result = run(tiny_data, output=tmp_path)
+    again = BACKBONES.get("resnet8")(3)
+    load_weights(again, tmp_path / "model_final.pth")
+    assert pckd.evaluate(again, tiny_data).top1 == result.last_top1
+
+
+def test_non_finite_term_stops_before_the_step_and_is_named(tiny_data: pckd.Data) -> None:
+    class Broken(nn.Module):
+        def __init__(self, setup: Setup) -> None:
+            super().__init__()
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            return student.logits.sum(1) * float("nan")
+
+    torch.manual_seed(0)
+    student = BACKBONES.get("resnet8")(3)
+    before = copy.deepcopy(dict(student.named_parameters()))
+    with pytest.raises(UserError, match=r"epoch 1, step 1: broken is not finite"):
+        run(tiny_data, student=student, method=[Term("cross_entropy"), Term(Broken, name="broken")])
+    assert all(torch.equal(before[name], p) for name, p in student.named_parameters())
+
+
+def test_preview_scaling_is_said_in_the_log(tiny_data: pckd.Data) -> None:
+    display = Recorder()
+    run(tiny_data, display=display)
+    assert any("growth^(e * 120)" in note for note in display.notes)
+    assert display.steps == 2 * 3
+
+
+def test_center_alignment_left_out_is_said_once(tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    wide = BACKBONES.get("wrn_16_2")(3)
+    rows = run(tiny_data, teacher=wide).history
+    assert "center_alignment" not in rows[0]
+    assert [r.getMessage() for r in caplog.records if "center_alignment" in r.getMessage()] == [
+        "term center_alignment is left out: center_alignment needs embeddings of one width, but the student's has 64 "
+        "and the teacher's 128; center_relation works for any two widths"
+    ]
+
+
+def test_views_default_to_what_the_method_looks_at(tiny_data: pckd.Data) -> None:
+    assert run(tiny_data, method="kd", epochs=1).record["views"] == 1
+    assert run(tiny_data, method="pckd", epochs=1).record["views"] == 4
+    assert run(tiny_data, method="pckd", epochs=1, views=1).record["views"] == 1
+
+
+def test_validation_split_leaves_the_test_split_alone(tiny_data: pckd.Data) -> None:
+    held = pckd.load_data(tiny_data, val_fraction=0.25)
+    assert held.measured_on == "val"
+    assert len(held.train) + len(held.test) == len(tiny_data.train)
+    result = run(tiny_data, val_fraction=0.25, epochs=1)
+    assert result.record["measured_on"] == "val"
+    assert result.record["train_images"] == len(held.train)
+
+
+def test_teacher_is_trained_once_and_then_taken_from_the_cache(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path))
+    first, second = Recorder(), Recorder()
+    a = run(tiny_data, teacher="resnet8", teacher_epochs=1, epochs=1, display=first)
+    b = run(tiny_data, teacher="resnet8", teacher_epochs=1, epochs=1, display=second)
+    assert any("trained first" in note for note in first.notes)
+    assert any("from the cache" in note for note in second.notes)
+    assert len(first.rows) == 2
+    assert len(second.rows) == 1
+    assert a.teacher_top1 == b.teacher_top1
+    # The projections and the student start alike whether or not a teacher was trained just before.
+    assert a.history == b.history
+
+
+def test_bf16_gives_finite_metrics_close_to_fp32(tiny_data: pckd.Data) -> None:
+    half, exact = (run(tiny_data, precision=p, epochs=1).history[0] for p in ("bf16", "fp32"))
+    assert half["loss"] == pytest.approx(exact["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"method": "pkcd"}, "did you mean 'pckd'"),
+        ({"method": "pckd(betta=1)"}, "did you mean 'beta'"),
+        ({"scheduler": "previw"}, "did you mean 'preview'"),
+        ({"difficulty": "nothing"}, "DIFFICULTY_METRICS"),
+        ({"centers": "clasifier"}, "did you mean 'classifier'"),
+        ({"student": "resnet9"}, "did you mean"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"views": 5}, "views"),
+        ({"limit_train": 1000}, "48"),
+        ({"val_fraction": 1.5}, "fraction"),
+        ({"teacher": nn.Linear(3, 3)}, "teacher"),
+        ({"method": "kd(temperature=0)"}, "temperature must be above 0"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict[str, Any], message: str, tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError) as caught:
+        run(tiny_data, **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_teacher_of_another_class_count_is_refused(tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError, match=r"the teacher has 10 classes, the data set tiny 3"):
+        run(tiny_data, teacher=BACKBONES.get("resnet8")(10))
+
+
+def test_student_as_its_own_teacher_is_refused(tiny_data: pckd.Data) -> None:
+    network = teacher_net()
+    with pytest.raises(UserError, match="same object"):
+        run(tiny_data, student=network, teacher=network)
+
+
+def test_method_that_needs_a_teacher_says_so_for_an_unnamed_student(tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError, match="needs a teacher"):
+        run(tiny_data, student=teacher_net(), teacher=None)

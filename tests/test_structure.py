@@ -1,0 +1,236 @@
+"""The shape of the project, read from its sources: who imports whom, what lies where, and calls that must not occur."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("registry", "model_zoo", "pckd")
+PLUGIN_FOLDERS = ("losses", "difficulty", "schedulers", "centers", "methods")
+CORE = {"torch", "torchvision", "fvcore", "iopath", "numpy", "rich"}
+TOP_LEVEL = {"pyproject.toml", "pckd", "registry", "model_zoo", "tools", "tests", "README.md", "LICENSE"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def each(*folders: str) -> pytest.MarkDecorator:
+    paths = sources(*folders)
+    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imports(node: ast.AST, package: str = "") -> Iterator[str]:
+    """Dotted names of the modules that are imported anywhere below ``node``."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                parents = package.split(".")[: len(package.split(".")) - child.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            for alias in child.names:
+                # "from pckd import functional" is an import of pckd.functional.
+                full = f"{base}.{alias.name}"
+                yield full if is_module(full) else base
+
+
+def imports_of(path: Path) -> set[str]:
+    name = module_name(path)
+    return set(imports(tree(path), name if path.name == "__init__.py" else name.rpartition(".")[0]))
+
+
+def under(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if under(name, *PACKAGES, "tools", "tests")}
+
+
+def at_import(node: ast.AST) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported; not the bodies of functions, nor TYPE_CHECKING blocks."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        yield from at_import(child)
+
+
+def registers(path: Path) -> bool:
+    """Whether a module registers something: a plug-in, not a helper."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == "register" and ast.unparse(node.value).isupper()
+        for node in ast.walk(tree(path))
+    )
+
+
+# Who imports whom: registry <- plug-ins <- objective <- engine <- tools
+
+
+@each("registry")
+def test_registry_is_a_leaf(path: Path) -> None:
+    assert {name for name in ours(path) if not under(name, "registry")} == set()
+
+
+@each("model_zoo")
+def test_model_zoo_imports_only_registry(path: Path) -> None:
+    assert {name for name in ours(path) if not under(name, "registry", "model_zoo")} == set()
+
+
+@each(*(f"pckd/{folder}" for folder in PLUGIN_FOLDERS))
+def test_plugins_import_only_registry_and_functional(path: Path) -> None:
+    assert {name for name in ours(path) if not under(name, "registry", "pckd.functional")} == set()
+
+
+@each("pckd/functional")
+def test_functional_imports_only_registry(path: Path) -> None:
+    assert {name for name in ours(path) if not under(name, "registry", "pckd.functional")} == set()
+
+
+@each("pckd/data")
+def test_data_imports_only_registry_and_helpers(path: Path) -> None:
+    found = ours(path)
+    assert {name for name in found if not under(name, "registry", "pckd.data")} == set()
+    if registers(path):
+        others = {module_name(other) for other in sources("pckd/data") if other != path and registers(other)}
+        assert found & others == set()
+
+
+@each("model_zoo")
+def test_networks_do_not_import_each_other(path: Path) -> None:
+    if registers(path):
+        others = {module_name(other) for other in sources("model_zoo") if other != path and registers(other)}
+        assert ours(path) & others == set()
+
+
+def test_objective_is_below_the_engine() -> None:
+    allowed = ("registry", "pckd.functional")
+    assert {name for name in ours(ROOT / "pckd" / "objective.py") if not under(name, *allowed)} == set()
+
+
+@each("pckd/engine")
+def test_engine_does_not_name_plugins(path: Path) -> None:
+    """The engine gets its parts as objects, or by name from the registry."""
+    found = ours(path)
+    plugins = [f"pckd.{folder}" for folder in PLUGIN_FOLDERS]
+    plugins += [module_name(other) for other in sources("pckd/data", "model_zoo") if registers(other)]
+    assert {name for name in found if under(name, *plugins)} == set()
+
+
+@each(*PACKAGES)
+def test_packages_do_not_import_tools_or_tests(path: Path) -> None:
+    assert {name for name in imports_of(path) if under(name, "tools", "tests")} == set()
+
+
+@each(*PACKAGES, "tools")
+def test_only_core_packages_are_imported_at_module_level(path: Path) -> None:
+    roots = {name.partition(".")[0] for statement in at_import(tree(path)) for name in imports(statement)}
+    allowed = {*sys.stdlib_module_names, *CORE, *PACKAGES, *(["tools"] if under(module_name(path), "tools") else [])}
+    assert roots - {""} - allowed == set()
+
+
+# What lies where
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_top_level_of_the_repository() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {line.partition("/")[0] for line in listed.splitlines()}
+    assert {name for name in top if not name.startswith(".")} - TOP_LEVEL == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_typed(package: str) -> None:
+    assert (ROOT / package / "__init__.py").is_file()
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_folders_of_modules_are_packages() -> None:
+    """A folder without __init__.py is left out of the wheel."""
+    folders = {path.parent for path in sources(*PACKAGES)}
+    assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+
+
+# Calls that must not occur
+
+
+def forbidden(node: ast.AST) -> Iterator[str]:
+    for call in ast.walk(node):
+        if not isinstance(call, ast.Call):
+            continue
+        function = ast.unparse(call.func)
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        if function in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"):
+            yield f"line {call.lineno}: {function}"
+        if keywords.get("shell", "False") != "False":
+            yield f"line {call.lineno}: {function} with a shell"
+        if function == "torch.load" and keywords.get("weights_only") != "True":
+            yield f"line {call.lineno}: torch.load runs code without weights_only=True"
+        if keywords.get("allow_pickle", "False") != "False":
+            yield f"line {call.lineno}: {function} with allow_pickle"
+
+
+@each(*PACKAGES, "tools")
+def test_no_call_runs_what_it_reads(path: Path) -> None:
+    assert list(forbidden(tree(path))) == []
+
+
+@each(*PACKAGES, "tools")
+def test_no_bare_except(path: Path) -> None:
+    bare = [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.ExceptHandler) and n.type is None]
+    assert bare == []
+
+
+# The readers above, on small texts
+
+
+def test_forbidden_calls_are_seen() -> None:
+    text = """
+eval("1")
+exec("x = 1")
+os.system("ls")
+subprocess.run("ls", shell=True)
+torch.load("x")
+torch.load("x", weights_only=False)
+numpy.load("x", allow_pickle=True)
+"""
+    assert len(list(forbidden(ast.parse(text)))) == 7
+    fine = "torch.load('x', weights_only=True)\nmodel.eval()\nsubprocess.run(['ls'])\nast.literal_eval('1')"
+    assert list(forbidden(ast.parse(fine))) == []
+
+
+def test_imports_are_seen() -> None:
+    text = "import a.b\nfrom pckd import functional\nfrom registry import LOSSES\ndef f():\n    import timm\n"
+    assert set(imports(ast.parse(text))) == {"a.b", "pckd.functional", "registry", "timm"}
+    assert set(imports(ast.parse("from . import kd\nfrom .kd import x\nfrom ..engine import y"), "pckd.losses")) == {
+        "pckd.losses.kd",
+        "pckd.engine",
+    }
+    module_level = [ast.unparse(node) for node in at_import(ast.parse(text + "try:\n    import z\nfinally:\n    pass"))]
+    assert module_level == ["import a.b", "from pckd import functional", "from registry import LOSSES", "import z"]
