@@ -21,11 +21,11 @@ from pckd.display import Silent
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.record import FINAL_MODEL, RunFolder
-from pckd.engine.schedule import RECIPE_EPOCHS
 from pckd.engine.sources import DATA_SEED, Data, describe, load_data, make_network, method_terms, shapes_of
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, fit
-from pckd.objective import Metric, Objective, Scheduler, needs_teacher
+from pckd.functional import PUBLISHED_EPOCHS
+from pckd.objective import Metric, Objective, Scheduler, needs_teacher, preview_all
 from registry import (
     CENTER_RULES,
     DATASETS,
@@ -40,7 +40,7 @@ from registry import (
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
-MILESTONES = (150 / RECIPE_EPOCHS, 180 / RECIPE_EPOCHS, 210 / RECIPE_EPOCHS)
+MILESTONES = (150 / PUBLISHED_EPOCHS, 180 / PUBLISHED_EPOCHS, 210 / PUBLISHED_EPOCHS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def distill(
     val_fraction: float = 0.0,
     teacher_weights: str | os.PathLike[str] | None = None,
     teacher_epochs: int | None = None,
-    epochs: int = RECIPE_EPOCHS,
+    epochs: int = PUBLISHED_EPOCHS,
     batch_size: int = 64,
     lr: float | None = None,
     momentum: float = 0.9,
@@ -84,7 +84,7 @@ def distill(
     milestones: Sequence[float] = MILESTONES,
     lr_decay: float = 0.1,
     difficulty: str | Metric = "cross_entropy",
-    scheduler: str | Scheduler = "preview",
+    scheduler: str | Scheduler | None = None,
     centers: str | CenterRule = "classifier",
     views: int | None = None,
     flip: bool = True,
@@ -112,7 +112,9 @@ def distill(
         batch_size: images a step (each in ``views`` views).
         lr: learning rate at the start; by default the recipe of the student's name, or 0.05.
         momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
-        difficulty: a name of ``DIFFICULTY_METRICS`` or a function. scheduler: of ``DIFFICULTY_SCHEDULERS``.
+        difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
+        scheduler: a name of ``DIFFICULTY_SCHEDULERS`` or a function. By default ``"preview"``, for the terms that the
+            method previews; where it previews none, a scheduler given here weights all its per-sample losses.
         centers: a name of ``CENTER_RULES`` or a center rule.
         views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
@@ -142,6 +144,10 @@ def distill(
     precision = resolve_precision(precision, target)
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     terms = method_terms(method)
+    if scheduler is None:
+        scheduler = "preview"
+    elif not any(term.previewed for term in terms):
+        terms = preview_all(terms)
     if lr is None:
         lr = recipe_for(student).lr if isinstance(student, str) else 0.05
 
@@ -174,7 +180,8 @@ def distill(
             teacher_shapes = shapes_of(teacher_net, loaded, "teacher")
         # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
         torch.manual_seed(seed + 1)
-        setup = Setup(student_shapes, teacher_shapes, len(loaded.train))
+        classifier = None if teacher_net is None else teacher_net.classifier
+        setup = Setup(student_shapes, teacher_shapes, len(loaded.train), classifier)
         objective = Objective(
             terms,
             setup,
@@ -183,11 +190,11 @@ def distill(
             centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
         )
         if views is None:
-            views = 4 if objective.needs_views else 1
-        if objective.previews and scheduler == "preview" and epochs != RECIPE_EPOCHS:
+            views = 4 if objective.needs_rotations else 1
+        if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
             display.note(
-                f"preview's bar was published for {RECIPE_EPOCHS} epochs: at epoch e of {epochs} it stands at "
-                f"growth^(e * {RECIPE_EPOCHS / epochs:g})"
+                f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "
+                f"growth^(e * {PUBLISHED_EPOCHS / epochs:g})"
             )
         make_loader = partial(Loader, device=target, num_workers=num_workers)
         test_loader = make_loader(loaded.test, max(batch_size, 256), train=False)
@@ -200,7 +207,15 @@ def distill(
             student=student_net,
             teacher=teacher_net if objective.needs_teacher else None,
             objective=objective,
-            train_loader=make_loader(loaded.train, batch_size, train=True, views=views, seed=seed, flip=flip),
+            train_loader=make_loader(
+                loaded.train,
+                batch_size,
+                train=True,
+                views=views,
+                strong=objective.needs_strong,
+                seed=seed,
+                flip=flip,
+            ),
             test_loader=test_loader,
             epochs=epochs,
             lr=lr,
@@ -223,7 +238,10 @@ def distill(
         "student": arguments["student"],
         "teacher": describe(teacher) if teacher_net is not None else None,
         "method": arguments["method"],
-        "terms": {label: term.weight for label, term in objective.terms.items()},
+        "terms": {
+            label: {"weight": term.weight, "previewed": term.previewed, **term.options}
+            for label, term in objective.terms.items()
+        },
         "dataset": loaded.name,
         "train_images": len(loaded.train),
         "measured_on": loaded.measured_on,
@@ -241,7 +259,7 @@ def distill(
         "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
         "arguments": arguments,
     }
-    student_net.eval()
+    student_net = objective.predictor(student_net).eval()
     if folder is not None:
         save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
         folder.write_result(record)
@@ -271,7 +289,7 @@ def train_teacher(
     limit_train: int | None = None,
     limit_test: int | None = None,
     val_fraction: float = 0.0,
-    epochs: int = RECIPE_EPOCHS,
+    epochs: int = PUBLISHED_EPOCHS,
     batch_size: int = 64,
     lr: float | None = None,
     seed: int = 0,

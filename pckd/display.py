@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from registry import Registry, options_of
+from registry import METHODS, Registry, Term, build, options_of
 
 HIDDEN = frozenset({"epoch", "top5", "test_loss"})
 """Columns of an epoch's row that the display leaves to metrics.jsonl."""
@@ -124,19 +124,29 @@ def _clock(seconds: float) -> str:
 
 
 def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
-    """A table of the names of a registry, their options and what they are."""
+    """A table of the names of a registry, what they are and their options; of a method also its paper and terms."""
     stream = stream or sys.stdout
-    rows = [(name, registry.summary(name), _options(registry.get(name))) for name in registry.names()]
+    columns = ["name", "what it is", "options"]
+    rows = [[name, registry.summary(name), _options(registry.get(name))] for name in registry.names()]
+    if registry is METHODS:
+        columns[2:2] = ["paper", "year", "terms and weights"]
+        for row in rows:
+            facts = registry.facts(row[0])
+            row[2:2] = [str(facts.get("paper", "")), str(facts.get("year", "")), _terms(build(METHODS, row[0]))]
     if not stream.isatty():
-        for name, summary, options in rows:
-            print(f"{name:<24} {summary}" + (f" [{options}]" if options else ""), file=stream)
+        for name, *rest in rows:
+            print(f"{name:<24} {'  |  '.join(text for text in rest if text)}", file=stream)
         return
-    table = Table(title=registry.name)
-    for column in ("name", "what it is", "options"):
+    table = Table(title=registry.name, show_lines=registry is METHODS)
+    for column in columns:
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
     Console(file=stream).print(table)
+
+
+def _terms(terms: list[Term]) -> str:
+    return " + ".join(f"{term.weight:g} {term.label}{' (previewed)' if term.previewed else ''}" for term in terms)
 
 
 def _options(obj: Any) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
+from pckd.functional import PUBLISHED_EPOCHS, published_epoch
 from registry import (
     LOSSES,
     CenterRule,
@@ -32,14 +34,27 @@ Metric = Callable[[Output, Output, Context], Tensor]
 Scheduler = Callable[[Tensor, Context], Tensor]
 
 
+def _says(term: Term, fact: str) -> bool:
+    factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else term.loss
+    return bool(getattr(factory, fact, True))
+
+
 def needs_teacher(terms: Sequence[Term]) -> bool:
     """Whether any term looks at a teacher: a loss says that it does not with ``needs_teacher = False``."""
+    return any(term.previewed or _says(term, "needs_teacher") for term in terms if term.weight)
 
-    def asks(term: Term) -> bool:
-        factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else term.loss
-        return term.previewed or bool(getattr(factory, "needs_teacher", True))
 
-    return any(asks(term) for term in terms if term.weight)
+def preview_all(terms: Sequence[Term]) -> list[Term]:
+    """The same terms, with every per-sample loss that looks at the teacher previewed: anyone's loss can be.
+
+    Raises:
+        UserError: there is none.
+    """
+    fit = [_says(term, "needs_teacher") and _says(term, "per_sample") for term in terms]
+    if not any(fit):
+        labels = ", ".join(term.label for term in terms)
+        raise UserError(f"nothing to schedule by difficulty: no term of {labels} is a per-sample distillation loss")
+    return [replace(term, previewed=True) if ok else term for term, ok in zip(terms, fit, strict=True)]
 
 
 def labels_of(terms: Sequence[Term]) -> list[str]:
@@ -57,6 +72,25 @@ def labels_of(terms: Sequence[Term]) -> list[str]:
             used.add(label)
         labels.append(label)
     return labels
+
+
+class Predictor(nn.Module):
+    """A student that answers with the head of a loss instead of its own classifier."""
+
+    def __init__(self, network: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    @property
+    def classifier(self) -> nn.Linear:
+        classifier = self.head.classifier
+        assert isinstance(classifier, nn.Linear)
+        return classifier
+
+    def forward(self, x: Tensor) -> Output:
+        output: Output = self.network(x)
+        return output._replace(logits=self.head.predict(output))  # type: ignore[operator]
 
 
 class Objective(nn.Module):
@@ -110,7 +144,28 @@ class Objective(nn.Module):
             raise UserError("the method has no term with a weight other than 0")
         self.previews = any(term.previewed for term in self.terms.values())
         self.needs_teacher = needs_teacher(list(self.terms.values()))
-        self.needs_views = any(term.views == "all" for term in self.terms.values())
+        self.needs_rotations = any(term.views == "all" for term in self.terms.values())
+        self.needs_strong = any(term.views == "strong" for term in self.terms.values())
+        heads = [loss for loss in self.losses.values() if hasattr(loss, "predict")]
+        if len(heads) > 1:
+            raise UserError("two terms both say how the student answers; use one of them")
+        self._head = heads[:1]
+
+    def initial_epochs(self, epochs: int) -> int:
+        """How many epochs come before a schedule of ``epochs``: the longest that a term asks for, scaled to it."""
+        asked = max(term.initial for term in self.terms.values())
+        return max(1, round(asked * epochs / PUBLISHED_EPOCHS)) if asked else 0
+
+    def predict(self, student: Output) -> Tensor:
+        """Logits [N, K] of the trained student: its own, unless a loss answers with another head."""
+        if not self._head:
+            return student.logits
+        logits: Tensor = self._head[0].predict(student)  # type: ignore[operator]
+        return logits
+
+    def predictor(self, student: nn.Module) -> nn.Module:
+        """The network to deploy: ``student`` itself, unless a loss answers with another head."""
+        return Predictor(student, self._head[0]) if self._head else student
 
     def forward(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
         """Value of every term as it enters the sum, and ``loss``, the sum itself.
@@ -125,11 +180,20 @@ class Objective(nn.Module):
             UserError: a loss or the scheduler returned values of another shape than its contract says.
         """
         teacher = teacher.detach()
-        upright = student.upright(context.views), teacher.upright(context.views), context.upright()
-        shown = {"all": (student, teacher, context), "upright": upright}
+        views = context.views
+        chosen = {"upright": [0], "all": list(range(views - context.strong)), "strong": [0, views - 1]}
+        looked_at = {"upright", *(term.views for term in self.terms.values())}
+        shown = {
+            name: (student.select(views, some), teacher.select(views, some), context.select(some))
+            for name, some in chosen.items()
+            if name in looked_at
+        }
+        upright = shown["upright"]
         weights = self.weights(*upright) if self.previews else None
         values: dict[str, Tensor] = {}
         for label, term in self.terms.items():
+            if not (term.initial if context.stage == "initial" else term.main):
+                continue
             value = self.losses[label](*shown[term.views])
             if value.ndim and value.shape != shown[term.views][2].labels.shape:
                 raise UserError(
@@ -139,8 +203,9 @@ class Objective(nn.Module):
             if term.previewed and weights is not None:
                 if value.ndim == 0:
                     raise UserError(f"{label} is about the whole batch: it has no samples to preview")
-                value = value * (weights if term.views == "upright" else weights.repeat_interleave(context.views))
-            values[label] = term.weight * value.mean()
+                value = value * weights.repeat_interleave(len(chosen[term.views]))
+            ramp = min(1.0, published_epoch(context) / term.warmup) if term.warmup else 1.0
+            values[label] = ramp * term.weight * value.mean()
         values["loss"] = torch.stack(list(values.values())).sum()
         if weights is not None:
             values["preview_weight"] = weights.mean()

@@ -46,7 +46,7 @@ LOSSES = Registry(
 METHODS = Registry(
     "METHODS",
     """Methods: ``fn(**weights) -> list[Term]``; the whole objective is the weighted sum of the terms.""",
-    packages=("pckd.methods",),
+    packages=("pckd.methods", "pckd.losses"),
 )
 DIFFICULTY_METRICS = Registry(
     "DIFFICULTY_METRICS",

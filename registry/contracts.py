@@ -6,7 +6,7 @@ Rows are image-major: row n shows view n % V of image n // V, and view 0 is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -40,16 +40,23 @@ class Output(NamedTuple):
     preacts: tuple[Tensor, ...] = ()
     """The maps before their activation, one for each of ``maps``; equal to the map where a stage has none."""
 
+    def select(self, views: int, chosen: Sequence[int]) -> Output:
+        """The same output for some of the ``views`` views of each image only, in the order ``chosen``."""
+        if list(chosen) == list(range(views)):
+            return self
+
+        def pick(x: Tensor) -> Tensor:
+            if len(chosen) == 1:
+                return x[chosen[0] :: views]
+            return x.unflatten(0, (-1, views))[:, list(chosen)].flatten(0, 1)
+
+        return Output(
+            pick(self.logits), pick(self.embedding), *(tuple(map(pick, m)) for m in (self.maps, self.preacts))
+        )
+
     def upright(self, views: int) -> Output:
         """The same output for the rows of view 0 only, where each image has ``views`` rows."""
-        if views == 1:
-            return self
-        return Output(
-            self.logits[::views],
-            self.embedding[::views],
-            tuple(m[::views] for m in self.maps),
-            tuple(m[::views] for m in self.preacts),
-        )
+        return self.select(views, (0,))
 
     def detach(self) -> Output:
         """The same output without gradient."""
@@ -104,10 +111,21 @@ class Context:
     progress: float = 0.0
     """Share of the training steps done, 0 to 1."""
 
+    stage: Literal["initial", "main"] = "main"
+    """``"initial"`` in the epochs before the schedule that some methods ask for (:class:`Term`); ``epoch``, ``epochs``
+    and ``progress`` count within the stage."""
+    strong: bool = False
+    """Whether the last of the views is a strongly augmented one."""
+
+    def select(self, chosen: Sequence[int]) -> Context:
+        """The same context for some of the views of each image only."""
+        labels, index = (x.view(-1, self.views)[:, list(chosen)].flatten() for x in (self.labels, self.index))
+        strong = self.strong and self.views - 1 in chosen
+        return replace(self, labels=labels, index=index, views=len(chosen), strong=strong)
+
     def upright(self) -> Context:
         """The same context for the rows of view 0 only: [B]."""
-        rows = slice(None, None, self.views)
-        return replace(self, labels=self.labels[rows], index=self.index[rows], views=1)
+        return self.select((0,))
 
 
 class Shapes(NamedTuple):
@@ -137,6 +155,8 @@ class Setup(NamedTuple):
     teacher: Shapes
     num_samples: int = 0
     """Size of the training set: ``Batch.index`` is below it. 0 where unknown."""
+    teacher_classifier: nn.Linear | None = None
+    """The teacher's last layer, for losses that reuse it; copy it into buffers, frozen."""
 
 
 @runtime_checkable
@@ -145,6 +165,13 @@ class Loss(Protocol):
 
     Its projections are submodules (so that the optimizer gets them), its memory is buffers (so that a resumed run
     has it). It never reduces over samples itself, unless the loss is about the whole batch.
+
+    A class may say about itself:
+
+    - ``needs_teacher = False``: it never looks at the teacher;
+    - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
+    - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
+      its own classifier.
     """
 
     def __call__(self, student: Output, teacher: Output, context: Context) -> Tensor:
@@ -184,21 +211,30 @@ class Term:
     Args:
         loss: a name of ``LOSSES`` (``"kd"``, ``"kd(temperature=2)"``) or a factory ``(setup) -> Loss``.
         weight: the coefficient of the term in the sum.
-        views: ``"upright"`` shows the loss view 0 of each image, ``"all"`` every view (and asks for four views).
+        views: ``"upright"`` shows the loss view 0 of each image; ``"all"`` every rotation (and asks for four);
+            ``"strong"`` view 0 and a strongly augmented view (and asks for one), two rows an image.
         previewed: whether the per-sample values are multiplied by the difficulty scheduler's weights.
         options: options of the loss.
         optional: if the loss cannot work for this pair of networks, drop the term and say so once,
             instead of refusing the run.
         name: what the log calls the term; the loss's name by default.
+        warmup: epochs, of the published 240, over which the weight rises linearly to its full value: at epoch e it
+            is weight * min(1, e / warmup).
+        initial: epochs, of the published 240, that come before the schedule: in them the terms with ``initial`` act
+            alone, with ``Context.stage`` "initial".
+        main: whether the term acts in the schedule itself.
     """
 
     loss: str | Callable[..., nn.Module]
     weight: float = 1.0
-    views: Literal["upright", "all"] = "upright"
+    views: Literal["upright", "all", "strong"] = "upright"
     previewed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     optional: bool = False
     name: str = ""
+    warmup: int = 0
+    initial: int = 0
+    main: bool = True
 
     @property
     def label(self) -> str:

@@ -45,6 +45,7 @@ class Registry(FvcoreRegistry):
         self.kind = kind
         self._obj_map: dict[str, Any] = {}
         self._origin: dict[str, str] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
         self._packages = packages
         self._discovered = not packages
         self._lock = threading.RLock()
@@ -58,10 +59,14 @@ class Registry(FvcoreRegistry):
     @overload
     def register(self, obj: T) -> T: ...
     @overload
-    def register(self, obj: str | None = None) -> Callable[[T], T]: ...
+    def register(self, obj: str | None = None, **facts: Any) -> Callable[[T], T]: ...
 
-    def register(self, obj: Any = None) -> Any:
+    def register(self, obj: Any = None, **facts: Any) -> Any:
         """Register a function or class under its own name or a given one; usable with or without parentheses.
+
+        Args:
+            obj: the object, or its name.
+            facts: what lists may say of it (``paper="Hinton et al., arXiv 1503.02531", year=2015``).
 
         Raises:
             NameTaken: the name is in use; the message names both places.
@@ -70,7 +75,9 @@ class Registry(FvcoreRegistry):
         if obj is None or isinstance(obj, str):
 
             def decorate(target: T) -> T:
-                self._add(obj or _own_name(target), target)
+                name = obj or _own_name(target)
+                self._add(name, target)
+                self._facts[name] = facts
                 return target
 
             return decorate
@@ -148,6 +155,11 @@ class Registry(FvcoreRegistry):
         """Where ``name`` was registered, as ``file:line``."""
         self.get(name)
         return self._origin.get(name, self._origin.get(name.partition(":")[0], "?"))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What was said of ``name`` when it was registered."""
+        self.get(name)
+        return dict(self._facts.get(name, {}))
 
     def summary(self, name: str) -> str:
         """The first line of the object's docstring."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ IMAGES, CLASSES, SAMPLES, WIDTH = 6, 7, 50, 12
 SIZES = (16, 16, 8, 4)
 VIEWS = (1, 4)
 TEACHER_WIDTHS = (12, 20)
-LONGEST_PLUGIN = 45
+LONGEST_PLUGIN = 60
 """Lines of code: a plug-in is one short file."""
 
 
@@ -92,7 +93,8 @@ def make_case(views: int, teacher_width: int, grad: bool = True, seed: int = 0) 
         epochs=10,
         progress=0.25,
     )
-    return Case(student, teacher, context, Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES))
+    classifier = nn.Linear(teacher_width, CLASSES).requires_grad_(False)
+    return Case(student, teacher, context, Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES, classifier))
 
 
 def tensors_of(output: Output) -> list[Tensor]:
@@ -155,10 +157,15 @@ def check_loss(name: str, views: int, teacher_width: int) -> None:
     torch.manual_seed(1)
     value = loss(case.student, case.teacher, case.context)
     assert value.shape in ((), (IMAGES * views,)), f"{name} gave {tuple(value.shape)}"
+    assert (value.ndim == 1) == getattr(type(loss), "per_sample", True), f"{name}: per_sample says otherwise"
     assert value.dtype == torch.float32
     assert value.isfinite().all()
 
     value.mean().backward()
+    # What is trained only in the epochs before the schedule is trained there.
+    first = loss(case.student, case.teacher, dataclasses.replace(case.context, stage="initial"))
+    assert first.isfinite().all()
+    first.mean().backward()
     centers = case.context.centers
     student_side = [*tensors_of(case.student), centers.student, centers.student_bias]
     assert reached([*student_side]), f"{name}: no gradient reaches the student"
@@ -170,6 +177,7 @@ def check_loss(name: str, views: int, teacher_width: int) -> None:
 
     torch.manual_seed(1)
     repeat = twin(case.student, case.teacher, case.context)
+    twin(case.student, case.teacher, dataclasses.replace(case.context, stage="initial"))
     assert repeat.equal(value), f"{name}: the same state and seed gave another value"
     assert all(a.equal(b) for a, b in zip(twin.state_dict().values(), loss.state_dict().values(), strict=True))
 

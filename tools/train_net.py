@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="continue from the checkpoint in --output")
     add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
     add("--difficulty", default=defaults["difficulty"], metavar="NAME", help="how hard a sample is")
-    add("--scheduler", default=defaults["scheduler"], metavar="NAME", help="from difficulty to weight")
+    add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
     add("--centers", default=defaults["centers"], metavar="NAME", help="what the category centers are")
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")

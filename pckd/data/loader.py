@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pckd.data.strong import strong_augment
 from pckd.data.views import apply_views, draw_views
 from registry import Batch, DataSplit, UserError
 
 __all__ = ["Loader"]
 
 # What a random number is for: streams of one seed that never meet.
-_ORDER, _VIEWS, _SAMPLE = 1, 2, 3
+_ORDER, _VIEWS, _SAMPLE, _STRONG = 1, 2, 3, 4
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
@@ -43,6 +45,7 @@ class Loader:
         batch_size: B, images a batch and rank.
         train: shuffle and augment.
         views: V, 1 to 4 rotations of each image.
+        strong: append a strongly augmented view (RandAugment) to the V rotations, in training.
         seed: any integer.
         device: where the batches are put and, for data in memory, augmented.
         flip: random horizontal flips in training.
@@ -65,6 +68,7 @@ class Loader:
         views: int = 1,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        strong: bool = False,
         flip: bool = True,
         num_workers: int = 0,
         rank: int = 0,
@@ -90,6 +94,7 @@ class Loader:
         self.batch_size = batch_size
         self.train = train
         self.views = views
+        self.strong = strong and train
         self.seed = seed
         self.device = torch.device(device)
         self.flip = flip
@@ -192,7 +197,15 @@ class Loader:
                 flip=self.flip,
                 generator=_generator(self.seed, _VIEWS, epoch, number),
             ).rows(self.rank * mine, (self.rank + 1) * mine)
-        views = apply_views(images, views=self.views, mean=split.mean, std=split.std, padding=split.padding, draw=draw)
+        show = partial(apply_views, mean=split.mean, std=split.std, padding=split.padding)
+        views = show(images, views=self.views, draw=draw)
+        if self.strong:
+            generator = _generator(self.seed, _STRONG, epoch, number, self.rank)
+            strong = strong_augment(images, generator=generator)
+            draw = draw_views(len(images), 1, padding=split.padding, flip=self.flip, generator=generator)
+            # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
+            both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
+            views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
         return Batch(views, labels, index)
 
 

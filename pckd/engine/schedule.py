@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-RECIPE_EPOCHS = 240
-"""The length of the schedule that milestones and preview's growth are written for."""
-
 
 def learning_rate(
     progress: float,

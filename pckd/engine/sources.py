@@ -114,11 +114,30 @@ def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:
 
 
 def method_terms(method: str | Sequence[Term]) -> list[Term]:
-    """The terms of a method by name (``"pckd(beta=0.1)"``), or the given ones."""
-    if isinstance(method, str):
-        terms: list[Term] = build(METHODS, method)
-        return terms
-    return list(method)
+    """The terms of a method by name (``"pckd(beta=0.1)"``), of several together (``"dkd+crd"``), or the given ones.
+
+    Several methods have one cross entropy between them: the first one's.
+    """
+    if not isinstance(method, str):
+        return list(method)
+    terms: list[Term] = []
+    for part in split_methods(method):
+        for term in build(METHODS, part):
+            if term.loss != "cross_entropy" or not any(t.loss == "cross_entropy" for t in terms):
+                terms.append(term)
+    return terms
+
+
+def split_methods(method: str) -> list[str]:
+    """``"dkd(beta=2)+crd"`` to ``["dkd(beta=2)", "crd"]``: split at each plus sign outside parentheses."""
+    parts, depth = [""], 0
+    for character in method:
+        depth += (character == "(") - (character == ")")
+        if character == "+" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def describe(thing: Any) -> Any:

@@ -124,17 +124,26 @@ def fit(
         folder.keep_metrics(first - 1)
 
     steps = len(train_loader)
-    display.begin(title, epochs, steps, first - 1)
-    for epoch in range(first, epochs + 1):
+    initial = objective.initial_epochs(epochs)
+    if initial:
+        display.note(f"the method asks for {initial} initial epochs before its schedule of {epochs}")
+    predictor = objective.predictor(student)
+    display.begin(title, initial + epochs, steps, first - 1)
+    for epoch in range(first, initial + epochs + 1):
+        main = epoch > initial
+        if epoch == initial + 1:
+            # The momentum of the initial stage points where its own terms went.
+            optimizer.state.clear()
         torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
         student.train()
         objective.train()
         meter = Meter()
         started = time.perf_counter()
         for step, batch in enumerate(train_loader.epoch(epoch)):
-            progress = ((epoch - 1) * steps + step) / (epochs * steps)
+            passed = epoch - 1 - initial if main else epoch - 1
+            progress = (passed + step / steps) / (epochs if main else initial)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress, lr, milestones, lr_decay)
+                group["lr"] = learning_rate(progress, lr, milestones, lr_decay) if main else lr
 
             views = batch.views.shape[1]
             images = batch.views.flatten(0, 1)
@@ -146,9 +155,11 @@ def fit(
                     index=batch.index.repeat_interleave(views),
                     centers=objective.centers(student, student if teacher is None else teacher),
                     views=views,
-                    epoch=epoch,
-                    epochs=epochs,
+                    epoch=passed + 1,
+                    epochs=epochs if main else initial,
                     progress=progress,
+                    stage="main" if main else "initial",
+                    strong=train_loader.strong,
                 )
                 values = objective(student_output, teacher_output, context)
 
@@ -159,7 +170,7 @@ def fit(
             optimizer.step()
             objective.centers.update(student_output.detach(), teacher_output, context.labels)
 
-            upright = student_output.logits.detach()[::views]
+            upright = objective.predict(student_output.upright(views).detach())
             meter.add({**values, "train_top1": 100 * (upright.argmax(1) == batch.labels).float().mean()})
             history.images += len(batch.labels)
             display.advance(epoch, step + 1)
@@ -172,7 +183,7 @@ def fit(
                 f"epoch {epoch}: {', '.join(broken)} is not finite; lower the learning rate or that term's weight"
             )
 
-        scores = evaluate_network(student, test_loader, device=device, precision=precision)
+        scores = evaluate_network(predictor, test_loader, device=device, precision=precision)
         history.rows.append(epoch_row(epoch, optimizer.param_groups[0]["lr"], means, scores))
         row = history.rows[-1]
         display.epoch({**row, "seconds": seconds})

@@ -10,9 +10,16 @@ from pckd.functional.features import feature_alignment
 from pckd.functional.logits import kd
 from pckd.functional.means import blend_class_means, class_means
 from pckd.functional.numerics import full, unit
-from pckd.functional.preview import cross_entropy_difficulty, preview_weights, published_epoch, relative
+from pckd.functional.preview import (
+    PUBLISHED_EPOCHS,
+    cross_entropy_difficulty,
+    preview_weights,
+    published_epoch,
+    relative,
+)
 
 __all__ = [
+    "PUBLISHED_EPOCHS",
     "blend_class_means",
     "category_contrast",
     "center_alignment",

@@ -9,6 +9,9 @@ from torch import Tensor
 from pckd.functional.numerics import full
 from registry import Context
 
+PUBLISHED_EPOCHS = 240
+"""The length of the schedule for which milestones, growth, warm-up and initial epochs were published."""
+
 
 def relative(values: Tensor) -> Tensor:
     """Non-negative values [B] over their mean, so that an average sample has difficulty 1; all zero stays zero."""
@@ -45,7 +48,7 @@ def preview_weights(difficulty: Tensor, epoch: float, growth: float = 1.005) -> 
     return torch.where(difficulty <= growth**epoch, 1.0, torch.exp(-difficulty.square()))
 
 
-def published_epoch(context: Context, reference_epochs: int | None = 240) -> float:
+def published_epoch(context: Context, reference_epochs: int | None = PUBLISHED_EPOCHS) -> float:
     """The epoch of a ``reference_epochs`` schedule that corresponds to this one, from epoch * reference / epochs.
 
     Args:

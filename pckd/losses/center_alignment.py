@@ -10,6 +10,8 @@ from registry import LOSSES, Context, NotApplicable, Output, Setup
 class CenterAlignment(nn.Module):
     """Mean squared difference of the two networks' centers; scalar (PCKD, arXiv 2410.14143, L_CA)."""
 
+    per_sample = False
+
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         student, teacher = setup.student.embedding, setup.teacher.embedding

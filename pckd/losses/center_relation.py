@@ -10,6 +10,8 @@ from registry import LOSSES, Context, Output, Setup
 class CenterRelation(nn.Module):
     """Match the cosine similarities between centers; scalar. Ours, for pairs whose embedding widths differ."""
 
+    per_sample = False
+
     def __init__(self, setup: Setup) -> None:
         super().__init__()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from registry import METHODS, Term
 
 
-@METHODS.register("pckd")
+@METHODS.register("pckd", paper="Ding et al., arXiv 2410.14143", year=2024)
 def pckd(
     ce: float = 1.0,
     delta: float = 1.0,

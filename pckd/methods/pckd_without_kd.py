@@ -3,7 +3,7 @@ from __future__ import annotations
 from registry import METHODS, Term
 
 
-@METHODS.register("pckd_without_kd")
+@METHODS.register("pckd_without_kd", paper="Ding et al., arXiv 2410.14143", year=2024)
 def pckd_without_kd(
     ce: float = 1.0,
     feature: float = 20.0,

@@ -258,7 +258,7 @@ def test_a_term_of_weight_0_is_left_out() -> None:
     assert list(objective.terms) == ["cross_entropy"]
     assert not list(objective.parameters())
     assert not objective.previews
-    assert not objective.needs_views
+    assert not objective.needs_rotations
     assert set(objective(*make_batch())) == {"cross_entropy", "loss"}
 
 
@@ -424,6 +424,6 @@ def test_who_needs_a_teacher() -> None:
     assert make_objective(build(METHODS, "kd")).needs_teacher
 
 
-def test_who_needs_views() -> None:
-    assert make_objective(build(METHODS, "pckd(center='center_relation')")).needs_views
-    assert not make_objective(build(METHODS, "kd")).needs_views
+def test_who_needs_rotations() -> None:
+    assert make_objective(build(METHODS, "pckd(center='center_relation')")).needs_rotations
+    assert not make_objective(build(METHODS, "kd")).needs_rotations

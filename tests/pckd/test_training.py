@@ -321,3 +321,137 @@ def test_student_as_its_own_teacher_is_refused(tiny_data: pckd.Data) -> None:
 def test_method_that_needs_a_teacher_says_so_for_an_unnamed_student(tiny_data: pckd.Data) -> None:
     with pytest.raises(UserError, match="needs a teacher"):
         run(tiny_data, student=teacher_net(), teacher=None)
+
+
+class Marker(nn.Module):
+    """Counts the stages and epochs it is called in; its parameter is trained in the initial stage only."""
+
+    seen: list[tuple[str, int, int, float]]
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.seen = []
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        self.seen.append((context.stage, context.epoch, context.epochs, context.progress))
+        return self.weight * student.embedding.mean(1)
+
+
+def spied_objective(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    seen: list[Any] = []
+    original = loop.fit
+
+    def spy(**arguments: Any) -> Any:
+        seen.append(arguments["objective"])
+        return original(**arguments)
+
+    monkeypatch.setattr("pckd.api.fit", spy)
+    return seen
+
+
+def test_initial_epochs_come_first_with_their_own_terms(tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    objectives = spied_objective(monkeypatch)
+    # 60 of 240 epochs, scaled to a schedule of 4: one.
+    terms = [Term("cross_entropy"), Term(Marker, initial=60, main=False, name="marker")]
+    result = run(tiny_data, method=terms, epochs=4)
+    assert [("marker" in row, "cross_entropy" in row) for row in result.history] == [(True, False)] + 4 * [
+        (False, True)
+    ]
+    assert {(stage, epoch, epochs) for stage, epoch, epochs, _ in objectives[0].losses["marker"].seen} == {
+        ("initial", 1, 1)
+    }
+    assert [row["lr"] for row in result.history] == pytest.approx([0.05, 0.05, 0.05, 0.05, 5e-5])
+
+
+def test_term_of_both_stages_counts_epochs_within_each(tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    objectives = spied_objective(monkeypatch)
+    run(tiny_data, method=[Term("cross_entropy"), Term(Marker, initial=240, name="marker")], epochs=2)
+    seen = objectives[0].losses["marker"].seen
+    assert [(stage, epoch) for stage, epoch, _, _ in seen[::3]] == [
+        ("initial", 1),
+        ("initial", 2),
+        ("main", 1),
+        ("main", 2),
+    ]
+    assert [progress for *_, progress in seen] == pytest.approx(2 * [k / 6 for k in range(6)])
+
+
+def test_warm_up_raises_the_weight_linearly(tiny_data: pckd.Data) -> None:
+    class One(nn.Module):
+        def __init__(self, setup: Setup) -> None:
+            super().__init__()
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            return torch.ones_like(student.logits[:, 0]) + 0 * student.logits.sum(1)
+
+    # 120 of 240 epochs, scaled to 4: the full weight is reached at epoch 2.
+    terms = [Term("cross_entropy"), Term(One, weight=3.0, warmup=120, name="one")]
+    rows = run(tiny_data, method=terms, epochs=4).history
+    assert [row["one"] for row in rows] == pytest.approx([1.5, 3.0, 3.0, 3.0])
+
+
+def test_strong_view_is_shown_to_the_terms_that_ask_for_it(
+    tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Context] = {}
+
+    class Look(nn.Module):
+        def __init__(self, setup: Setup, *, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            assert len(student.logits) == len(context.labels) == 16 * context.views
+            shown[self.name] = context
+            return student.logits.sum(1)
+
+    terms = [Term(Look, views=v, name=v, options={"name": v}) for v in ("upright", "all", "strong")]
+    run(tiny_data, method=terms, epochs=1)
+    assert {name: (c.views, c.strong) for name, c in shown.items()} == {
+        "upright": (1, False),
+        "all": (4, False),
+        "strong": (2, True),
+    }
+
+
+def test_methods_compose_with_one_cross_entropy(tiny_data: pckd.Data) -> None:
+    rows = run(tiny_data, method="kd(ce=0.5)+pckd_without_kd", epochs=1).history
+    together = {"cross_entropy", "kd", "feature_alignment", "center_alignment", "category_contrast"}
+    assert together <= rows[0].keys()
+    assert not {name for name in rows[0] if name.startswith("cross_entropy_")}
+
+
+def test_any_per_sample_loss_can_be_previewed(tiny_data: pckd.Data) -> None:
+    plain = run(tiny_data, method="kd", epochs=1).history[0]
+    previewed = run(tiny_data, method="kd", scheduler="preview(reference_epochs=None)", epochs=1).history[0]
+    assert "preview_weight" not in plain
+    assert 0 < previewed["previewed"] < 1
+    constant = run(tiny_data, method="kd", scheduler="constant", epochs=1).history[0]
+    assert constant["kd"] == pytest.approx(plain["kd"])
+
+
+def test_scheduler_without_anything_to_schedule_is_refused(tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError, match="nothing to schedule by difficulty"):
+        run(tiny_data, method="vanilla", scheduler="preview")
+
+
+def test_student_may_answer_with_the_head_of_a_loss(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    class Head(nn.Module):
+        """Learns a classifier of its own on a frozen copy of nothing: the student's own classifier stays random."""
+
+        def __init__(self, setup: Setup) -> None:
+            super().__init__()
+            assert setup.teacher_classifier is not None
+            self.classifier = nn.Linear(setup.student.embedding, setup.student.num_classes)
+
+        def predict(self, student: Output) -> Tensor:
+            return self.classifier(student.embedding)
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            return nn.functional.cross_entropy(self.predict(student), context.labels, reduction="none")
+
+    result = run(tiny_data, method=[Term(Head, name="head")], epochs=12, output=tmp_path)
+    assert result.last_top1 > 80
+    assert pckd.evaluate(result.student, tiny_data).top1 == result.last_top1
+    assert result.history[-1]["train_top1"] > 60

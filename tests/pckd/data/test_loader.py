@@ -124,6 +124,24 @@ def test_batches_are_a_function_of_seed_and_epoch_alone(split):
     assert all(same(a, b) for a, b in zip(whole, fresh.epoch(2), strict=True))
 
 
+def test_each_batch_and_each_epoch_is_augmented_on_its_own():
+    white = torch.full((40, 3, 8, 8), 255, dtype=torch.uint8)
+    split = DataSplit(white, torch.zeros(40, dtype=torch.long), ("a",), (0.0,) * 3, (1.0,) * 3, padding=2)
+    loader = Loader(split, 10, train=True, views=4)
+    # All images are alike: what differs is where they were cropped.
+    shown = [batch.views for epoch in (1, 2) for batch in loader.epoch(epoch)]
+    assert len({tuple(views.flatten().tolist()) for views in shown}) == 8
+
+
+def test_a_streamed_image_is_read_anew_in_each_training_epoch_only():
+    def shown(train, epoch):
+        batches = list(Loader(make_split(stream=True), 50, train=train, flip=False).epoch(epoch))
+        return batches[0].views[batches[0].index.argsort()]
+
+    assert not torch.equal(shown(True, 1), shown(True, 2))
+    assert torch.equal(shown(False, 1), shown(False, 2))
+
+
 @pytest.mark.parametrize("start", [1, 5, 6])
 def test_resuming_continues_where_the_uninterrupted_epoch_goes_on(split, start):
     whole = list(Loader(split, 8, train=True, views=2).epoch(4))
