@@ -361,7 +361,7 @@ def test_initial_epochs_come_first_with_their_own_terms(tiny_data: pckd.Data, mo
     assert {(stage, epoch, epochs) for stage, epoch, epochs, _ in objectives[0].losses["marker"].seen} == {
         ("initial", 1, 1)
     }
-    assert [row["lr"] for row in result.history] == pytest.approx([0.05, 0.05, 0.05, 0.05, 5e-5])
+    assert [row["lr"] for row in result.history] == pytest.approx([0.05, 0.05, 0.05, 0.005, 5e-5])
 
 
 def test_term_of_both_stages_counts_epochs_within_each(tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch) -> None:

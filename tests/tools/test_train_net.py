@@ -1,0 +1,162 @@
+"""tools/train_net.py as a user meets it: real command lines, on data small enough for a second."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "train_net.py"
+DATA = "shapes(image_size=8, train_size=40, test_size=20)"
+QUICK = ["--dataset", DATA, "--epochs", "2", "--batch-size", "8", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def readme_plugin() -> str:
+    """The plug-in that the README shows."""
+    match = re.search(r"```python\n(# mine\.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_student_alone_finds_trains_and_keeps_its_teacher(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--student", "resnet8", *QUICK, "--teacher-epochs", "1", "--output", str(tmp_path / "run")]
+    assert tool.main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "trained first" in first
+    assert re.search(r"resnet8 by pckd: \d+\.\d\d % top-1 after the last epoch", first)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["teacher"] == "resnet20"
+    assert result["arguments"]["epochs"] == 2
+    assert tool.main([*arguments[:-1], str(tmp_path / "again")]) == 0
+    assert "from the cache" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "again" / "metrics.jsonl").read_text()
+
+
+def test_output_is_plain_lines_where_there_is_no_terminal(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--student", "resnet8", "--method", "vanilla", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert re.search(r"epoch 2/2 .*cross_entropy .*left 0:00", out)
+
+
+@pytest.mark.parametrize("kind", ["backbones", "losses", "methods", "difficulty", "schedulers", "centers", "datasets"])
+def test_lists(kind: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--list", kind]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == tool.LISTS[kind].names()
+
+
+def test_list_of_methods_names_paper_terms_and_weights(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    tool.main(["--list", "methods"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pckd "))
+    for part in ("arXiv 2410.14143", "2024", "20 feature_alignment", "0.05 category_contrast (previewed)"):
+        assert part in line
+
+
+def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(readme_plugin())
+    output = tmp_path / "run"
+    chosen = [
+        "--difficulty",
+        "confidence_gap",
+        "--scheduler",
+        "soft_preview(softness=0.3)",
+        "--centers",
+        "teacher_only",
+    ]
+    arguments = ["--student", "resnet8", "--plugin", str(plugin), *chosen, *QUICK, "--teacher-epochs", "1"]
+    assert tool.main([*arguments, "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["preview_weight"] < 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--student is missing"),
+        (["--student", "resnet9"], "did you mean"),
+        (["--student", "resnet8", "--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--student", "resnet8", "--method", "nothing"], "METHODS: unknown name 'nothing'"),
+        (["--student", "resnet8", "--dataset", "imagefolder", "--data-root", "/does/not/exist"], "/does/not/exist"),
+        (["--student", "resnet8", *QUICK, "--plugin", "missing.py"], "plug-in missing.py: no such file"),
+        (["--student", "resnet8", *QUICK, "--epochs", "0"], "epochs must be"),
+        (["--student", "resnet8", *QUICK, "--epochs", "two"], "invalid int value"),
+        (["--student", "resnet8", *QUICK, "--teacher-weights", "missing.pth"], "missing.pth"),
+        (["--student", "resnet8", *QUICK, "--resume"], "--resume needs the --output folder"),
+        (["--student", "resnet8", *QUICK, "--val-fraction", "2"], "fraction"),
+        (["--student", "resnet8", *QUICK, "--limit-train", "41"], "40"),
+        (["--student", "resnet8", *QUICK, "--device", "tpu"], "device 'tpu' cannot be used here"),
+        (["--student", "resnet8", *QUICK, "--scheduler", "preview(growth=high)"], "must be a literal"),
+        (["--student", "torchvision:squeezenet1_0", *QUICK, "--method", "vanilla"], "squeezenet1_0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = tool.main(arguments)
+    except SystemExit as error:
+        code = error.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+def test_a_plugin_that_fails_says_which_file_and_why(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text("import registry\n\nregistry.no_such_thing\n")
+    assert tool.main(["--student", "resnet8", "--plugin", str(plugin), *QUICK]) == 2
+    err = capsys.readouterr().err
+    assert str(plugin) in err
+    assert "line 3" in err
+    assert "no_such_thing" in err
+
+
+def test_debug_shows_the_traceback(tool: ModuleType) -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        tool.main(["--student", "resnet9", "--method", "vanilla", *QUICK, "--debug"])
+
+
+def test_runs_as_a_script() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TOOL), "--list", "schedulers"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.split()[0] == "constant"
+    assert done.stderr == ""
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path))
+    match = re.search(r"```python\n(import pckd\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert match is not None
+    smaller = match[1].replace("limit_train=1000", "limit_train=64, limit_test=20")
+    script = tmp_path / "example.py"
+    script.write_text(smaller)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "category_contrast" in done.stdout
