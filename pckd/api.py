@@ -58,8 +58,9 @@ class Result:
     """The teacher's accuracy; None where there is no teacher."""
     history: list[dict[str, Any]]
     """One dictionary an epoch: every term of the objective, accuracies, learning rate."""
-    images_per_second: float
-    """Training images a second, evaluation excluded; an image counts once however many views it has."""
+    images_per_second: float | None
+    """Training images a second, evaluation excluded; an image counts once however many views it has. None where a
+    resumed run had nothing left to train."""
     record: dict[str, Any]
     """Everything above but the network, with the exact arguments and versions: the content of result.json."""
 
@@ -140,6 +141,8 @@ def distill(
         weight_decay=weight_decay,
     )
     folder = RunFolder(output) if output is not None else None
+    if folder is not None and not resume:
+        folder.refuse_finished_work()
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)

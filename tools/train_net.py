@@ -92,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        hint = f"; continue with --resume --output {args.output}" if args.output else ""
+        print(f"{parser.prog}: interrupted{hint}", file=sys.stderr)
+        return 130
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,10 +155,11 @@ def run(args: argparse.Namespace) -> int:
     teacher = ""
     if result.teacher_top1 is not None:
         teacher = f" (teacher {result.record['teacher']}: {result.teacher_top1:.2f} %)"
+    speed = f"{result.images_per_second:.0f} images/s" if result.images_per_second else "nothing left to train"
     display.note(
         f"{args.student} by {args.method}: {result.last_top1:.2f} % top-1 after the last epoch, "
         f"best {result.best_top1:.2f} %, top-5 {result.last_top5:.2f} %{teacher}; "
-        f"{result.images_per_second:.0f} images/s on {result.record['device']} in {result.record['precision']}"
+        f"{speed} on {result.record['device']} in {result.record['precision']}"
     )
     if args.output:
         display.note(f"written to {args.output}")

@@ -44,6 +44,19 @@ class RunFolder:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         _replace(self.path / CHECKPOINT, lambda temporary: torch.save(dict(state), temporary))
 
+    def refuse_finished_work(self) -> None:
+        """Keep an earlier run from being overwritten.
+
+        Raises:
+            UserError: the folder holds a run.
+        """
+        held = [name for name in (CHECKPOINT, METRICS, RESULT, FINAL_MODEL) if (self.path / name).exists()]
+        if held:
+            raise UserError(
+                f"output folder {self.path} already holds a run ({', '.join(held)}); "
+                "continue it with --resume, or choose another --output"
+            )
+
     def load_checkpoint(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest checkpoint, or None where there is none yet.
 

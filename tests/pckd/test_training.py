@@ -164,6 +164,23 @@ def test_resume_refuses_other_arguments(tiny_data: pckd.Data, tmp_path: Path) ->
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_finished_run_is_not_overwritten(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    run(tiny_data, output=tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"already holds a run .*--resume"):
+        run(tiny_data, output=tmp_path, epochs=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resume_of_a_finished_run_trains_nothing(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    first = run(tiny_data, output=tmp_path, epochs=1)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    again = run(tiny_data, output=tmp_path, epochs=1, resume=True)
+    assert again.last_top1 == first.last_top1
+    assert again.images_per_second is None
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+
+
 def test_resume_of_a_damaged_checkpoint_is_one_line(tiny_data: pckd.Data, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pth").write_text("not a checkpoint")
     with pytest.raises(UserError, match=r"cannot resume from .*checkpoint\.pth"):
