@@ -91,12 +91,15 @@ class Rich(Silent):
 
     def epoch(self, row: dict[str, Any]) -> None:
         shown = {name: _short(value) for name, value in row.items() if name not in HIDDEN}
-        table = Table(show_header=True, header_style="bold", box=None, padding=(0, 1))
-        table.add_column("epoch", justify="right")
-        for name in shown:
-            table.add_column(name, justify="right")
-        table.add_row(f"{row['epoch']}/{self.epochs}", *shown.values())
-        self.console.print(table)
+        shown = {"epoch": f"{row['epoch']}/{self.epochs}", **shown}
+        # As many columns beside each other as the terminal has room for; the rest goes below them.
+        names, room = list(shown), max(1, self.console.width // 11)
+        for start in range(0, len(names), room):
+            table = Table(show_header=True, header_style="bold", box=None, padding=(0, 1))
+            for name in names[start : start + room]:
+                table.add_column(name.replace("_", "\n"), justify="right", vertical="bottom", min_width=9)
+            table.add_row(*(shown[name] for name in names[start : start + room]))
+            self.console.print(table)
 
     def end(self) -> None:
         if self.progress is not None:
