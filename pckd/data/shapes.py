@@ -72,6 +72,7 @@ def shapes(
     noise: float = 0.15,
     occlusion: float = 0.4,
     contrast: float = 0.5,
+    color_cue: float = 0.0,
     label_noise: float = 0.0,
 ) -> DataSplit:
     """Colored, textured shapes on clutter, drawn from a seed, each with a known difficulty.
@@ -94,6 +95,8 @@ def shapes(
         noise: standard deviation of the pixel noise at level 1, in units of full scale; 0 turns noise off.
         occlusion: share of the shape that is covered at level 1; 0 turns occlusion off.
         contrast: of the shape's color at level 1, where level 0 has contrast 1; 1 turns faintness off.
+        color_cue: share of the images whose shape has its class's own color, which is quickly learned, as the colors
+            of things in photographs are; the others have any color. Not part of the difficulty.
         label_noise: share of the training images whose label is wrong.
 
     Raises:
@@ -111,6 +114,7 @@ def shapes(
         noise=noise,
         occlusion=occlusion,
         contrast=contrast,
+        color_cue=color_cue,
         label_noise=label_noise if train else 0.0,
     )
     return DataSplit(
@@ -142,6 +146,7 @@ def draw(
     noise: float = 0.15,
     occlusion: float = 0.4,
     contrast: float = 0.5,
+    color_cue: float = 0.0,
     label_noise: float = 0.0,
 ) -> Drawing:
     """Draw ``count`` images; ``stream`` separates splits of one seed, the other arguments are those of :func:`shapes`.
@@ -153,7 +158,13 @@ def draw(
         raise UserError(f"shapes: num_classes={num_classes}: it must be 2 to {len(SHAPES) * len(PATTERNS)}")
     if image_size < 8:
         raise UserError(f"shapes: image_size={image_size}: it must be at least 8")
-    options = {"noise": noise, "occlusion": occlusion, "contrast": contrast, "label_noise": label_noise}
+    options = {
+        "noise": noise,
+        "occlusion": occlusion,
+        "contrast": contrast,
+        "color_cue": color_cue,
+        "label_noise": label_noise,
+    }
     for name, value in options.items():
         most = 0.9 if name in ("occlusion", "label_noise") else 1.0
         if not 0 <= value <= most:
@@ -167,6 +178,7 @@ def draw(
             noise,
             occlusion,
             contrast,
+            color_cue,
         )
         for first in range(0, count, _PIECE)
     ]
@@ -195,6 +207,7 @@ def _piece(
     noise: float,
     occlusion: float,
     contrast: float,
+    color_cue: float,
 ) -> Drawing:
     full = _PIECE
 
@@ -241,6 +254,10 @@ def _piece(
     image = base[:, :, None, None] + 0.1 * clutter
     image = _distractors(image, grid, uniform(0, 1, 2, 8))
     color = _color(base, uniform(-1, 1, 3), 0.65)
+    # A stream of its own, so that the rest of an image is the same with and without the cue.
+    chance = torch.rand(full, generator=_generator(generator.initial_seed(), 2))[: len(labels)]
+    own = _own_color(kind) + 0.1 * (color - base)
+    color = torch.where((chance < color_cue)[:, None], own.clamp(0, 1), color)
     other = color + 0.35 * (_color(base, uniform(-1, 1, 3), 0.65) - color)
     paint = torch.lerp(color[:, :, None, None], other[:, :, None, None], second.unsqueeze(1))
     plain = base[:, :, None, None]
@@ -255,6 +272,12 @@ def _piece(
     pixels = (image * 255).round().clamp(0, 255).byte()
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return Drawing(pixels, labels, labels, sigma, covered, strength, levels.norm(dim=1).clamp(0, 1))
+
+
+def _own_color(kind: Tensor) -> Tensor:
+    """[M, 3] the color that goes with a shape: hues around the circle."""
+    hue = kind / len(SHAPES) * 2 * math.pi
+    return torch.stack([0.5 + 0.45 * (hue + third).cos() for third in (0.0, -2 * math.pi / 3, 2 * math.pi / 3)], dim=1)
 
 
 def _color(base: Tensor, direction: Tensor, distance: float) -> Tensor:

@@ -175,3 +175,18 @@ def test_options_out_of_range_are_named(options):
     (name,) = options
     with pytest.raises(UserError, match=f"shapes: {name}="):
         shapes(**options)
+
+
+def test_color_cue_paints_that_share_and_changes_nothing_else() -> None:
+    plain, cued = draw(400), draw(400, color_cue=0.5)
+    same = (plain.images == cued.images).flatten(1).all(1)
+    assert 0.4 < same.float().mean() < 0.6
+    assert cued.labels.equal(plain.labels)
+    assert cued.difficulty.equal(plain.difficulty)
+    clean = draw(400, noise=0, occlusion=0, contrast=1, color_cue=1.0)
+    center = clean.images[:, :, 14:18, 14:18].float().mean((2, 3))
+    spread = torch.stack([center[clean.labels == k].std(0).mean() for k in (0, 2)])
+    anyway = torch.stack(
+        [draw(400, noise=0, occlusion=0, contrast=1).images[:, :, 14:18, 14:18].float().mean((2, 3)).std(0).mean()]
+    )
+    assert spread.max() < 0.8 * anyway.min()
