@@ -10,8 +10,10 @@ from model_zoo.checkpoints import Loaded, fetch, load_weights, save_weights
 from model_zoo.pairs import PAIRS, Pair, Recipe, find_pair, recipe_for, usual_teacher
 from model_zoo.probe import probe
 from model_zoo.published import PUBLISHED, Published, load_published
+from model_zoo.recipes import METHOD_OPTIONS, method_options, method_recipe
 
 __all__ = [
+    "METHOD_OPTIONS",
     "PAIRS",
     "PUBLISHED",
     "Loaded",
@@ -22,6 +24,8 @@ __all__ = [
     "find_pair",
     "load_published",
     "load_weights",
+    "method_options",
+    "method_recipe",
     "probe",
     "recipe_for",
     "save_weights",

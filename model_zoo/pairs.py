@@ -128,15 +128,15 @@ _TEACHERS = {
 
 def recipe_for(student: str, teacher: str | None = None) -> Recipe:
     """How ``student`` is trained, alone or with ``teacher``; the usual recipe for networks of no known pair."""
-    student = _bare(student)
+    student = bare(student)
     if teacher is not None:
         for pair in PAIRS:
-            if (pair.student, pair.teacher) == (student, _bare(teacher)):
+            if (pair.student, pair.teacher) == (student, bare(teacher)):
                 return pair.recipe
     return _recipe(student)
 
 
-def _bare(spec: str) -> str:
+def bare(spec: str) -> str:
     """The name in ``"name(key=value)"``."""
     return spec.partition("(")[0].strip()
 
@@ -151,7 +151,7 @@ def usual_teacher(student: str) -> str:
     Raises:
         UserError: none is known; the message says to name one.
     """
-    student = _bare(student)
+    student = bare(student)
     if student in _TEACHERS:
         return _TEACHERS[student]
     for pair in PAIRS:
@@ -168,7 +168,7 @@ def find_pair(student: str, teacher: str) -> Pair:
         UserError: no paper at hand reports it; the message lists those that are.
     """
     for pair in PAIRS:
-        if (pair.student, pair.teacher) == (_bare(student), _bare(teacher)):
+        if (pair.student, pair.teacher) == (bare(student), bare(teacher)):
             return pair
     raise UserError(
         f"no reported figures for teacher {teacher!r} and student {student!r}; "

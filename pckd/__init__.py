@@ -12,5 +12,17 @@ from pckd import functional
 from pckd.api import Result, distill, evaluate, train, train_teacher
 from pckd.engine.sources import Data, load_data
 from pckd.objective import Objective
+from pckd.profiling import profile
 
-__all__ = ["Data", "Objective", "Result", "distill", "evaluate", "functional", "load_data", "train", "train_teacher"]
+__all__ = [
+    "Data",
+    "Objective",
+    "Result",
+    "distill",
+    "evaluate",
+    "functional",
+    "load_data",
+    "profile",
+    "train",
+    "train_teacher",
+]

@@ -16,26 +16,39 @@ import torch
 from torch import nn
 
 from model_zoo import load_weights, recipe_for, save_weights, usual_teacher
+from model_zoo.pairs import bare
+from pckd import profiling
 from pckd.data import Loader, limit
 from pckd.display import Silent
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.record import FINAL_MODEL, RunFolder
-from pckd.engine.sources import DATA_SEED, Data, describe, load_data, make_network, method_terms, shapes_of
+from pckd.engine.sources import (
+    DATA_SEED,
+    Data,
+    describe,
+    load_data,
+    make_network,
+    make_objective,
+    method_lr,
+    method_terms,
+    pair_options,
+    schedule_terms,
+    shapes_of,
+)
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, fit
 from pckd.functional import PUBLISHED_EPOCHS
-from pckd.objective import Metric, Objective, Scheduler, needs_teacher, preview_all
+from pckd.objective import Metric, Scheduler, needs_teacher
 from registry import (
-    CENTER_RULES,
+    BACKBONES,
     DATASETS,
-    DIFFICULTY_METRICS,
-    DIFFICULTY_SCHEDULERS,
     CenterRule,
     Setup,
     Term,
     UserError,
     build,
+    parse,
 )
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
@@ -94,6 +107,7 @@ def distill(
     precision: str = "auto",
     compile: bool = False,
     num_workers: int = 0,
+    profile: bool = False,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     display: Display | None = None,
@@ -104,14 +118,15 @@ def distill(
         student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``.
         teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
             ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache.
-        method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), or a list of terms.
+        method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
+            Options that are published for this pair of names are taken where none are given.
         data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction: see
             :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
         epochs: length of the run; milestones and preview's growth scale with it.
         batch_size: images a step (each in ``views`` views).
-        lr: learning rate at the start; by default the recipe of the student's name, or 0.05.
+        lr: learning rate at the start; by default the method's, or the recipe of the student's name, or 0.05.
         momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
         difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
         scheduler: a name of ``DIFFICULTY_SCHEDULERS`` or a function. By default ``"preview"``, for the terms that the
@@ -123,6 +138,7 @@ def distill(
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``.
         num_workers: processes that read a streamed data set.
+        profile: first measure what a step costs (:func:`pckd.profile`), tell it, and keep it in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one.
         display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).
@@ -147,22 +163,53 @@ def distill(
     precision = resolve_precision(precision, target)
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     terms = method_terms(method)
-    if scheduler is None:
-        scheduler = "preview"
-    elif not any(term.previewed for term in terms):
-        terms = preview_all(terms)
+    if teacher is None and needs_teacher(terms):
+        if not isinstance(student, str):
+            raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
+        BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
+        teacher = usual_teacher(student)
+    published = pair_options(method, student, teacher)
+    if published:
+        terms = method_terms(method, student, teacher)
+    for name, options in published.items():
+        chosen = ", ".join(f"{option}={value:g}" for option, value in options.items())
+        display.note(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {chosen}")
+    cost = None
+    if profile:
+        channels, *size = loaded.image_shape
+        cost = profiling.profile(
+            student=student,
+            teacher=teacher,
+            method=method,
+            batch_size=batch_size,
+            views=views,
+            image_size=(size[0], size[1]),
+            num_classes=loaded.train.num_classes,
+            in_channels=channels,
+            num_samples=len(loaded.train),
+            difficulty=difficulty,
+            scheduler=scheduler,
+            centers=centers,
+            device=target,
+            precision=precision,
+            depth=0,
+            rounds=5,
+            seed=seed,
+        )
+        display.note(cost.short())
+    terms, scheduler = schedule_terms(terms, scheduler)
     if lr is None:
-        lr = recipe_for(student).lr if isinstance(student, str) else 0.05
+        lr = method_lr(method, student)
+        if lr is not None:
+            display.note(f"{describe(method)}: learning rate {lr:g}, as published")
+        else:
+            lr = recipe_for(student).lr if isinstance(student, str) else 0.05
 
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         student_net = make_network(student, loaded)
         student_shapes = shapes_of(student_net, loaded, "student")
         teacher_net, teacher_shapes = None, student_shapes
-        if teacher is None and needs_teacher(terms):
-            if not isinstance(student, str):
-                raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
-            teacher = usual_teacher(student)
         # A method that needs no teacher does not make one, but one that is at hand is measured.
         if teacher is not None and (needs_teacher(terms) or teacher_weights or isinstance(teacher, nn.Module)):
             teacher_net = FrozenTeacher(
@@ -185,13 +232,7 @@ def distill(
         torch.manual_seed(seed + 1)
         classifier = None if teacher_net is None else teacher_net.classifier
         setup = Setup(student_shapes, teacher_shapes, len(loaded.train), classifier)
-        objective = Objective(
-            terms,
-            setup,
-            difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
-            scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
-            centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
-        )
+        objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
         if views is None:
             views = 4 if objective.needs_rotations else 1
         if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
@@ -242,9 +283,11 @@ def distill(
         "teacher": describe(teacher) if teacher_net is not None else None,
         "method": arguments["method"],
         "terms": {
-            label: {"weight": term.weight, "previewed": term.previewed, **term.options}
+            label: {"weight": term.weight, "previewed": term.previewed, **term.particulars, **term.options}
             for label, term in objective.terms.items()
         },
+        "pair_options": published,
+        "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
         "dataset": loaded.name,
         "train_images": len(loaded.train),
         "measured_on": loaded.measured_on,
@@ -261,6 +304,7 @@ def distill(
         "views": views,
         "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
         "arguments": arguments,
+        "profile": cost.as_dict() if cost is not None else None,
     }
     student_net = objective.predictor(student_net).eval()
     if folder is not None:

@@ -6,12 +6,15 @@ import inspect
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from model_zoo import METHOD_OPTIONS, method_recipe
 from registry import METHODS, Registry, Term, build, options_of
 
 HIDDEN = frozenset({"epoch", "top5", "test_loss"})
@@ -127,29 +130,59 @@ def _clock(seconds: float) -> str:
 
 
 def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
-    """A table of the names of a registry, what they are and their options; of a method also its paper and terms."""
+    """A table of the names of a registry, what they are and their options; of a method also its paper, its terms
+    and what is published for some pairs of networks."""
     stream = stream or sys.stdout
     columns = ["name", "what it is", "options"]
     rows = [[name, registry.summary(name), _options(registry.get(name))] for name in registry.names()]
     if registry is METHODS:
         columns[2:2] = ["paper", "year", "terms and weights"]
+        columns.append("published per pair")
         for row in rows:
             facts = registry.facts(row[0])
             row[2:2] = [str(facts.get("paper", "")), str(facts.get("year", "")), _terms(build(METHODS, row[0]))]
+            row.append(_published(row[0]))
+    print_table(columns, rows, stream)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None, *, header: bool = False
+) -> None:
+    """A table on a terminal; elsewhere a line a row: the name, then what is not empty, after a ``header`` if asked."""
+    stream = stream or sys.stdout
     if not stream.isatty():
-        for name, *rest in rows:
+        for name, *rest in [columns, *rows] if header else rows:
             print(f"{name:<24} {'  |  '.join(text for text in rest if text)}", file=stream)
         return
-    table = Table(title=registry.name, show_lines=registry is METHODS)
+    table = Table(show_lines=True)
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(file=stream).print(table)
 
 
 def _terms(terms: list[Term]) -> str:
-    return " + ".join(f"{term.weight:g} {term.label}{' (previewed)' if term.previewed else ''}" for term in terms)
+    def describe(term: Term) -> str:
+        details = _listed({**term.options, **term.particulars})
+        return f"{term.weight:g} {term.label}{' (previewed)' * term.previewed}{f' [{details}]' if details else ''}"
+
+    return " + ".join(describe(term) for term in terms)
+
+
+def _published(method: str) -> str:
+    """What the literature sets for a method: ``lr=0.025; beta=8 for resnet32x4>resnet8x4, ...; beta=6 for ...``."""
+    groups: dict[str, list[str]] = {}
+    for pair, options in METHOD_OPTIONS[method].pairs.items() if method in METHOD_OPTIONS else ():
+        groups.setdefault(_listed(options), []).append(pair)
+    recipe = _listed(method_recipe(method))
+    return "; ".join([recipe] * bool(recipe) + [f"{values} for {', '.join(pairs)}" for values, pairs in groups.items()])
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in options.items()
+    )
 
 
 def _options(obj: Any) -> str:

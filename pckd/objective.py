@@ -205,7 +205,10 @@ class Objective(nn.Module):
                     raise UserError(f"{label} is about the whole batch: it has no samples to preview")
                 value = value * weights.repeat_interleave(len(chosen[term.views]))
             ramp = min(1.0, published_epoch(context) / term.warmup) if term.warmup else 1.0
-            values[label] = ramp * term.weight * value.mean()
+            weight = term.weight
+            if context.stage == "initial" and term.initial_weight is not None:
+                weight = term.initial_weight
+            values[label] = ramp * weight * value.mean()
         values["loss"] = torch.stack(list(values.values())).sum()
         if weights is not None:
             values["preview_weight"] = weights.mean()
@@ -214,7 +217,12 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def weights(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        """Weight of each image, [B], from the upright rows; a constant of the step."""
+        """Weight of each image, [B], from the upright rows; a constant of the step.
+
+        A student that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
+        """
+        if self._head:
+            student = student._replace(logits=self.predict(student))
         difficulty = self.difficulty(student, teacher, context)
         weights = self.scheduler(difficulty, context)
         if weights.shape != context.labels.shape:

@@ -6,12 +6,15 @@ Rows are image-major: row n shows view n % V of image n // V, and view 0 is the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from registry.errors import NotApplicable
 
 __all__ = [
     "Batch",
@@ -156,7 +159,21 @@ class Setup(NamedTuple):
     num_samples: int = 0
     """Size of the training set: ``Batch.index`` is below it. 0 where unknown."""
     teacher_classifier: nn.Linear | None = None
-    """The teacher's last layer, for losses that reuse it; copy it into buffers, frozen."""
+    """The teacher's last layer, for losses that reuse it (:meth:`frozen_classifier`)."""
+
+    def frozen_classifier(self) -> nn.Linear:
+        """A copy of the teacher's classifier with buffers for weights: it is saved with the loss and never trained.
+
+        Raises:
+            NotApplicable: there is no teacher's classifier.
+        """
+        if self.teacher_classifier is None:
+            raise NotApplicable("this loss reuses the teacher's classifier, and none is known")
+        frozen = copy.deepcopy(self.teacher_classifier)
+        for name, parameter in list(frozen.named_parameters()):
+            delattr(frozen, name)
+            frozen.register_buffer(name, parameter.detach().clone())
+        return frozen
 
 
 @runtime_checkable
@@ -223,6 +240,7 @@ class Term:
         initial: epochs, of the published 240, that come before the schedule: in them the terms with ``initial`` act
             alone, with ``Context.stage`` "initial".
         main: whether the term acts in the schedule itself.
+        initial_weight: the coefficient in the initial epochs; ``weight`` by default.
     """
 
     loss: str | Callable[..., nn.Module]
@@ -235,6 +253,7 @@ class Term:
     warmup: int = 0
     initial: int = 0
     main: bool = True
+    initial_weight: float | None = None
 
     @property
     def label(self) -> str:
@@ -243,6 +262,13 @@ class Term:
         if isinstance(self.loss, str):
             return self.loss.partition("(")[0]
         return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+
+    @property
+    def particulars(self) -> dict[str, Any]:
+        """How the term acts where that is not the usual way: views, warm-up, initial epochs."""
+        usual = {f.name: f.default for f in fields(self)}
+        shown = {name: getattr(self, name) for name in ("views", "warmup", "initial", "initial_weight", "main")}
+        return {name: value for name, value in shown.items() if value != usual[name]}
 
 
 @dataclass(frozen=True, eq=False)

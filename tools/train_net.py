@@ -8,45 +8,24 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import sys
 from collections.abc import Sequence
 
-import registry
 from model_zoo import recipe_for
 from pckd import distill
-from pckd.display import make_display, print_registry
-from registry import REGISTRIES, UserError, load_plugin, parse
+from pckd.cli import LISTS, Parser, run_tool
+from pckd.display import make_display
+from registry import UserError, parse
 
-LISTS = {
-    "backbones": registry.BACKBONES,
-    "losses": registry.LOSSES,
-    "methods": registry.METHODS,
-    "difficulty": registry.DIFFICULTY_METRICS,
-    "schedulers": registry.DIFFICULTY_SCHEDULERS,
-    "centers": registry.CENTER_RULES,
-    "datasets": registry.DATASETS,
-}
-assert len(LISTS) == len(REGISTRIES)
+__all__ = ["LISTS", "main"]
 
 DEMONSTRATION = {"data": "shapes(image_size=16)", "epochs": 8, "teacher_epochs": 8}
 """What runs where no data set is given: minutes on two CPU cores."""
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, like every other bad input."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
-    parser = Parser(
-        description="Distil a student from a frozen teacher. Every NAME may carry options: 'preview(growth=1.01)'.",
-        epilog=f"See --list {{{','.join(LISTS)}}} for the names.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser("Distil a student from a frozen teacher.")
     add = parser.add_argument
     add("--student", metavar="NAME", help="backbone to train")
     add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
@@ -61,12 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=defaults["weight_decay"], help="of SGD")
     add("--momentum", type=float, default=defaults["momentum"], help="of SGD")
     add("--seed", type=int, default=defaults["seed"], help="of initialization, order and augmentation")
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default=defaults["precision"], help="of the networks")
     add("--compile", action="store_true", help="run the networks through torch.compile")
     add("--output", metavar="DIR", help="folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth")
     add("--resume", action="store_true", help="continue from the checkpoint in --output")
-    add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
     add("--difficulty", default=defaults["difficulty"], metavar="NAME", help="how hard a sample is")
     add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
     add("--centers", default=defaults["centers"], metavar="NAME", help="what the category centers are")
@@ -76,34 +52,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
     add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
     add("--num-workers", type=int, default=defaults["num_workers"], help="processes that read a streamed data set")
-    add("--list", choices=sorted(LISTS), help="print the known names and exit")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
+    parser.add_common()
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        return run(args)
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        hint = f"; continue with --resume --output {args.output}" if args.output else ""
-        print(f"{parser.prog}: interrupted{hint}", file=sys.stderr)
-        return 130
+    return run_tool(make_parser(), run, argv, interrupted=_how_to_continue)
+
+
+def _how_to_continue(args: argparse.Namespace) -> str:
+    return f"; continue with --resume --output {args.output}" if args.output else ""
 
 
 def run(args: argparse.Namespace) -> int:
-    for plugin in args.plugin:
-        load_plugin(plugin)
-    if args.list:
-        print_registry(LISTS[args.list])
-        return 0
     if not args.student:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:
@@ -148,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         compile=args.compile,
         num_workers=args.num_workers,
+        profile=args.profile,
         output=args.output,
         resume=args.resume,
         display=display,

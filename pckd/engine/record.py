@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FINAL_MODEL = "model_final.pth"
 
-MAY_CHANGE = frozenset({"output", "resume", "device", "num_workers", "epochs", "data_root", "compile"})
+MAY_CHANGE = frozenset({"output", "resume", "device", "num_workers", "epochs", "data_root", "compile", "profile"})
 """Arguments that a resumed run may give anew."""
 
 

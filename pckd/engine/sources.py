@@ -9,9 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_zoo import probe
+from model_zoo import method_options, method_recipe, probe
 from pckd.data import hold_out, limit
-from registry import BACKBONES, DATASETS, METHODS, DataSplit, Shapes, Term, UserError, build
+from pckd.objective import Metric, Objective, Scheduler, preview_all
+from registry import (
+    BACKBONES,
+    CENTER_RULES,
+    DATASETS,
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    METHODS,
+    CenterRule,
+    DataSplit,
+    Setup,
+    Shapes,
+    Term,
+    UserError,
+    build,
+    parse,
+)
 
 DATA_SEED = 0
 """Seed of which images ``limit`` and ``val_fraction`` pick: every run of every seed sees the same ones."""
@@ -113,31 +129,88 @@ def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:
     return shapes
 
 
-def method_terms(method: str | Sequence[Term]) -> list[Term]:
+def method_terms(
+    method: str | Sequence[Term],
+    student: str | nn.Module | None = None,
+    teacher: str | nn.Module | None = None,
+) -> list[Term]:
     """The terms of a method by name (``"pckd(beta=0.1)"``), of several together (``"dkd+crd"``), or the given ones.
 
-    Several methods have one cross entropy between them: the first one's.
+    Several methods have one cross entropy between them: the first one's. Where student and teacher have names, a
+    method takes the pair's published options; those given in ``method`` win.
     """
     if not isinstance(method, str):
         return list(method)
+    options = pair_options(method, student, teacher)
     terms: list[Term] = []
     for part in split_methods(method):
-        for term in build(METHODS, part):
+        for term in build(METHODS, part, **options.get(parse(part)[0], {})):
             if term.loss != "cross_entropy" or not any(t.loss == "cross_entropy" for t in terms):
                 terms.append(term)
     return terms
 
 
-def split_methods(method: str) -> list[str]:
-    """``"dkd(beta=2)+crd"`` to ``["dkd(beta=2)", "crd"]``: split at each plus sign outside parentheses."""
+def pair_options(
+    method: str | Sequence[Term], student: str | nn.Module | None, teacher: str | nn.Module | None
+) -> dict[str, dict[str, Any]]:
+    """For each named method the options that follow from the pair (:func:`model_zoo.method_options`), less those given.
+
+    Methods without any are left out.
+    """
+    if not (isinstance(method, str) and isinstance(student, str) and isinstance(teacher, str)):
+        return {}
+    found = {}
+    for name, given in map(parse, split_methods(method)):
+        options = {k: v for k, v in method_options(name, student, teacher).items() if k not in given}
+        if options:
+            found[name] = options
+    return found
+
+
+def method_lr(method: str | Sequence[Term], student: str | nn.Module) -> float | None:
+    """The learning rate that a named method asks for (the first that does, of several together); None: the usual."""
+    name = student if isinstance(student, str) else None
+    for part in split_methods(method) if isinstance(method, str) else ():
+        if "lr" in (changes := method_recipe(parse(part)[0], name)):
+            return float(changes["lr"])
+    return None
+
+
+def split_methods(method: str, separator: str = "+") -> list[str]:
+    """``"dkd(beta=2)+crd"`` to ``["dkd(beta=2)", "crd"]``: split at each separator outside parentheses."""
     parts, depth = [""], 0
     for character in method:
         depth += (character == "(") - (character == ")")
-        if character == "+" and depth == 0:
+        if character == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
     return [part.strip() for part in parts]
+
+
+def schedule_terms(terms: Sequence[Term], scheduler: str | Scheduler | None) -> tuple[list[Term], str | Scheduler]:
+    """The terms with what is previewed, and the scheduler: one that is given weights every method's losses."""
+    if scheduler is None:
+        return list(terms), "preview"
+    return list(terms) if any(term.previewed for term in terms) else preview_all(terms), scheduler
+
+
+def make_objective(
+    terms: Sequence[Term],
+    setup: Setup,
+    *,
+    difficulty: str | Metric,
+    scheduler: str | Scheduler,
+    centers: str | CenterRule,
+) -> Objective:
+    """The objective of these terms; its other parts by name or as objects."""
+    return Objective(
+        terms,
+        setup,
+        difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
+        scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
+        centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
+    )
 
 
 def describe(thing: Any) -> Any:

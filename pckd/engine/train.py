@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from pckd.engine.record import RunFolder
 from pckd.engine.schedule import learning_rate
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
-from registry import Context, Output, UserError
+from registry import Batch, Context, Output, UserError
 
 CHECK_EVERY = 50
 """Steps between two looks at the device from the host, where a look costs a synchronization."""
@@ -69,6 +70,81 @@ class NonFinite(UserError):
     """A term of the objective became infinite or not a number."""
 
 
+def train_step(
+    batch: Batch,
+    *,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    precision: str,
+    epoch: int,
+    epochs: int,
+    progress: float,
+    stage: Literal["initial", "main"] = "main",
+    strong: bool = False,
+    check: Callable[[dict[str, Tensor]], None] | None = None,
+) -> tuple[dict[str, Tensor], Output]:
+    """One step: networks, objective, backward, optimizer, centers. What the profiler measures is this function.
+
+    Args:
+        teacher: frozen; where there is none, the student stands in its place. epoch, epochs, progress, stage, strong:
+            of the :class:`registry.Context`. check: called with the values before the optimizer steps.
+
+    Returns:
+        the objective's values, and the student's output for all rows.
+    """
+    views = batch.views.shape[1]
+    images = batch.views.flatten(0, 1)
+    with autocast(precision, device):
+        student_output: Output = student(images)
+        teacher_output = student_output.detach() if teacher is None else teacher(images)
+        context = Context(
+            labels=batch.labels.repeat_interleave(views),
+            index=batch.index.repeat_interleave(views),
+            centers=objective.centers(student, student if teacher is None else teacher),
+            views=views,
+            epoch=epoch,
+            epochs=epochs,
+            progress=progress,
+            stage=stage,
+            strong=strong,
+        )
+        values = objective(student_output, teacher_output, context)
+
+    optimizer.zero_grad(set_to_none=True)
+    values["loss"].backward()
+    if check is not None:
+        check(values)
+    optimizer.step()
+    objective.centers.update(student_output.detach(), teacher_output, context.labels)
+    return values, student_output
+
+
+def make_optimizer(
+    student: nn.Module, objective: Objective, device: torch.device, *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """SGD of the student and, beside it, the projections: left out, they would stay frozen at their random start."""
+    parameters = [*student.parameters(), *objective.parameters()]
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    reset_momentum(optimizer)
+    return optimizer
+
+
+def reset_momentum(optimizer: torch.optim.SGD) -> None:
+    """Start from zero momentum, for every parameter.
+
+    Left to itself, fused SGD makes the buffers at the first gradient, and fails where some parameters have their first
+    gradient later than others, as in methods with initial epochs. From zero the first step is the same.
+    """
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+
+
 def fit(
     *,
     student: nn.Module,
@@ -104,13 +180,9 @@ def fit(
     objective.to(device)
     if teacher is not None:
         place(teacher, device)
-    run_student = torch.compile(student) if compile else student
-    run_teacher = torch.compile(teacher) if compile and teacher is not None else teacher
-    # The projections are trained with the student: leaving them out would freeze them at their random start.
-    parameters = [*student.parameters(), *objective.parameters()]
-    optimizer = torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda")
-    )
+    run_student: Any = torch.compile(student) if compile else student
+    run_teacher: Any = torch.compile(teacher) if compile and teacher is not None else teacher
+    optimizer = make_optimizer(student, objective, device, lr=lr, momentum=momentum, weight_decay=weight_decay)
     history, first = History(), 1
     state = folder.load_checkpoint(arguments) if folder is not None and resume else None
     if state is not None:
@@ -133,7 +205,7 @@ def fit(
         main = epoch > initial
         if epoch == initial + 1:
             # The momentum of the initial stage points where its own terms went.
-            optimizer.state.clear()
+            reset_momentum(optimizer)
         torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
         student.train()
         objective.train()
@@ -145,32 +217,24 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(progress, lr, milestones, lr_decay) if main else lr
 
-            views = batch.views.shape[1]
-            images = batch.views.flatten(0, 1)
-            with autocast(precision, device):
-                student_output: Output = run_student(images)
-                teacher_output = student_output.detach() if run_teacher is None else run_teacher(images)
-                context = Context(
-                    labels=batch.labels.repeat_interleave(views),
-                    index=batch.index.repeat_interleave(views),
-                    centers=objective.centers(student, student if teacher is None else teacher),
-                    views=views,
-                    epoch=passed + 1,
-                    epochs=epochs if main else initial,
-                    progress=progress,
-                    stage="main" if main else "initial",
-                    strong=train_loader.strong,
-                )
-                values = objective(student_output, teacher_output, context)
-
-            optimizer.zero_grad(set_to_none=True)
-            values["loss"].backward()
-            if device.type == "cpu" or step % CHECK_EVERY == 0:
-                refuse_non_finite(values, epoch, step)
-            optimizer.step()
-            objective.centers.update(student_output.detach(), teacher_output, context.labels)
-
-            upright = objective.predict(student_output.upright(views).detach())
+            check = device.type == "cpu" or step % CHECK_EVERY == 0
+            values, student_output = train_step(
+                batch,
+                student=run_student,
+                teacher=run_teacher,
+                objective=objective,
+                optimizer=optimizer,
+                device=device,
+                precision=precision,
+                epoch=passed + 1,
+                epochs=epochs if main else initial,
+                progress=progress,
+                stage="main" if main else "initial",
+                strong=train_loader.strong,
+                check=partial(refuse_non_finite, epoch=epoch, step=step) if check else None,
+            )
+            with torch.no_grad():
+                upright = objective.predict(student_output.upright(batch.views.shape[1]).detach())
             meter.add({**values, "train_top1": 100 * (upright.argmax(1) == batch.labels).float().mean()})
             history.images += len(batch.labels)
             display.advance(epoch, step + 1)

@@ -112,7 +112,7 @@ def test_every_loss_parameter_is_trained(loss: str, tiny_data: pckd.Data, monkey
         return original(**arguments)
 
     monkeypatch.setattr("pckd.api.fit", spy)
-    run(tiny_data, method=[Term("cross_entropy"), Term(loss, views="all", name="probed")], epochs=1)
+    run(tiny_data, method=[Term("cross_entropy"), Term(loss, views="all", name="probed", initial=1)], epochs=1)
     frozen = [name for name, p in seen[0].named_parameters() if torch.equal(before[name], p)]
     # A bias in front of a batch norm has no effect and so no gradient, but weight decay still moves it.
     assert not frozen

@@ -1,0 +1,117 @@
+"""What the literature sets per method and pair: options of methods, and their changes of the usual recipe.
+
+Pairs are labeled ``teacher>student``, as in :mod:`model_zoo.pairs`. A pair that no source names has the method's own
+defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from model_zoo.pairs import bare, recipe_for
+
+__all__ = ["METHOD_OPTIONS", "MethodOptions", "method_options", "method_recipe"]
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What one source sets for the options of a method.
+
+    Args:
+        source: where the values are from.
+        pairs: ``teacher>student`` to options.
+    """
+
+    source: str
+    pairs: Mapping[str, Mapping[str, Any]]
+
+
+def _table(source: str, names: tuple[str, ...], rows: Mapping[str, tuple[float, ...]]) -> MethodOptions:
+    pairs = {label: MappingProxyType(dict(zip(names, row, strict=True))) for label, row in rows.items()}
+    return MethodOptions(source, MappingProxyType(pairs))
+
+
+METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
+    {
+        "dkd": _table(
+            "mdistiller's configurations of DKD for CIFAR-100 (arXiv 2203.08679)",
+            ("beta",),
+            {
+                "resnet32x4>resnet8x4": (8.0,),
+                "resnet32x4>ShuffleV1": (8.0,),
+                "resnet32x4>ShuffleV2": (8.0,),
+                "ResNet50>MobileNetV2": (8.0,),
+                "wrn_40_2>ShuffleV1": (8.0,),
+                "vgg13>vgg8": (6.0,),
+                "vgg13>MobileNetV2": (6.0,),
+                "wrn_40_2>wrn_16_2": (6.0,),
+                "wrn_40_2>wrn_40_1": (6.0,),
+                "resnet56>resnet20": (2.0,),
+                "resnet110>resnet32": (2.0,),
+            },
+        ),
+        "reviewkd": _table(
+            "ReviewKD's commands for CIFAR-100 (arXiv 2104.09044)",
+            ("weight",),
+            {
+                "wrn_40_2>wrn_16_2": (5.0,),
+                "wrn_40_2>wrn_40_1": (5.0,),
+                "wrn_40_2>ShuffleV1": (5.0,),
+                "resnet32x4>resnet8x4": (5.0,),
+                "resnet32x4>ShuffleV1": (5.0,),
+                "resnet32x4>ShuffleV2": (8.0,),
+                "resnet56>resnet20": (0.6,),
+                "resnet110>resnet32": (1.0,),
+            },
+        ),
+        "lskd": _table(
+            "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
+            ("temperature", "weight"),
+            {
+                "resnet32x4>resnet8x4": (2.0, 9.0),
+                "resnet32x4>ShuffleV2": (2.0, 9.0),
+                "resnet32x4>wrn_16_2": (3.0, 9.0),
+                "resnet32x4>wrn_40_2": (3.0, 9.0),
+                "resnet56>resnet20": (2.0, 9.0),
+                "resnet110>resnet20": (4.0, 12.0),
+                "resnet110>resnet32": (2.0, 9.0),
+                "vgg13>vgg8": (3.0, 9.0),
+                "vgg13>MobileNetV2": (3.0, 9.0),
+                "wrn_40_2>wrn_16_2": (2.0, 9.0),
+                "wrn_40_2>wrn_40_1": (2.0, 9.0),
+                "wrn_40_2>resnet8x4": (2.0, 9.0),
+                "wrn_40_2>MobileNetV2": (3.0, 9.0),
+                "ResNet50>MobileNetV2": (3.0, 1.0),
+            },
+        ),
+    }
+)
+
+# Jin et al.'s configurations: .025 instead of .05; the students that are trained gently keep their rate.
+_RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"mld": MappingProxyType({"lr": 0.025})})
+
+
+def method_options(method: str, student: str, teacher: str) -> dict[str, Any]:
+    """The options that the literature gives ``method`` for this pair; empty where it gives none.
+
+    Args:
+        method: a name of ``METHODS``. student, teacher: names of ``BACKBONES``; their options are ignored.
+    """
+    known = METHOD_OPTIONS.get(method)
+    return dict(known.pairs.get(f"{bare(teacher)}>{bare(student)}", {})) if known else {}
+
+
+def method_recipe(method: str, student: str | None = None) -> dict[str, Any]:
+    """What ``method`` changes of the fields of :class:`model_zoo.Recipe`; empty for most.
+
+    Args:
+        method: a name of ``METHODS``. student: a name of ``BACKBONES``; None where it has none. A change of the
+            learning rate never raises the student's own.
+    """
+    changes = dict(_RECIPES.get(method, {}))
+    if "lr" in changes and student is not None and recipe_for(student).lr < changes["lr"]:
+        del changes["lr"]
+    return changes

@@ -1,0 +1,80 @@
+"""What the command lines in tools/ share: parser, plug-ins, lists of names, and errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import registry
+from pckd.display import print_registry
+from registry import REGISTRIES, UserError, load_plugin
+
+LISTS = {
+    "backbones": registry.BACKBONES,
+    "losses": registry.LOSSES,
+    "methods": registry.METHODS,
+    "difficulty": registry.DIFFICULTY_METRICS,
+    "schedulers": registry.DIFFICULTY_SCHEDULERS,
+    "centers": registry.CENTER_RULES,
+    "datasets": registry.DATASETS,
+}
+assert len(LISTS) == len(REGISTRIES)
+
+
+class Parser(argparse.ArgumentParser):
+    """Knows the options of every tool, and reports bad usage in one line, like every other bad input."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=f"{description} Every NAME may carry options: 'preview(growth=1.01)'.",
+            epilog=f"See --list {{{','.join(LISTS)}}} for the names.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def add_common(self) -> None:
+        """--device, --precision, --plugin, --list, --debug."""
+        add = self.add_argument
+        add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
+        add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks")
+        add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
+        add("--list", choices=sorted(LISTS), help="print the known names and exit")
+        add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run_tool(
+    parser: Parser,
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+    *,
+    interrupted: Callable[[argparse.Namespace], str] = lambda args: "",
+) -> int:
+    """Parse, load the plug-ins, and run; the exit code.
+
+    Args:
+        run: does the work of the parsed arguments. interrupted: a hint to add where the user interrupts it.
+
+    Returns:
+        what ``run`` returns; 2 after a :class:`registry.UserError`, printed in one line; 130 when interrupted.
+    """
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        for plugin in args.plugin:
+            load_plugin(plugin)
+        if args.list:
+            print_registry(LISTS[args.list])
+            return 0
+        return run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted{interrupted(args)}", file=sys.stderr)
+        return 130

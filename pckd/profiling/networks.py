@@ -1,0 +1,206 @@
+"""What a network costs: counted on its trace by fvcore, and measured."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pckd.engine.precision import autocast
+from pckd.engine.train import place
+from pckd.profiling.measure import Clock, interleaved, peak_of, storages, summary
+from pckd.profiling.operators import Counting, kind
+from pckd.profiling.report import ModuleCost, NetworkCost, over
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What fvcore finds in a trace."""
+
+    macs: Counter[str]
+    """By module; ``""`` is the network."""
+    activations: Counter[str]
+    left_out: Counter[str]
+    uncalled: frozenset[str]
+
+
+def trace(network: nn.Module, images: Tensor) -> Counts:
+    """Trace a copy of the network on ``images`` and count. Raises whatever the tracing raises."""
+    with quiet():
+        from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+        # Copies, because fvcore leaves its hooks behind where tracing fails.
+        flops = FlopCountAnalysis(copy.deepcopy(network), images)
+        activations = ActivationCountAnalysis(copy.deepcopy(network), images)
+        for analysis in (flops, activations):
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        flops.set_op_handle(
+            **{
+                "aten::scaled_dot_product_attention": _attention,
+                "aten::baddbmm": _batched_product,
+                "aten::mv": _matrix_vector,
+            }
+        )
+        return Counts(
+            flops.by_module(),
+            activations.by_module(),
+            flops.unsupported_ops(),
+            frozenset(flops.uncalled_modules()),
+        )
+
+
+def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkCost:
+    """Everything about a network that needs no clock.
+
+    Args:
+        images: one image, [1, C, H, W], where the weights are.
+        depth: how deep the table of modules goes; 0 is the network alone.
+    """
+    network.eval()
+    counts, error = None, None
+    try:
+        counts = trace(network, images)
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:200]
+        error = f"{name}: fvcore cannot trace it ({type(problem).__name__}: {reason}); no multiply-adds or activations"
+    with torch.no_grad(), Counting() as run:
+        network(images)
+    notes = []
+    if run.reads_values:
+        notes.append(f"{name}: what it computes depends on the values in the images; counted for one random image")
+    left_out = counts.left_out if counts is not None else Counter[str]()
+    uncalled = sorted(
+        module for module in (counts.uncalled if counts is not None else ()) if _parameters(network, module)
+    )
+    if uncalled:
+        notes.append(f"{name}: modules with parameters that no image passes as a call: {', '.join(uncalled)}")
+    modules = [
+        ModuleCost(
+            name=module or name,
+            type=type(part).__name__,
+            parameters=_parameters(network, module),
+            macs=None if counts is None else int(counts.macs[module]),
+            activations=None if counts is None else int(counts.activations[module]),
+        )
+        for module, part in network.named_modules()
+        if (module.count(".") + 1 if module else 0) <= depth
+    ]
+    return NetworkCost(
+        name=name,
+        parameters=_parameters(network, ""),
+        macs=None if counts is None else int(counts.macs[""]),
+        activations=None if counts is None else int(counts.activations[""]),
+        elementwise=run.elementwise,
+        latency={},
+        peak_bytes=None,
+        left_out={op: n for op, n in sorted(left_out.items()) if kind(op) == "elementwise"},
+        # Without a trace, what was seen while it ran.
+        uncounted=dict(run.uncounted)
+        if counts is None
+        else {op: n for op, n in sorted(left_out.items()) if kind(op) == "unknown"},
+        modules=modules,
+        notes=notes,
+        error=error,
+    )
+
+
+def time_networks(
+    networks: list[nn.Module], images: Tensor, precision: str, rounds: int
+) -> list[tuple[dict[str, Any], int | None]]:
+    """For each network: latency at batch 1 and at all of ``images``, in turns, and the peak memory of inference.
+
+    They run as the engine runs them: in its memory layout, under its autocast, in evaluation mode.
+    """
+    device = images.device
+    clock = Clock(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    sizes = sorted({1, len(images)})
+    runs = {}
+    for number, network in enumerate(networks):
+        place(network.eval(), device)
+        for size in sizes:
+            runs[f"{number} {size}"] = partial(_infer, network, images[:size], precision)
+    peaks = []
+    for number, network in enumerate(networks):
+        run = runs[f"{number} {len(images)}"]
+        run()
+        peak = peak_of(run, device)
+        resident = sum(storages([*network.parameters(), *network.buffers(), images]).values())
+        peaks.append(None if peak is None else resident + peak)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    if rounds:
+        measures = {name: partial(clock.timed, run, clock.repeats(run)) for name, run in runs.items()}
+        samples = interleaved(measures, rounds)
+    return [
+        ({str(size): summary(samples[f"{number} {size}"]) for size in sizes}, peak) for number, peak in enumerate(peaks)
+    ]
+
+
+@torch.no_grad()
+def _infer(network: nn.Module, images: Tensor, precision: str) -> None:
+    with autocast(precision, images.device):
+        network(images)
+
+
+def ratios(student: NetworkCost, teacher: NetworkCost | None) -> dict[str, float | None]:
+    """Student over teacher."""
+    keys = ("parameters", "macs", "activations", "peak_bytes")
+    if teacher is None:
+        return dict.fromkeys((*keys, "latency"))
+    found = {key: over(getattr(student, key), getattr(teacher, key)) for key in keys}
+    batches = [
+        cost.latency[max(cost.latency, key=int)].seconds if cost.latency else None for cost in (student, teacher)
+    ]
+    return {**found, "latency": over(*batches)}
+
+
+def _parameters(network: nn.Module, module: str) -> int:
+    return sum(p.numel() for p in network.get_submodule(module).parameters())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Importing fvcore and tracing warn of their deprecation, fvcore's logger of what is reported here anyway."""
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
+
+
+# Handles for operators that fvcore does not know, in multiply-adds, for fvcore's set_op_handle.
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.type().sizes())
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    (*batch, length, width), key, value = map(_shape, inputs[:3])
+    total = length * key[-2] * (width + value[-1])
+    for size in batch:
+        total *= size
+    return int(total)
+
+
+def _batched_product(inputs: list[Any], outputs: list[Any]) -> int:
+    batch, rows, inner = _shape(inputs[1])
+    return int(batch * rows * inner * _shape(inputs[2])[-1])
+
+
+def _matrix_vector(inputs: list[Any], outputs: list[Any]) -> int:
+    rows, columns = _shape(inputs[0])
+    return int(rows * columns)

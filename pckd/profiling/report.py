@@ -1,0 +1,235 @@
+"""What a profile says: small typed records. ``asdict`` of them is the JSON, so their names are its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Group
+
+FLOP = (
+    "One FLOP is one multiply-add (two floating-point operations). A network's are fvcore's count for one image: "
+    "convolutions, linear layers and matrix products, plus 2 an element of batch norms (5 of other norms) and 1 an "
+    "element that adaptive pooling reads. Other element-wise operators, reductions and data movement are not in it."
+)
+STEP = (
+    "A step's multiply-adds are counted while it runs, forward and backward, by the formulas of "
+    "torch.utils.flop_counter (2 of its FLOPs are one) and of pckd.profiling.operators: convolutions, matrix products, "
+    "attention, distances. Element-wise work is counted apart: one for each element of the largest tensor that an "
+    "operator touches."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Median over the rounds, and the quartiles around it. None where nothing was timed."""
+
+    seconds: float | None = None
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleCost:
+    """A row of a network's table."""
+
+    name: str
+    type: str
+    parameters: int
+    macs: int | None
+    activations: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCost:
+    """A network in evaluation. ``macs``, ``activations`` and ``elementwise`` are for one image."""
+
+    name: str
+    parameters: int
+    macs: int | None
+    """Multiply-adds; None where tracing failed."""
+    activations: int | None
+    """Elements that convolutions and matrix products put out (fvcore's ``ActivationCountAnalysis``)."""
+    elementwise: int
+    latency: dict[str, Timing]
+    """Of a batch of 1 and of the batch size: ``"1"``, ``"64"``."""
+    peak_bytes: int | None
+    """Of inference with the batch size: weights, images, and the most that was alive meanwhile."""
+    left_out: dict[str, int]
+    """Element-wise operators and reductions that fvcore does not count, and how often they run."""
+    uncounted: dict[str, int]
+    """Operators whose cost is in no number here, and how often they run."""
+    modules: list[ModuleCost]
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+    """Why it could not be traced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionCost:
+    """A trained part of a loss that is called as a module."""
+
+    parameters: int
+    macs: int
+    macs_backward: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermCost(Timing):
+    """A term of the objective, for the rows of one step.
+
+    The time is what the objective, forward and backward down to the networks' outputs, takes more than without the
+    term. It can come out below zero where it is small beside the spread.
+    """
+
+    parameters: int
+    """Trained ones: its projections."""
+    buffer_bytes: int
+    """Memory banks, frozen copies."""
+    macs: int
+    """Forward."""
+    macs_backward: int
+    elementwise: int
+    """Forward and backward."""
+    bytes: int
+    """Held between forward and backward beside the networks' outputs, parameters and buffers."""
+    uncounted: dict[str, int]
+    projections: dict[str, ProjectionCost]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCost(Timing):
+    """A stretch of the step: its time there, and what it does."""
+
+    macs: int
+    elementwise: int
+    bytes: int | None = None
+    """Held by it: for backward (student), as state (optimizer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost(Timing):
+    """A whole step of training: both networks, objective, backward, optimizer."""
+
+    peak_bytes: int | None
+    peak_how: str
+    macs: int
+    elementwise: int
+    parameters: int
+    """Trained ones: the student's and the objective's."""
+    rows: int
+    """Images times views."""
+    images_per_second: float | None
+    parts: dict[str, PartCost]
+    """``teacher``, ``student`` (forward), ``term:<name>`` (forward), ``preview``, ``backward`` (of everything),
+    ``optimizer``, ``other``, in the order of the step."""
+    uncounted: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a training costs: networks, terms, a step. :func:`pckd.profile` makes it."""
+
+    settings: dict[str, Any]
+    student: NetworkCost
+    teacher: NetworkCost | None
+    ratio: dict[str, float | None]
+    """Student over teacher: ``parameters``, ``macs``, ``activations``, ``latency``, ``peak_bytes``."""
+    terms: dict[str, TermCost]
+    objective: Timing
+    """Of all terms together, with difficulty and weights: forward, and backward down to the networks' outputs."""
+    step: StepCost
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with stable keys: ``["student"]["macs"]``, ``["terms"]["kd"]["seconds"]``, ..."""
+        return {"units": {"network": FLOP, "step": STEP}, **asdict(self)}
+
+    def table(self) -> Group:
+        """Tables for a rich console."""
+        from pckd.profiling.sheets import profile_sheets
+        from pckd.profiling.show import tables
+
+        return tables(profile_sheets(self))
+
+    def markdown(self) -> str:
+        """The same tables in Markdown."""
+        from pckd.profiling.sheets import profile_sheets
+        from pckd.profiling.show import markdown
+
+        return markdown(profile_sheets(self))
+
+    def short(self) -> str:
+        """A few lines of plain text."""
+        from pckd.profiling.sheets import short
+
+        return short(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """What a method's accuracy costs: its runs' mean top-1 against the same student's without distillation, or KD's.
+
+    ``seconds_per_point`` and ``cost_per_point`` (in steps of the base) are extra cost per step for each percentage
+    point gained; None where nothing is gained.
+    """
+
+    setting: str
+    runs: int
+    top1: float
+    base: str
+    points: float
+    seconds_per_point: float | None
+    macs_per_point: float | None
+    cost_per_point: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods side by side on one pair. :func:`pckd.profiling.compare` makes it."""
+
+    profiles: dict[str, Profile]
+    """By label: the method, and ``@views`` where it was given."""
+    gains: dict[str, list[Gain]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def relative(self, label: str, base: str) -> Mapping[str, float | None]:
+        """Cost of a step over that of ``base``: ``seconds``, ``macs``, ``peak_bytes``, ``parameters``."""
+        one, other = self.profiles[label].step, self.profiles[base].step
+        return {key: over(getattr(one, key), getattr(other, key)) for key in RELATIVE}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: ``methods.<label>`` is a profile, ``relative.<label>.<base>`` the ratios."""
+        bases = [base for base in BASES if base in self.profiles]
+        return {
+            "methods": {label: profile.as_dict() for label, profile in self.profiles.items()},
+            "relative": {label: {base: self.relative(label, base) for base in bases} for label in self.profiles},
+            "accuracy": {label: [asdict(gain) for gain in gains] for label, gains in self.gains.items()},
+            "notes": self.notes,
+        }
+
+    def table(self) -> Group:
+        """Tables for a rich console."""
+        from pckd.profiling.sheets import comparison_sheets
+        from pckd.profiling.show import tables
+
+        return tables(comparison_sheets(self))
+
+    def markdown(self) -> str:
+        """The same tables in Markdown."""
+        from pckd.profiling.sheets import comparison_sheets
+        from pckd.profiling.show import markdown
+
+        return markdown(comparison_sheets(self))
+
+
+BASES = ("vanilla", "kd")
+"""What methods are compared with."""
+RELATIVE = ("seconds", "macs", "peak_bytes", "parameters")
+
+
+def over(one: float | None, other: float | None) -> float | None:
+    """The ratio, or None where either is unknown or the lower one is 0."""
+    return one / other if one is not None and other else None

@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""What training costs: FLOPs, memory and time of two networks, of each loss term, and of a step. Needs no data.
+
+python tools/profile_net.py --student resnet8x4
+python tools/profile_net.py --student resnet8x4 --compare kd,pckd,pckd@1
+python tools/profile_net.py --pairs paper --markdown costs.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pckd import profile
+from pckd.cli import Parser, run_tool
+from pckd.engine.sources import split_methods
+from pckd.profiling import Comparison, Profile, compare, compare_pairs, plot
+from pckd.profiling.plot import require_matplotlib
+from pckd.profiling.sheets import comparison_sheets, pairs_sheets, profile_sheets
+from pckd.profiling.show import markdown, print_sheets
+from registry import UserError
+
+SIDE_BY_SIDE = "kd,pckd,pckd@1"
+"""What --pairs compares where --compare is not given."""
+
+OPTIONS = [name for name in inspect.signature(profile).parameters if name not in ("student", "teacher", "method")]
+
+
+def make_parser() -> Parser:
+    defaults = {name: p.default for name, p in inspect.signature(profile).parameters.items()}
+    parser = Parser("Measure what training costs, on random weights and images.")
+    add = parser.add_argument
+    add("--student", metavar="NAME", help="backbone to train")
+    add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
+    add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
+    add("--batch-size", type=int, default=defaults["batch_size"], help="images a step")
+    add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
+    add("--image-size", type=int, default=defaults["image_size"], help="height and width in pixels")
+    add("--in-channels", type=int, default=defaults["in_channels"], help="channels of the images")
+    add("--num-classes", type=int, default=defaults["num_classes"], help="classes of the networks")
+    add("--num-samples", type=int, default=defaults["num_samples"], help="size of the training set, for memory banks")
+    add("--difficulty", default=defaults["difficulty"], metavar="NAME", help="how hard a sample is")
+    add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
+    add("--centers", default=defaults["centers"], metavar="NAME", help="what the category centers are")
+    add("--depth", type=int, default=defaults["depth"], help="of the tables of modules; 0 is the networks alone")
+    add("--rounds", type=int, default=defaults["rounds"], help="of every timing; 0 times nothing")
+    add("--seed", type=int, default=defaults["seed"], help="of weights and images")
+    add("--compare", metavar="NAME,...", help="methods side by side, with vanilla and kd; NAME@1: with one view")
+    add("--results", nargs="+", metavar="DIR", help="run folders: what a point of accuracy costs, with --compare")
+    add("--pairs", choices=("paper",), help=f"every pair of the PCKD paper in a table (compares {SIDE_BY_SIDE})")
+    add("--json", metavar="FILE", help="write everything as JSON")
+    add("--markdown", metavar="FILE", help="write the tables in Markdown")
+    add("--plot", metavar="FILE.png", help="draw the step as stacked bars")
+    parser.add_common()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool(make_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    refuse_early(args)
+    options = {name: getattr(args, name) for name in OPTIONS}
+    methods = split_methods(args.compare or SIDE_BY_SIDE, ",")
+    found: Profile | Comparison | Mapping[str, Comparison]
+    if args.pairs:
+        found = compare_pairs(methods, **options)
+        sheets = pairs_sheets(found)
+        content: dict[str, Any] = {"pairs": {label: comparison.as_dict() for label, comparison in found.items()}}
+    elif args.compare:
+        found = compare(methods, student=args.student, teacher=args.teacher, results=args.results or (), **options)
+        sheets, content = comparison_sheets(found), found.as_dict()
+    else:
+        found = profile(student=args.student, teacher=args.teacher, method=args.method, **options)
+        sheets, content = profile_sheets(found), found.as_dict()
+    print_sheets(sheets)
+    if args.json:
+        write(args.json, json.dumps(content, indent=2) + "\n")
+    if args.markdown:
+        write(args.markdown, markdown(sheets))
+    if args.plot:
+        plot(found, args.plot)
+    return 0
+
+
+def refuse_early(args: argparse.Namespace) -> None:
+    """Say what cannot work before minutes are spent."""
+    if bool(args.student) == bool(args.pairs):
+        raise UserError("give either --student (try --student resnet8x4, or --list backbones) or --pairs paper")
+    if args.pairs and (args.teacher or args.plot or args.results):
+        raise UserError("--pairs goes without --teacher, --plot and --results: those are about one pair")
+    if args.results and not args.compare:
+        raise UserError("--results needs --compare: which methods' accuracies to set against their cost")
+    if args.plot:
+        require_matplotlib()
+        if not args.rounds:
+            raise UserError("--plot needs timings: --rounds of at least 1")
+    for file in (args.json, args.markdown, args.plot):
+        if file and not Path(file).expanduser().parent.is_dir():
+            raise UserError(f"{file}: there is no folder {Path(file).expanduser().parent}")
+
+
+def write(file: str, text: str) -> None:
+    try:
+        Path(file).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
