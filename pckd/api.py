@@ -235,6 +235,7 @@ def distill(
         objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
         if views is None:
             views = 4 if objective.needs_rotations else 1
+        objective.check_views(views)
         if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
             display.note(
                 f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "

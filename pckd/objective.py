@@ -151,6 +151,19 @@ class Objective(nn.Module):
             raise UserError("two terms both say how the student answers; use one of them")
         self._head = heads[:1]
 
+    def check_views(self, views: int) -> None:
+        """Refuse too few views before the first step.
+
+        Raises:
+            NotApplicable: a loss compares more views of an image than the loader will show.
+        """
+        for label, loss in self.losses.items():
+            needed = getattr(loss, "needs_views", 1)
+            if views < needed:
+                raise NotApplicable(
+                    f"{label} compares {needed} or more views of an image, but views={views}; leave views out"
+                )
+
     def initial_epochs(self, epochs: int) -> int:
         """How many epochs come before a schedule of ``epochs``: the longest that a term asks for, scaled to it."""
         asked = max(term.initial for term in self.terms.values())

@@ -187,6 +187,7 @@ class Loss(Protocol):
 
     - ``needs_teacher = False``: it never looks at the teacher;
     - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
+    - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
       its own classifier.
     """

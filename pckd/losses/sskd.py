@@ -22,6 +22,8 @@ class SelfSupervision(nn.Module):
         temperature: of the similarities. ratio: share of the rows kept of those that the teacher's head gets wrong.
     """
 
+    needs_views = 2
+
     def __init__(self, setup: Setup, *, temperature: float = 0.5, ratio: float = 0.75) -> None:
         super().__init__()
         if not (temperature > 0 and 0 <= ratio <= 1):

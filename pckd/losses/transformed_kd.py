@@ -10,6 +10,8 @@ from registry import LOSSES, Context, Output, Setup, UserError
 class TransformedDistillation(nn.Module):
     """KD on the rotated views, on those the teacher is least wrong in; [N] (Xu et al., arXiv 2006.07114, L_T)."""
 
+    needs_views = 2
+
     def __init__(self, setup: Setup, *, temperature: float = 4.0, ratio: float = 1.0) -> None:
         super().__init__()
         if not (temperature > 0 and 0 <= ratio <= 1):

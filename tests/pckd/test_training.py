@@ -315,6 +315,7 @@ def test_bf16_gives_finite_metrics_close_to_fp32(tiny_data: pckd.Data) -> None:
         ({"val_fraction": 1.5}, "fraction"),
         ({"teacher": nn.Linear(3, 3)}, "teacher"),
         ({"method": "kd(temperature=0)"}, "temperature must be above 0"),
+        ({"method": "sskd", "views": 1}, "compares 2 or more views of an image, but views=1"),
     ],
 )
 def test_bad_input_is_one_line(options: dict[str, Any], message: str, tiny_data: pckd.Data) -> None:
