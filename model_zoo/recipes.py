@@ -13,7 +13,7 @@ from typing import Any
 
 from model_zoo.pairs import bare, recipe_for
 
-__all__ = ["METHOD_OPTIONS", "MethodOptions", "method_options", "method_recipe"]
+__all__ = ["LEFT_OUT", "METHOD_OPTIONS", "MethodOptions", "method_options", "method_recipe"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,14 @@ def method_recipe(method: str, student: str | None = None) -> dict[str, Any]:
     if "lr" in changes and student is not None and recipe_for(student).lr < changes["lr"]:
         del changes["lr"]
     return changes
+
+
+LEFT_OUT: Mapping[str, str] = MappingProxyType(
+    {
+        "crrcd": "neither a paper nor code of this name could be found (CRCD, arXiv 2103.16367, is another method)",
+        "rekd": "neither a paper nor code of this name on image classification could be found",
+        "ckd": "which paper the row means could not be established (arXiv 2404.14109 is a candidate, but its "
+        "published code has neither the row's figures nor its pair resnet110>resnet20)",
+    }
+)
+"""Rows of the paper's table that are not here, and why: nothing is guessed under a paper's name."""

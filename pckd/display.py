@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model_zoo import METHOD_OPTIONS, method_recipe
+from model_zoo.recipes import LEFT_OUT
 from registry import METHODS, Registry, Term, build, options_of
 
 HIDDEN = frozenset({"epoch", "top5", "test_loss"})
@@ -143,6 +144,9 @@ def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
             row[2:2] = [str(facts.get("paper", "")), str(facts.get("year", "")), _terms(build(METHODS, row[0]))]
             row.append(_published(row[0]))
     print_table(columns, rows, stream)
+    if registry is METHODS:
+        for name, reason in LEFT_OUT.items():
+            print(f"# {name} is left out: {reason}", file=stream)
 
 
 def print_table(

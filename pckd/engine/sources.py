@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model_zoo import method_options, method_recipe, probe
+from model_zoo.recipes import LEFT_OUT
 from pckd.data import hold_out, limit
 from pckd.objective import Metric, Objective, Scheduler, preview_all
 from registry import (
@@ -144,7 +145,10 @@ def method_terms(
     options = pair_options(method, student, teacher)
     terms: list[Term] = []
     for part in split_methods(method):
-        for term in build(METHODS, part, **options.get(parse(part)[0], {})):
+        name = parse(part)[0]
+        if name in LEFT_OUT and name not in METHODS:
+            raise UserError(f"method {name!r} is left out: {LEFT_OUT[name]}")
+        for term in build(METHODS, part, **options.get(name, {})):
             if term.loss != "cross_entropy" or not any(t.loss == "cross_entropy" for t in terms):
                 terms.append(term)
     return terms

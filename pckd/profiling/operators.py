@@ -26,9 +26,9 @@ def _names(text: str) -> frozenset[str]:
 
 FREE = _names(
     """
-    _to_copy _local_scalar_dense _reshape_alias _unsafe_view alias arange cat chunk clone constant_pad_nd contiguous
-    copy detach dropout embedding empty empty_like empty_strided expand eye feature_dropout fill flatten flip full
-    full_like gather index index_copy index_select item lift lift_fresh masked_select narrow new_empty
+    _local_scalar_dense _reshape_alias _to_copy _unsafe_view alias arange as_strided cat chunk clone constant_pad_nd
+    contiguous copy detach dropout embedding empty empty_like empty_strided expand eye feature_dropout fill flatten
+    flip full full_like gather index index_copy index_select item lift lift_fresh masked_select narrow new_empty
     new_empty_strided new_full new_ones new_zeros nonzero numel one_hot ones ones_like pad permute pixel_shuffle
     pixel_unshuffle repeat repeat_interleave reshape resize resolve_conj resolve_neg roll scalar_tensor scatter
     select_backward select_scatter set size slice_backward slice_scatter split_with_sizes squeeze stack t to transpose
@@ -39,23 +39,23 @@ FREE = _names(
 
 ELEMENTWISE = _names(
     """
-    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _batch_norm_with_update _batch_norm_no_update
-    _foreach_add _foreach_mul _fused_sgd _fused_dropout _log_softmax _log_softmax_backward_data
-    _native_batch_norm_legit _native_batch_norm_legit_no_training _prelu_kernel _softmax _softmax_backward_data
-    adaptive_avg_pool2d adaptive_max_pool2d all amax amin aminmax any argmax argmin avg_pool2d avg_pool2d_backward
-    batch_norm batch_norm_backward bernoulli binary_cross_entropy binary_cross_entropy_with_logits bincount
-    cosine_similarity count_nonzero cross_entropy_loss cudnn_batch_norm cudnn_batch_norm_backward cummax cumprod cumsum
-    embedding_dense_backward exponential frobenius_norm gelu glu group_norm hardtanh huber_loss
-    huber_loss_backward index_add index_put index_reduce instance_norm kl_div layer_norm leaky_relu linalg_vector_norm
-    log_sigmoid_forward log_softmax logcumsumexp logsumexp masked_fill masked_scatter max max_pool2d
-    max_pool2d_with_indices max_pool2d_with_indices_backward mean median min miopen_batch_norm
-    miopen_batch_norm_backward mse_loss mse_loss_backward nansum native_batch_norm native_batch_norm_backward
-    native_dropout native_group_norm native_group_norm_backward native_layer_norm native_layer_norm_backward nll_loss
-    nll_loss_backward nll_loss_forward nll_loss2d_backward nll_loss2d_forward nll_loss_nd norm normal prelu prod rand
-    rand_like randint randint_like randn randn_like random randperm renorm rms_norm scatter_add scatter_reduce
-    smooth_l1_loss smooth_l1_loss_backward soft_margin_loss softmax softplus std std_mean sum trace uniform
-    upsample_bicubic2d upsample_bicubic2d_backward upsample_bilinear2d upsample_bilinear2d_backward
-    upsample_nearest2d upsample_nearest2d_backward value_selecting_reduction_backward var var_mean where
+    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _batch_norm_no_update _batch_norm_with_update _foreach_add
+    _foreach_mul _fused_dropout _fused_sgd _log_softmax _log_softmax_backward_data _native_batch_norm_legit
+    _native_batch_norm_legit_no_training _prelu_kernel _softmax _softmax_backward_data adaptive_avg_pool2d
+    adaptive_max_pool2d all amax amin aminmax any argmax argmin avg_pool2d avg_pool2d_backward batch_norm
+    batch_norm_backward bernoulli binary_cross_entropy binary_cross_entropy_with_logits bincount cosine_similarity
+    count_nonzero cross_entropy_loss cudnn_batch_norm cudnn_batch_norm_backward cummax cumprod cumsum
+    embedding_dense_backward exponential frobenius_norm gelu glu group_norm hardtanh huber_loss huber_loss_backward
+    index_add index_put index_reduce instance_norm kl_div layer_norm leaky_relu linalg_vector_norm log_sigmoid_forward
+    log_softmax logcumsumexp logsumexp masked_fill masked_scatter max max_pool2d max_pool2d_with_indices
+    max_pool2d_with_indices_backward mean median min miopen_batch_norm miopen_batch_norm_backward mse_loss
+    mse_loss_backward nansum native_batch_norm native_batch_norm_backward native_dropout native_group_norm
+    native_group_norm_backward native_layer_norm native_layer_norm_backward nll_loss nll_loss2d_backward
+    nll_loss2d_forward nll_loss_backward nll_loss_forward nll_loss_nd norm normal prelu prod rand rand_like randint
+    randint_like randn randn_like random randperm renorm rms_norm scatter_add scatter_reduce smooth_l1_loss
+    smooth_l1_loss_backward soft_margin_loss softmax softplus std std_mean sum trace uniform upsample_bicubic2d
+    upsample_bicubic2d_backward upsample_bilinear2d upsample_bilinear2d_backward upsample_nearest2d
+    upsample_nearest2d_backward value_selecting_reduction_backward var var_mean where
     """
 )
 """Operators without PyTorch's tag for element-wise ones that do a fixed amount of arithmetic an element."""
@@ -80,7 +80,8 @@ def kind(name: str) -> Kind:
         return "elementwise"
     if any(_is_view(overload) for overload in overloads):
         return "free"
-    return "unknown"
+    forward = base.removesuffix("_backward")
+    return kind(f"{space}::{forward}") if forward != base else "unknown"
 
 
 def _is_view(overload: Any) -> bool:

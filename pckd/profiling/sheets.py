@@ -114,8 +114,8 @@ def _terms(profile: Profile) -> Sheet:
     sums = [sum(getattr(term, key) for term in profile.terms.values()) for key in _SUMMED]
     rows.append(["all terms", *map(amount, sums[:-1]), memory(sums[-1]), spread(profile.objective)])
     notes.append(
-        "A term's time is the objective's, forward and backward down to the networks' outputs, with all terms less without "
-        "this one; of all terms together also difficulty and weights. The networks' own passes are not in it."
+        "A term's time is the objective's, forward and backward down to the networks' outputs, with all terms less "
+        "without this one; of all terms together also difficulty and weights. The networks' own passes are not in it."
     )
     return Sheet(f"Loss terms of {_name(profile.settings['method'])}, one step", header, rows, notes)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +10,11 @@ import torch
 from torch import nn
 
 from model_zoo import probe
-from pckd.engine.sources import make_objective, method_terms
+from pckd.engine.sources import make_objective, method_terms, schedule_terms
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import make_optimizer, train_step
 from pckd.objective import Objective
-from registry import BACKBONES, METHODS, Batch, NotApplicable, Setup
+from registry import BACKBONES, METHODS, Batch, NotApplicable, Setup, Term, UserError
 
 PAIRS = {
     "resnet-resnet": ("resnet14", "resnet8"),
@@ -46,7 +45,9 @@ REFUSED = {
 class Run:
     """A method on a pair, ready to step."""
 
-    def __init__(self, method: str, pair: str, seed: int = 0) -> None:
+    def __init__(
+        self, method: str, pair: str, seed: int = 0, terms: list[Term] | None = None, scheduler: Any = "preview"
+    ) -> None:
         teacher_name, student_name = PAIRS[pair]
         # The teacher is the same for every seed: it is in no checkpoint.
         torch.manual_seed(0)
@@ -55,9 +56,9 @@ class Run:
         self.student = BACKBONES.get(student_name)(CLASSES)
         student, teacher = (probe(net, 3, SIDE) for net in (self.student, self.teacher))
         setup = Setup(student, teacher, SAMPLES, self.teacher.classifier)
-        terms = method_terms(method, student_name, teacher_name)
+        terms = method_terms(method, student_name, teacher_name) if terms is None else terms
         self.objective: Objective = make_objective(
-            terms, setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
+            terms, setup, difficulty="cross_entropy", scheduler=scheduler, centers="classifier"
         )
         self.optimizer = make_optimizer(self.student, self.objective, CPU, lr=1e-3, momentum=0.9, weight_decay=0.0)
 
@@ -160,28 +161,19 @@ def test_methods_act_together(method: str) -> None:
     assert torch.tensor(list(values.values())).isfinite().all()
 
 
-def previewable() -> list[str]:
-    return [m for m in METHODS.names() if m != "vanilla"]
+WHOLE_BATCH = ["cc"]
+"""Methods whose only loss is about the batch as a whole: it has no samples to weigh."""
 
 
-@pytest.mark.parametrize("method", previewable())
+@pytest.mark.parametrize("method", [m for m in METHODS.names() if m not in ("vanilla", *WHOLE_BATCH)])
 def test_per_sample_losses_of_any_method_can_be_previewed(method: str) -> None:
-    from pckd.engine.sources import schedule_terms
-    from registry import UserError
+    terms, scheduler = schedule_terms(method_terms(method), "constant")
+    run = Run(method, "resnet-resnet", terms=terms, scheduler=scheduler)
+    assert run.step(0)["preview_weight"] == 1
+    assert any(term.previewed for term in run.objective.terms.values())
 
-    run = Run(method, "resnet-resnet")
-    try:
-        terms, _ = schedule_terms(method_terms(method), "preview")
-    except UserError as error:
-        assert "nothing to schedule" in str(error)
-        assert all(not getattr(loss, "per_sample", True) for loss in list(run.objective.losses.values())[1:])
-        return
-    setup = Setup(
-        *(probe(net, 3, SIDE) for net in (run.student, run.teacher)),  # type: ignore[misc]
-        SAMPLES,
-        run.teacher.classifier,
-    )
-    build: Callable[..., Objective] = make_objective
-    run.objective = build(terms, setup, difficulty="cross_entropy", scheduler="constant", centers="classifier")
-    values = run.step(0)
-    assert values["preview_weight"] == 1
+
+@pytest.mark.parametrize("method", WHOLE_BATCH)
+def test_losses_about_the_whole_batch_cannot_be_previewed(method: str) -> None:
+    with pytest.raises(UserError, match="nothing to schedule by difficulty"):
+        schedule_terms(method_terms(method), "preview")

@@ -62,7 +62,7 @@ def test_output_is_plain_lines_where_there_is_no_terminal(tool: ModuleType, caps
 @pytest.mark.parametrize("kind", ["backbones", "losses", "methods", "difficulty", "schedulers", "centers", "datasets"])
 def test_lists(kind: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--list", kind]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     assert names == tool.LISTS[kind].names()
 
 
@@ -97,6 +97,7 @@ def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None
         ([], "--student is missing"),
         (["--student", "resnet9"], "did you mean"),
         (["--student", "resnet8", "--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--student", "resnet8", "--method", "crrcd"], "method 'crrcd' is left out: neither a paper nor code"),
         (["--student", "resnet8", "--method", "nothing"], "METHODS: unknown name 'nothing'"),
         (["--student", "resnet8", "--dataset", "imagefolder", "--data-root", "/does/not/exist"], "/does/not/exist"),
         (["--student", "resnet8", *QUICK, "--plugin", "missing.py"], "plug-in missing.py: no such file"),
