@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from pckd.data.vision import DEFAULT_ROOT, find_or_download
+from pckd.data.vision import read_cifar
 from registry import DATASETS, DataSplit
 
 _MEAN = (0.4914, 0.4822, 0.4465)
@@ -23,16 +21,4 @@ def cifar10(root: str | None = None, train: bool = True, *, download: bool = Tru
     Raises:
         UserError: the files are not there and cannot be downloaded.
     """
-    from torchvision import datasets
-
-    folder = root or DEFAULT_ROOT
-    data = find_or_download(
-        lambda fetch: datasets.CIFAR10(folder, train, download=fetch),
-        name="cifar10",
-        root=folder,
-        address=datasets.CIFAR10.url,
-        into=folder,
-        download=download,
-    )
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-    return DataSplit(images, torch.tensor(data.targets), tuple(data.classes), _MEAN, _STD, name="cifar10")
+    return read_cifar("CIFAR10", root, train, mean=_MEAN, std=_STD, download=download)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from pckd.data.vision import DEFAULT_ROOT, find_or_download
+from pckd.data.vision import read_cifar
 from registry import DATASETS, DataSplit
 
 _MEAN = (0.5071, 0.4867, 0.4408)
@@ -23,16 +21,4 @@ def cifar100(root: str | None = None, train: bool = True, *, download: bool = Tr
     Raises:
         UserError: the files are not there and cannot be downloaded.
     """
-    from torchvision import datasets
-
-    folder = root or DEFAULT_ROOT
-    data = find_or_download(
-        lambda fetch: datasets.CIFAR100(folder, train, download=fetch),
-        name="cifar100",
-        root=folder,
-        address=datasets.CIFAR100.url,
-        into=folder,
-        download=download,
-    )
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-    return DataSplit(images, torch.tensor(data.targets), tuple(data.classes), _MEAN, _STD, name="cifar100")
+    return read_cifar("CIFAR100", root, train, mean=_MEAN, std=_STD, download=download)

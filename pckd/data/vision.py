@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from registry import UserError
+from registry import DataSplit, UserError
 
-__all__ = ["DEFAULT_ROOT", "crop_padding", "find_or_download", "resize"]
+__all__ = ["DEFAULT_ROOT", "crop_padding", "find_or_download", "read_cifar", "resize"]
 
 DEFAULT_ROOT = "data"
 
@@ -51,6 +51,29 @@ def find_or_download(
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{name}: not found in {root}, and the download failed ({reason}); {advice}") from error
+
+
+def read_cifar(
+    variant: str, root: str | None, train: bool, *, mean: tuple[float, ...], std: tuple[float, ...], download: bool
+) -> DataSplit:
+    """One of torchvision's ``CIFAR10`` and ``CIFAR100`` in memory.
+
+    Raises:
+        UserError: the files are not there and cannot be downloaded.
+    """
+    from torchvision import datasets
+
+    dataset, name, folder = getattr(datasets, variant), variant.lower(), root or DEFAULT_ROOT
+    data = find_or_download(
+        lambda fetch: dataset(folder, train, download=fetch),
+        name=name,
+        root=folder,
+        address=dataset.url,
+        into=folder,
+        download=download,
+    )
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2)
+    return DataSplit(images, torch.tensor(data.targets), tuple(data.classes), mean, std, name=name)
 
 
 @contextmanager

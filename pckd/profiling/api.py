@@ -235,7 +235,7 @@ def _workload(
     seed: int,
 ) -> Workload:
     """The step of one case, with a student of its own."""
-    views = case.views or (4 if objective.needs_rotations else 1)
+    views = case.views if case.views is not None else 4 if objective.needs_rotations else 1
     loader = Loader(
         data.train,
         len(data.train),

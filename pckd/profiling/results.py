@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,7 +39,7 @@ def read_results(places: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def gains_of(
-    profiles: Mapping[str, Profile], results: Iterable[Mapping[str, Any]]
+    profiles: Mapping[str, Profile], results: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, list[Gain]], list[str]]:
     """For every profiled method what its results gain over vanilla's and kd's, at which cost, and what was left out.
 

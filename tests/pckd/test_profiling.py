@@ -1,0 +1,788 @@
+"""The profiler: counts against published and hand-computed numbers, what it must not hide or change, its outputs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+import pckd
+from pckd.engine.sources import make_objective, method_terms
+from pckd.profiling import Comparison, Profile, compare, plot
+from pckd.profiling import compare as compare_methods
+from pckd.profiling.measure import held_for_backward, interleaved, peak_of, summary
+from pckd.profiling.networks import count, quiet
+from pckd.profiling.operators import Counting, kind
+from pckd.profiling.results import read_results
+from pckd.profiling.sheets import sentence
+from pckd.profiling.show import amount, duration, markdown, memory, share
+from pckd.profiling.step import Workload, seams
+from pckd.profiling.terms import Nothing, without
+from registry import BACKBONES, Context, NotApplicable, Output, Setup, Term, UserError, build
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "model_zoo" / "data" / "backbones_100.json").read_text())
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "image_size": 8,
+    "num_classes": 5,
+    "num_samples": 40,
+    "rounds": 2,
+    "device": "cpu",
+    "precision": "fp32",
+}
+UNTIMED = {**SMALL, "rounds": 0}
+PAIR = {"student": "resnet8", "teacher": "resnet20"}
+N, D, K, P = 16, 64, 5, 16 * 64
+"""Of SMALL with PCKD: rows (4 images in 4 views), both embeddings' width, classes, width of the projection."""
+
+
+@pytest.fixture(scope="module")
+def cost() -> Profile:
+    torch.set_num_threads(1)
+    return pckd.profile(**PAIR, method="pckd", depth=1, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    torch.set_num_threads(1)
+    return compare(["kd", "pckd", "pckd@1"], **PAIR, **SMALL)
+
+
+# Networks
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "resnet20"])
+def test_networks_cost_what_is_published(name: str) -> None:
+    found = count(build(BACKBONES, name, 100), name, torch.zeros(1, 3, 32, 32), 1)
+    assert found.macs == GOLDEN[name]["macs_fvcore"]
+    assert found.parameters == GOLDEN[name]["params"]
+    assert found.error is None
+    assert found.uncounted == {}
+    assert found.notes == []
+
+
+class Tiny(nn.Module):
+    """A convolution of 3 to 4 channels, and a classifier of 2 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU())
+        self.classifier = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Output:
+        embedding = self.body(x).mean((2, 3))
+        return Output(self.classifier(embedding), embedding)
+
+
+def test_counts_by_hand_down_to_the_depth_asked_for() -> None:
+    images = torch.zeros(1, 3, 6, 6)
+    conv, linear = 36 * 4 * 3 * 9, 4 * 2
+    found = count(Tiny(), "tiny", images, 2)
+    assert found.macs == conv + linear
+    assert found.activations == 36 * 4 + 2
+    assert found.elementwise == 36 * 4 + 36 * 4  # ReLU and mean
+    assert found.left_out == {"aten::mean": 1}
+    rows = {row.name: row for row in found.modules}
+    assert list(rows) == ["tiny", "body", "body.0", "body.1", "classifier"]
+    assert (rows["body.0"].parameters, rows["body.0"].macs, rows["body.0"].activations) == (108, conv, 144)
+    assert rows["classifier"].type == "Linear"
+    assert [row.name for row in count(Tiny(), "tiny", images, 1).modules] == ["tiny", "body", "classifier"]
+    assert [row.name for row in count(Tiny(), "tiny", images, 0).modules] == ["tiny"]
+
+
+class Untraceable(Tiny):
+    """Fails where it is traced."""
+
+    def forward(self, x: Tensor) -> Output:
+        if torch.jit.is_tracing():
+            raise RuntimeError("no\ntracing here")
+        return super().forward(x)
+
+
+def test_a_network_that_cannot_be_traced_is_one_line_and_the_rest_is_there() -> None:
+    found = pckd.profile(student=Untraceable(), teacher=Tiny(), method="kd", **{**SMALL, "num_classes": 2})
+    assert found.student.macs is None
+    assert found.student.error is not None
+    assert "Untraceable: fvcore cannot trace it (RuntimeError: no tracing here)" in found.student.error
+    assert found.notes == [found.student.error]
+    assert found.student.parameters == found.teacher.parameters  # type: ignore[union-attr]
+    assert found.teacher is not None
+    assert found.teacher.macs == 64 * 4 * 27 + 8
+    assert found.ratio["macs"] is None
+    assert found.ratio["parameters"] == 1
+    assert found.step.parts["student"].macs == 4 * found.teacher.macs
+    assert found.student.latency["4"].seconds is not None
+    text = found.markdown()
+    assert text.count("cannot trace it") == 1
+    assert "kd forward" in text
+
+
+class Moody(Tiny):
+    """What it computes depends on the pixels."""
+
+    def forward(self, x: Tensor) -> Output:
+        return super().forward(x if x.mean() > 1e9 else self.body[1](x))
+
+
+def test_control_flow_that_depends_on_data_is_told() -> None:
+    found = count(Moody(), "moody", torch.zeros(1, 3, 6, 6), 0)
+    assert found.error is None
+    assert found.notes == ["moody: what it computes depends on the values in the images; counted for one random image"]
+
+
+class Attentive(Tiny):
+    """Attends and sorts: operators that fvcore does not know."""
+
+    def forward(self, x: Tensor) -> Output:
+        rows = self.body(x).flatten(2).transpose(1, 2)[:, None]
+        attended = nn.functional.scaled_dot_product_attention(rows, rows, rows)
+        return Output(self.classifier(attended[:, 0].sort(1).values.mean(1)), attended[:, 0].mean(1))
+
+
+def test_operators_that_fvcore_does_not_know_have_handles_or_are_listed() -> None:
+    found = count(Attentive(), "attentive", torch.zeros(1, 3, 6, 6), 0)
+    assert found.macs == 36 * 4 * 27 + 8 + 36 * 36 * (4 + 4)
+    assert found.uncounted == {"aten::sort": 1}
+
+
+def test_tracing_is_silent(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
+    count(Attentive(), "attentive", torch.zeros(1, 3, 6, 6), 0)
+    pckd.profile(**PAIR, method="crd(negatives=8)", **UNTIMED)
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
+# Terms
+
+
+def test_terms_of_pckd_by_hand(cost: Profile) -> None:
+    terms = cost.terms
+    assert list(terms) == ["cross_entropy", "kd", "feature_alignment", "center_alignment", "category_contrast"]
+    for name in ("cross_entropy", "kd", "center_alignment"):
+        assert (terms[name].parameters, terms[name].macs, terms[name].macs_backward) == (0, 0, 0)
+        assert terms[name].elementwise > 0
+
+    alignment = terms["feature_alignment"]
+    assert alignment.parameters == (D * P + P) + 2 * P + (P * D + D)
+    assert alignment.macs == N * (D * P + P * D)
+    assert alignment.macs_backward == 2 * alignment.macs
+    assert alignment.buffer_bytes == 2 * P * 4 + 8
+    assert list(alignment.projections) == ["projection"]
+    assert alignment.projections["projection"].macs == alignment.macs
+    assert alignment.projections["projection"].parameters == alignment.parameters
+
+    contrast = terms["category_contrast"]
+    query, relation, gram = N * D * D, N * D * K, (2 * N) ** 2 * K
+    assert contrast.parameters == 2 * (D * D + D)
+    assert contrast.macs == 2 * query + 2 * relation + gram
+    # Queries: to weight and input. Relations: to both queries, and to the student's centers. u u^T: to u from both sides.
+    assert contrast.macs_backward == 4 * query + 3 * relation + 2 * gram
+    assert {name: p.macs for name, p in contrast.projections.items()} == {
+        "student_query": query,
+        "teacher_query": query,
+    }
+    assert all(term.uncounted == {} for term in terms.values())
+
+
+def test_terms_agree_with_fvcore(cost: Profile) -> None:
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(D, P), nn.ReLU(), nn.Linear(P, D))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    with quiet():
+        assert FlopCountAnalysis(Projection(), torch.zeros(N, D)).total() == cost.terms["feature_alignment"].macs
+
+
+class KnownFunction(torch.autograd.Function):
+    """Saves 1000 floats."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.zeros(1000))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        assert len(ctx.saved_tensors) == 1
+        return gradient
+
+
+class Known(nn.Module):
+    """A product of 7 columns, operators of every kind, and 4000 bytes for the backward pass."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(setup.student.embedding, 7))
+        self.register_buffer("memory", torch.zeros(10, 3))
+
+    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        found = KnownFunction.apply(student.embedding) @ self.weight
+        with torch.no_grad():
+            torch.linalg.svdvals(found)
+            found.sort(1)
+        return found.sum(1)
+
+
+def test_a_loss_of_known_cost() -> None:
+    terms = [Term("cross_entropy"), Term(Known, name="known")]
+    term = pckd.profile(**PAIR, method=terms, **UNTIMED).terms["known"]
+    rows = 4
+    assert term.parameters == D * 7
+    assert term.buffer_bytes == 120
+    assert term.macs == rows * D * 7
+    assert term.macs_backward == 2 * term.macs
+    # Besides the 1000 floats only the product's left side, which the function has copied.
+    assert term.bytes == 4 * 1000 + 4 * rows * D
+    assert term.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
+    assert term.projections == {}
+    assert term.seconds is None
+
+
+def test_uncounted_operators_are_in_every_output() -> None:
+    found = pckd.profile(**PAIR, method=[Term(Known)], **UNTIMED)
+    assert found.step.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
+    assert "Known: NOT COUNTED, cost unknown: _linalg_svd (1 call), sort (1 call)." in found.markdown()
+    assert "NOT COUNTED" in found.short()
+
+
+def test_terms_of_the_initial_epochs_are_counted_where_they_act() -> None:
+    term = pckd.profile(**PAIR, method="fsp", **UNTIMED).terms["fsp"]
+    assert term.macs > 0
+    assert "initial epochs" in term.note
+
+
+def test_projections_under_no_grad_have_no_backward() -> None:
+    parts = pckd.profile(**PAIR, method="sskd", **UNTIMED).terms["self_supervision"].projections
+    assert parts["student_head"].macs == parts["teacher_head"].macs == N * 2 * D * D
+    assert parts["student_head"].macs_backward == 2 * N * 2 * D * D
+    assert parts["teacher_head"].macs_backward == 0
+
+
+def test_without_leaves_out_one_term_and_changes_no_other() -> None:
+    work = workload("pckd")
+    args = []
+    handle = work.objective.register_forward_pre_hook(lambda _, given: args.append(given))
+    work.step()
+    handle.remove()
+    work.objective.eval()
+    whole = work.objective(*args[0])
+    less = without(work, "feature_alignment").eval()(*args[0])
+    assert set(whole) - set(less) == {"feature_alignment"}
+    for name in less:
+        if name != "loss":
+            assert torch.equal(less[name], whole[name]), name
+    assert less["loss"] == pytest.approx(float(whole["loss"] - whole["feature_alignment"]), rel=1e-4)
+
+
+def test_the_only_term_is_compared_with_the_cheapest_one() -> None:
+    objective = without(workload("vanilla"), "cross_entropy")
+    assert [type(loss) for loss in objective.losses.values()] == [Nothing]
+
+
+def workload(method: str) -> Workload:
+    """A step on random data, as profile() makes it."""
+    from pckd.engine.teacher import FrozenTeacher
+    from pckd.engine.train import make_optimizer
+    from registry import Batch, Shapes
+
+    student, teacher = build(BACKBONES, "resnet8", K), FrozenTeacher(build(BACKBONES, "resnet8", K))
+    shapes = Shapes.of(teacher(torch.zeros(2, 3, 8, 8)))
+    setup = Setup(shapes, shapes, 40, teacher.classifier)
+    objective = make_objective(
+        method_terms(method), setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
+    )
+    device = torch.device("cpu")
+    return Workload(
+        student=student,
+        teacher=teacher,
+        objective=objective,
+        setup=setup,
+        optimizer=make_optimizer(student, objective, device, lr=0.0, momentum=0.9, weight_decay=0.0),
+        batch=Batch(torch.randn(4, 4, 3, 8, 8), torch.arange(4), torch.arange(4)),
+        strong=False,
+        device=device,
+        precision="fp32",
+    )
+
+
+# The step
+
+
+def test_parts_add_up_to_the_step(cost: Profile) -> None:
+    step = cost.step
+    assert list(step.parts) == [
+        "teacher",
+        "student",
+        "preview",
+        *(f"term:{name}" for name in cost.terms),
+        "backward",
+        "optimizer",
+        "other",
+    ]
+    assert step.macs == sum(part.macs for part in step.parts.values())
+    assert step.elementwise == sum(part.elementwise for part in step.parts.values())
+    for name, term in cost.terms.items():
+        assert step.parts[f"term:{name}"].macs == term.macs
+    assert step.rows == N
+    assert step.parameters == cost.student.parameters + sum(term.parameters for term in cost.terms.values())
+    assert step.parts["optimizer"].bytes == 4 * step.parameters
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_networks_in_the_step_agree_with_fvcore(role: str, cost: Profile) -> None:
+    network = build(BACKBONES, PAIR[role], K).eval()
+    with quiet():
+        analysis = FlopCountAnalysis(network, torch.zeros(1, 3, 8, 8))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        operators = analysis.by_operator()
+    assert cost.step.parts[role].macs == N * (operators["conv"] + operators["linear"])
+
+
+def test_backward_of_the_student_is_nearly_twice_its_forward(cost: Profile) -> None:
+    backward = cost.step.parts["backward"].macs - sum(term.macs_backward for term in cost.terms.values())
+    first = N * 64 * 16 * 27  # the first convolution has no gradient to the images
+    assert backward == 2 * cost.step.parts["student"].macs - first
+
+
+def test_time_and_memory_are_measured(cost: Profile) -> None:
+    step = cost.step
+    assert step.seconds is not None
+    assert step.seconds > 0
+    assert step.seconds_low is not None
+    assert step.seconds_high is not None
+    assert step.seconds_low <= step.seconds <= step.seconds_high
+    assert all(part.seconds is not None for part in step.parts.values())
+    assert all(term.seconds is not None for term in cost.terms.values())
+    assert cost.objective.seconds is not None
+    assert cost.objective.seconds > 0
+    assert set(cost.student.latency) == {"1", "4"}
+    assert all((timing.seconds or 0) > 0 for timing in cost.student.latency.values())
+    held = step.parts["student"].bytes
+    assert held is not None
+    assert step.peak_bytes is not None
+    assert cost.teacher is not None
+    assert cost.student.peak_bytes is not None
+    assert step.peak_bytes > 4 * (cost.teacher.parameters + 3 * step.parameters) + held / 2
+    assert cost.student.peak_bytes > 4 * cost.student.parameters
+    assert "torch.profiler" in step.peak_how
+
+
+def test_the_optimizer_really_steps_and_hooks_are_gone() -> None:
+    work = workload("pckd")
+    before = copy.deepcopy(work.student.state_dict())
+    with seams(work, lambda: 0) as seen:
+        work.step()
+    assert [part for part, _ in seen if part != "other"] == [
+        "student",
+        "teacher",
+        "preview",
+        *(f"term:{label}" for label in work.objective.terms),
+        "backward",
+        "optimizer",
+    ]
+    assert "weights" not in vars(work.objective)
+    assert not work.student._forward_hooks
+    assert not work.objective._forward_hooks
+    assert len(work.optimizer.state) == len(work.optimizer.param_groups[0]["params"])
+    for key, value in work.student.state_dict().items():
+        assert "running" in key or "tracked" in key or torch.equal(value, before[key]), key
+
+
+def test_vanilla_has_no_teacher() -> None:
+    found = pckd.profile(student="resnet8", method="vanilla", **SMALL)
+    assert found.teacher is None
+    assert found.ratio == dict.fromkeys(("parameters", "macs", "activations", "peak_bytes", "latency"))
+    assert "teacher" not in found.step.parts
+    assert found.settings["views"] == 1
+    assert found.terms["cross_entropy"].seconds is not None
+
+
+def test_modules_and_random_numbers_stay_as_they_are() -> None:
+    student, teacher = (build(BACKBONES, "resnet8", K) for _ in range(2))
+    before = copy.deepcopy((student.state_dict(), teacher.state_dict()))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    pckd.profile(student=student, teacher=teacher, method="pckd", **UNTIMED)
+    assert torch.equal(torch.rand(2), expected)
+    for network, state in zip((student, teacher), before, strict=True):
+        assert network.training
+        assert all(p.requires_grad and p.grad is None for p in network.parameters())
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_strong_views_and_other_rules_are_taken() -> None:
+    found = pckd.profile(**PAIR, method="mld", difficulty="margin", centers="ema", scheduler="focal", **UNTIMED)
+    assert found.step.rows == 8
+    assert (found.settings["views"], found.settings["strong_view"]) == (1, True)
+    assert "preview" in found.step.parts
+
+
+def test_bf16_is_profiled_as_it_trains() -> None:
+    found = pckd.profile(**PAIR, method="kd", **{**UNTIMED, "precision": "bf16"})
+    assert found.settings["precision"] == "bf16"
+    assert found.step.macs == pckd.profile(**PAIR, method="kd", **UNTIMED).step.macs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"rounds": -1}, "rounds must be at least 0, not -1"),
+        ({"views": 5}, "views=5"),
+        ({"views": 0}, "views=0"),
+        ({"num_classes": 2, "teacher": Tiny()}, None),
+        ({"teacher": Tiny()}, "the teacher has 2 classes"),
+        ({"method": "nothing"}, "unknown name"),
+        ({"batch_size": 1, "views": 1, "image_size": 4}, "a training step fails on this batch: Expected more than 1"),
+        ({"student": Tiny(), "teacher": None}, "a teacher is needed for 'pckd'"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict[str, Any], message: str | None) -> None:
+    arguments = {**PAIR, **UNTIMED, **options}
+    if message is None:
+        pckd.profile(**arguments)
+        return
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
+        pckd.profile(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+# Measuring
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("aten::add_", "elementwise"),
+        ("aten::mean", "elementwise"),
+        ("aten::_log_softmax_backward_data", "elementwise"),
+        ("aten::leaky_relu_backward", "elementwise"),
+        ("aten::linalg_vector_norm", "elementwise"),
+        ("aten::view", "free"),
+        ("aten::slice", "free"),
+        ("aten::unflatten", "free"),
+        ("aten::_to_copy", "free"),
+        ("prim::ListConstruct", "free"),
+        ("aten::_linalg_svd", "unknown"),
+        ("aten::sort", "unknown"),
+        ("aten::nothing_of_the_kind", "unknown"),
+        ("mine::anything", "unknown"),
+    ],
+)
+def test_kinds_of_operators(name: str, expected: str) -> None:
+    assert kind(name) == expected
+
+
+def test_products_and_distances_are_counted_forward_and_backward() -> None:
+    one, other = torch.randn(30, 8, requires_grad=True), torch.randn(40, 8)
+    for call, forward, backward in (
+        (lambda: one @ other.T, 30 * 8 * 40, 30 * 8 * 40),
+        (lambda: torch.einsum("nd,kd->nk", one, other), 30 * 8 * 40, 30 * 8 * 40),
+        (lambda: one @ other[0], 30 * 8, 0),
+        (lambda: torch.cdist(one, other), 30 * 8 * 40, 30 * 8 * 40),
+        (lambda: torch.cdist(one[:5], other[:5]), 5 * 8 * 5, 5 * 8 * 5),
+    ):
+        with Counting() as counting:
+            value = call().sum()
+        assert counting.macs == forward
+        with Counting() as counting:
+            value.backward()
+        assert counting.macs == backward
+
+
+def test_peak_is_the_most_that_is_alive_at_one_time() -> None:
+    def run() -> None:
+        one = torch.empty(2**20)
+        other = torch.empty(2**18)
+        del one
+        torch.empty(2**18)
+        del other
+
+    assert peak_of(run, torch.device("cpu")) == 4 * 2**20 + 4 * 2**18
+    kept = {"old": torch.zeros(2**18)}
+
+    def renew() -> Tensor:
+        old, kept["old"] = kept["old"], torch.zeros(2**18)
+        return old
+
+    def replace() -> None:
+        del kept["old"]
+        kept["new"] = torch.zeros(2**18)
+
+    assert peak_of(replace, torch.device("cpu"), renew) == 0
+
+
+def test_held_bytes_leave_out_what_is_known_and_count_a_storage_once() -> None:
+    x, weight = torch.randn(10, 20, requires_grad=True), torch.randn(20, 3, requires_grad=True)
+    assert held_for_backward(lambda: x @ weight, [x, weight]) == 0
+    assert held_for_backward(lambda: x[:5] @ weight, [weight]) == 800
+    assert held_for_backward(lambda: (x @ weight).exp() + (x @ weight).exp().square(), [x, [weight]]) == 2 * 120
+
+
+def test_rounds_are_interleaved_and_summarized() -> None:
+    calls: list[str] = []
+    interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, 3)  # type: ignore[misc]
+    assert "".join(calls) == "abcbcacab"
+    timing = summary([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert (timing.seconds, timing.seconds_low, timing.seconds_high) == (3.0, 2.0, 4.0)
+    assert summary([]).seconds is None
+
+
+# Outputs
+
+
+def test_keys_are_stable(cost: Profile) -> None:
+    data = json.loads(json.dumps(cost.as_dict()))
+    assert set(data) == {
+        "units", "settings", "student", "teacher", "ratio", "terms", "objective", "step", "notes",
+    }  # fmt: skip
+    network = {
+        "name", "parameters", "macs", "activations", "elementwise", "latency", "peak_bytes", "left_out", "uncounted",
+        "modules", "notes", "error",
+    }  # fmt: skip
+    times = {"seconds", "seconds_low", "seconds_high"}
+    assert set(data["student"]) == set(data["teacher"]) == network
+    assert set(data["student"]["latency"]["4"]) == times
+    assert set(data["ratio"]) == {"parameters", "macs", "activations", "latency", "peak_bytes"}
+    assert set(data["terms"]["kd"]) == {
+        "parameters", "buffer_bytes", "macs", "macs_backward", "elementwise", "bytes", "uncounted", "projections",
+        "note", *times,
+    }  # fmt: skip
+    assert set(data["step"]) == {
+        "peak_bytes", "peak_how", "macs", "elementwise", "parameters", "rows", "images_per_second", "parts",
+        "uncounted", *times,
+    }  # fmt: skip
+    assert set(data["step"]["parts"]["student"]) == {"macs", "elementwise", "bytes", *times}
+    assert data["ratio"]["macs"] == data["student"]["macs"] / data["teacher"]["macs"]
+    assert "One FLOP is one multiply-add" in data["units"]["network"]
+    assert data["settings"]["student"] == "resnet8"
+
+
+def test_markdown_says_it_all(cost: Profile) -> None:
+    text = cost.markdown()
+    for part in (
+        "| resnet8 (student) | 77.7 k |",
+        "| student / teacher |",
+        "| conv1 | Conv2d | 432 |",
+        "One FLOP is one multiply-add",
+        "Peak memory is measured by torch.profiler",
+        "not in its multiply-adds: add (3 calls), mean (1 call)",
+        f"| feature_alignment | {amount(cost.terms['feature_alignment'].parameters)} | 2.10 M | 4.19 M |",
+        "| - its student_query |",
+        "| all terms |",
+        "| teacher forward |",
+        "| optimizer |",
+        "| whole step |",
+        "4 images x 4 views of 3 x 8 x 8, 5 classes, random weights; cpu",
+        "medians of 2 rounds",
+    ):
+        assert part in text, part
+    widths = {line.count("|") for line in text.split("\n\n")[1].splitlines()}
+    assert len(widths) == 1
+
+
+def test_rich_tables_show_every_value_whole(cost: Profile) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    for width in (60, 200):
+        stream = StringIO()
+        Console(file=stream, width=width).print(cost.table())
+        assert "…" not in stream.getvalue()
+    assert "category_contrast" in stream.getvalue()
+
+
+def test_the_short_form_has_a_line_for_each_term(cost: Profile) -> None:
+    lines = cost.short().splitlines()
+    assert lines[0].startswith("profile: resnet8 by pckd, teacher resnet20")
+    for name in cost.terms:
+        assert sum(line.startswith(f"  {name}: ") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "value", "text"),
+    [
+        (amount, 0, "0"),
+        (amount, 999, "999"),
+        (amount, 1085629440, "1.09 G"),
+        (amount, 12345, "12.3 k"),
+        (amount, 999_900, "1.00 M"),
+        (amount, None, "-"),
+        (memory, 512, "512 B"),
+        (memory, 3 * 2**20, "3.00 MiB"),
+        (duration, 0.0123, "12.3 ms"),
+        (duration, 0.0000123, "0.012 ms"),
+        (duration, -0.002, "-2.00 ms"),
+        (duration, 123.4, "123 s"),
+        (share, 0.012, "1.2 %"),
+        (share, 0.34, "34 %"),
+    ],
+)
+def test_numbers_have_three_digits(function: Any, value: float | None, text: str) -> None:
+    assert function(value) == text
+
+
+# Comparisons
+
+
+def test_methods_side_by_side(comparison: Comparison) -> None:
+    assert list(comparison.profiles) == ["vanilla", "kd", "pckd", "pckd@1"]
+    assert [p.settings["views"] for p in comparison.profiles.values()] == [1, 1, 4, 1]
+    data = json.loads(json.dumps(comparison.as_dict()))
+    assert data["relative"]["kd"]["kd"] == {"seconds": 1, "macs": 1, "peak_bytes": 1, "parameters": 1}
+    kd, whole, one = (comparison.profiles[name].step for name in ("kd", "pckd", "pckd@1"))
+    assert data["relative"]["pckd"]["kd"]["macs"] == whole.macs / kd.macs > 4
+    assert 1 < one.macs / kd.macs < 1.2
+    assert data["relative"]["pckd@1"]["vanilla"]["seconds"] > 0
+    text = comparison.markdown()
+    assert "| method | views | time | multiply-adds | peak memory |" in text
+    assert "Where a step's time goes" in text
+    assert "pckd with 4 views takes" in text
+    assert "pckd with one view takes" in text
+    assert "accuracy" not in text
+
+
+def test_the_sentence_gives_median_and_range_over_pairs(comparison: Comparison) -> None:
+    text = sentence([comparison, comparison], "kd")
+    assert text.endswith("(median and range over 2 pairs).")
+    assert text.count(" to ") == 6
+
+
+def test_options_and_views_in_names() -> None:
+    found = compare_methods(["kd(temperature=2)@4"], **PAIR, bases=(), **UNTIMED)
+    assert list(found.profiles) == ["kd(temperature=2)@4"]
+    assert found.profiles["kd(temperature=2)@4"].step.rows == N
+    with pytest.raises(UserError, match="after the @ stands the number of views"):
+        compare_methods(["kd@four"], **PAIR, **UNTIMED)
+
+
+def test_a_method_that_cannot_work_is_refused() -> None:
+    with pytest.raises(NotApplicable):
+        pckd.profile(student="resnet8", teacher="resnet8x4", method="pckd(center='center_alignment')+kdsvd", **UNTIMED)
+
+
+def result(folder: Path, **changes: Any) -> None:
+    folder.mkdir(parents=True)
+    values = {"student": "resnet8", "teacher": "resnet20", "method": "kd", "views": 1, "dataset": "cifar100"}
+    values |= {"epochs": 240, "train_images": 50000, "measured_on": "test", "last_top1": 60.0, **changes}
+    (folder / "result.json").write_text(json.dumps(values))
+
+
+def test_what_a_point_of_accuracy_costs(tmp_path: Path) -> None:
+    result(tmp_path / "runs" / "vanilla", method="vanilla", teacher=None, last_top1=58.0)
+    result(tmp_path / "runs" / "kd-0", last_top1=60.0)
+    result(tmp_path / "runs" / "kd-1", last_top1=61.0)
+    result(tmp_path / "runs" / "pckd", method="pckd", views=4, last_top1=62.5)
+    result(tmp_path / "runs" / "worse", method="pckd", views=1, last_top1=50.0)
+    result(tmp_path / "other", method="pckd", views=4, student="resnet20", last_top1=99.0)
+    result(tmp_path / "runs" / "short", method="pckd", views=4, epochs=10, last_top1=30.0)
+    folders = [tmp_path / "runs", tmp_path / "other"]
+    found = compare(["pckd", "pckd@1"], **PAIR, results=folders, **SMALL)
+    assert found.notes == ["1 of the results are of other networks or methods than those profiled"]
+    assert set(found.gains) == {"kd", "pckd", "pckd@1"}
+    over_vanilla, over_kd = found.gains["pckd"]
+    assert (over_vanilla.base, over_kd.base) == ("vanilla", "kd")
+    assert (over_vanilla.points, over_kd.points) == (4.5, 2.0)
+    steps = {label: profile.step for label, profile in found.profiles.items()}
+    assert over_kd.macs_per_point == (steps["pckd"].macs - steps["kd"].macs) / 2
+    extra = (steps["pckd"].seconds or 0) - (steps["kd"].seconds or 0)
+    assert over_kd.seconds_per_point == pytest.approx(extra / 2)
+    assert over_kd.cost_per_point == pytest.approx(extra / 2 / (steps["kd"].seconds or 0))
+    assert found.gains["kd"][0].runs == 2
+    assert found.gains["kd"][0].points == 2.5
+    assert all(gain.macs_per_point is None for gain in found.gains["pckd@1"])
+    text = found.markdown()
+    assert "| pckd | 1 | 62.50 % | kd | +2.00 |" in text
+    assert "cifar100, 240 epochs, 50000 images" in text
+    assert found.as_dict()["accuracy"]["pckd"][1]["points"] == 2.0
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json there"):
+        read_results([tmp_path])
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_results([tmp_path])
+    (tmp_path / "result.json").write_text('{"student": "resnet8"}')
+    with pytest.raises(UserError, match="it has no method, last_top1"):
+        read_results([tmp_path])
+
+
+def test_pictures_are_drawn(cost: Profile, comparison: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for number, what in enumerate((cost, comparison)):
+        plot(what, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="cannot write the picture"):
+        plot(cost, tmp_path / "missing" / "x.png")
+    with pytest.raises(UserError, match="needs timings"):
+        plot(pckd.profile(student="resnet8", method="vanilla", **UNTIMED), tmp_path / "x.png")
+
+
+def test_a_missing_matplotlib_is_told(cost: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'pckd\[plots\]'"):
+        plot(cost, tmp_path / "x.png")
+
+
+# In a training
+
+
+def test_profile_of_a_run_is_kept_and_changes_nothing(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Recorder:
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
+            notes.append("training begins")
+
+        def advance(self, epoch: int, step: int) -> None: ...
+        def epoch(self, row: dict[str, Any]) -> None: ...
+        def end(self) -> None: ...
+
+    options: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 1, "method": "pckd"}
+    teacher = build(BACKBONES, "resnet8", 3)
+    runs = [
+        pckd.distill(
+            student="resnet8",
+            teacher=copy.deepcopy(teacher),
+            data=tiny_data,
+            profile=profile,
+            output=tmp_path / str(profile),
+            display=Recorder(),
+            **options,
+        )
+        for profile in (False, True)
+    ]
+    assert runs[0].history == runs[1].history
+    assert runs[0].record["profile"] is None
+    kept = json.loads((tmp_path / "True" / "result.json").read_text())["profile"]
+    assert kept["settings"]["num_classes"] == 3
+    assert kept["settings"]["num_samples"] == 48
+    assert kept["settings"]["image_size"] == [8, 8]
+    assert kept["terms"]["feature_alignment"]["parameters"] > 0
+    assert kept["step"]["seconds"] > 0
+    told = next(number for number, note in enumerate(notes) if note.startswith("profile: resnet8 by pckd"))
+    assert "training begins" in notes[told:]
+
+
+def test_markdown_escapes_bars() -> None:
+    from pckd.profiling.show import Sheet
+
+    assert "a\\|b" in markdown([Sheet("t", ["x"], [["a|b"]])])
