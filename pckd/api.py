@@ -90,6 +90,7 @@ def distill(
     val_fraction: float = 0.0,
     teacher_weights: str | os.PathLike[str] | None = None,
     teacher_epochs: int | None = None,
+    teacher_lr: float | None = None,
     epochs: int = PUBLISHED_EPOCHS,
     batch_size: int = 64,
     lr: float | None = None,
@@ -124,6 +125,7 @@ def distill(
             :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
+        teacher_lr: its learning rate at the start; by default its recipe's.
         epochs: length of the run; milestones and preview's growth scale with it.
         batch_size: images a step (each in ``views`` views).
         lr: learning rate at the start; by default the method's, or the recipe of the student's name, or 0.05.
@@ -218,6 +220,7 @@ def distill(
                     loaded,
                     weights=teacher_weights,
                     epochs=epochs if teacher_epochs is None else teacher_epochs,
+                    lr=teacher_lr,
                     batch_size=batch_size,
                     device=target,
                     precision=precision,
@@ -433,6 +436,7 @@ def _obtain_teacher(
     *,
     weights: str | os.PathLike[str] | None,
     epochs: int,
+    lr: float | None,
     batch_size: int,
     device: torch.device,
     precision: str,
@@ -450,6 +454,7 @@ def _obtain_teacher(
         teacher=teacher,
         data=data,
         epochs=epochs,
+        lr=lr,
         batch_size=batch_size,
         device=device,
         precision=precision,
@@ -459,14 +464,19 @@ def _obtain_teacher(
 
 
 def _check_numbers(**numbers: float | None) -> None:
-    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1, "lr": 0, "momentum": 0, "weight_decay": 0}
+    """Refuse what no run can use.
+
+    Raises:
+        UserError: names the argument and its range.
+    """
+    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1}
     for name, value in numbers.items():
         if value is None:
             continue
-        if not lowest[name] <= value < float("inf"):
-            raise UserError(f"{name} must be a finite number of at least {lowest[name]}, not {value}")
-    if numbers.get("lr") == 0:
-        raise UserError("lr must be above 0, not 0")
+        if not lowest.get(name, 0) <= value < float("inf"):
+            raise UserError(f"{name} must be a finite number of at least {lowest.get(name, 0)}, not {value}")
+        if value == 0 and name in ("lr", "teacher_lr"):
+            raise UserError(f"{name} must be above 0, not 0")
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from model_zoo import recipe_for
 from pckd import distill
@@ -19,39 +20,49 @@ from registry import UserError, parse
 
 __all__ = ["LISTS", "main"]
 
-DEMONSTRATION = {"data": "shapes(image_size=16)", "epochs": 8, "teacher_epochs": 8}
+DEMONSTRATION: dict[str, Any] = {
+    "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
+    "epochs": 10,
+    "teacher_epochs": 16,
+    "batch_size": 32,
+    "lr": 0.02,
+    "teacher_lr": 0.02,
+}
 """What runs where no data set is given: minutes on two CPU cores."""
 
 
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+
+
 def make_parser() -> Parser:
-    defaults = {name: p.default for name, p in inspect.signature(distill).parameters.items()}
     parser = Parser("Distil a student from a frozen teacher.")
     add = parser.add_argument
     add("--student", metavar="NAME", help="backbone to train")
     add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
     add("--teacher-weights", metavar="FILE", help="file or address of its weights; trained first if not given")
-    add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
+    add("--method", default=DEFAULTS["method"], metavar="NAME", help="what to distill")
     add("--dataset", metavar="NAME", help="data set; the built-in demonstration on shapes if not given")
     add("--data-root", metavar="DIR", help="where the data set's files are")
     add("--epochs", type=int, help="length of the run; the schedule scales with it (default: the recipe's, 240)")
     add("--teacher-epochs", type=int, help="length of the teacher's training, where it is trained (default: --epochs)")
-    add("--batch-size", type=int, default=defaults["batch_size"], help="images a step")
+    add("--teacher-lr", type=float, help="its learning rate at the start, likewise (default: its recipe's)")
+    add("--batch-size", type=int, help=f"images a step (default: {DEFAULTS['batch_size']})")
     add("--lr", type=float, help="learning rate at the start (default: the recipe's)")
-    add("--weight-decay", type=float, default=defaults["weight_decay"], help="of SGD")
-    add("--momentum", type=float, default=defaults["momentum"], help="of SGD")
-    add("--seed", type=int, default=defaults["seed"], help="of initialization, order and augmentation")
+    add("--weight-decay", type=float, default=DEFAULTS["weight_decay"], help="of SGD")
+    add("--momentum", type=float, default=DEFAULTS["momentum"], help="of SGD")
+    add("--seed", type=int, default=DEFAULTS["seed"], help="of initialization, order and augmentation")
     add("--compile", action="store_true", help="run the networks through torch.compile")
     add("--output", metavar="DIR", help="folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth")
     add("--resume", action="store_true", help="continue from the checkpoint in --output")
-    add("--difficulty", default=defaults["difficulty"], metavar="NAME", help="how hard a sample is")
+    add("--difficulty", default=DEFAULTS["difficulty"], metavar="NAME", help="how hard a sample is")
     add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
-    add("--centers", default=defaults["centers"], metavar="NAME", help="what the category centers are")
+    add("--centers", default=DEFAULTS["centers"], metavar="NAME", help="what the category centers are")
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
     add("--val-fraction", type=float, default=0.0, help="hold out this share of the training set and measure on it")
     add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
     add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
-    add("--num-workers", type=int, default=defaults["num_workers"], help="processes that read a streamed data set")
+    add("--num-workers", type=int, default=DEFAULTS["num_workers"], help="processes that read a streamed data set")
     add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
     parser.add_common()
     return parser
@@ -79,24 +90,25 @@ def run(args: argparse.Namespace) -> int:
             "No --dataset given: this is the built-in demonstration on drawn shapes, not the paper's setting.\n"
             f"The paper's: python tools/train_net.py --student {args.student} --dataset cifar100 --output runs/pckd"
         )
-    epochs, teacher_epochs = args.epochs, args.teacher_epochs
-    if epochs is None:
-        epochs = DEMONSTRATION["epochs"] if quick else recipe_for(args.student, args.teacher).epochs
-    if teacher_epochs is None and quick:
-        teacher_epochs = DEMONSTRATION["teacher_epochs"]
+    if quick:
+        # Drawn data is for trying things out: what is not given is what the demonstration takes.
+        for option in ("epochs", "teacher_epochs", "batch_size", "lr", "teacher_lr"):
+            if getattr(args, option) is None:
+                setattr(args, option, DEMONSTRATION[option])
     result = distill(
         student=args.student,
         teacher=args.teacher,
         teacher_weights=args.teacher_weights,
-        teacher_epochs=teacher_epochs,
+        teacher_epochs=args.teacher_epochs,
+        teacher_lr=args.teacher_lr,
         method=args.method,
         data=dataset,
         data_root=args.data_root,
         limit_train=args.limit_train,
         limit_test=args.limit_test,
         val_fraction=args.val_fraction,
-        epochs=epochs,
-        batch_size=args.batch_size,
+        epochs=recipe_for(args.student, args.teacher).epochs if args.epochs is None else args.epochs,
+        batch_size=DEFAULTS["batch_size"] if args.batch_size is None else args.batch_size,
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
