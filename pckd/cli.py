@@ -23,6 +23,15 @@ LISTS = {
 assert len(LISTS) == len(REGISTRIES)
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to the help of an option that has one and does not say so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, True, []) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Knows the options of every tool, and reports bad usage in one line, like every other bad input."""
 
@@ -30,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=f"{description} Every NAME may carry options: 'preview(growth=1.01)'.",
             epilog=f"See --list {{{','.join(LISTS)}}} for the names.",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Formatter,
         )
 
     def error(self, message: str) -> None:  # type: ignore[override]

@@ -23,7 +23,7 @@ __all__ = ["LISTS", "main"]
 DEMONSTRATION: dict[str, Any] = {
     "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
     "epochs": 10,
-    "teacher_epochs": 16,
+    "teacher_epochs": 24,
     "batch_size": 32,
     "lr": 0.02,
     "teacher_lr": 0.02,
