@@ -140,7 +140,7 @@ def distill(
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``.
         num_workers: processes that read a streamed data set.
-        profile: first measure what a step costs (:func:`pckd.profile`), tell it, and keep it in the record.
+        profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one.
         display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).

@@ -12,7 +12,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pckd import profile
 from pckd.cli import Parser, run_tool
 from pckd.engine.sources import split_methods
 from pckd.profiling import Comparison, Profile, compare, compare_pairs, plot
-from pckd.profiling.plot import require_matplotlib
+from pckd.profiling.picture import require_matplotlib
 from pckd.profiling.sheets import comparison_sheets, pairs_sheets, profile_sheets
 from pckd.profiling.show import markdown, print_sheets
 from registry import UserError
@@ -68,24 +68,24 @@ def run(args: argparse.Namespace) -> int:
     refuse_early(args)
     options = {name: getattr(args, name) for name in OPTIONS}
     methods = split_methods(args.compare or SIDE_BY_SIDE, ",")
-    found: Profile | Comparison | Mapping[str, Comparison]
+    drawn: Profile | Comparison | None = None
     if args.pairs:
-        found = compare_pairs(methods, **options)
-        sheets = pairs_sheets(found)
-        content: dict[str, Any] = {"pairs": {label: comparison.as_dict() for label, comparison in found.items()}}
+        pairs = compare_pairs(methods, **options)
+        sheets = pairs_sheets(pairs)
+        content: dict[str, Any] = {"pairs": {label: comparison.as_dict() for label, comparison in pairs.items()}}
     elif args.compare:
-        found = compare(methods, student=args.student, teacher=args.teacher, results=args.results or (), **options)
-        sheets, content = comparison_sheets(found), found.as_dict()
+        drawn = compare(methods, student=args.student, teacher=args.teacher, results=args.results or (), **options)
+        sheets, content = comparison_sheets(drawn), drawn.as_dict()
     else:
-        found = profile(student=args.student, teacher=args.teacher, method=args.method, **options)
-        sheets, content = profile_sheets(found), found.as_dict()
+        drawn = profile(student=args.student, teacher=args.teacher, method=args.method, **options)
+        sheets, content = profile_sheets(drawn), drawn.as_dict()
     print_sheets(sheets)
     if args.json:
         write(args.json, json.dumps(content, indent=2) + "\n")
     if args.markdown:
         write(args.markdown, markdown(sheets))
-    if args.plot:
-        plot(found, args.plot)
+    if args.plot and drawn is not None:
+        plot(drawn, args.plot)
     return 0
 
 

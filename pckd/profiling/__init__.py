@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pckd.profiling.api import profile
-from pckd.profiling.compare import compare, compare_pairs
-from pckd.profiling.plot import plot
+from pckd.profiling.picture import plot
 from pckd.profiling.report import FLOP, STEP, Comparison, Profile
+from pckd.profiling.side_by_side import compare, compare_pairs
 
 __all__ = ["FLOP", "STEP", "Comparison", "Profile", "compare", "compare_pairs", "plot", "profile"]

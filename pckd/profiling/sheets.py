@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from pckd.profiling.report import BASES, FLOP, STEP, Comparison, NetworkCost, Profile, over
-from pckd.profiling.show import NONE, Sheet, amount, digits, duration, memory, plural, ratio, share, spread
+from pckd.profiling.show import NONE, Sheet, amount, duration, memory, plural, ratio, share, spread, times
 
 
 def profile_sheets(profile: Profile) -> list[Sheet]:
@@ -273,7 +273,7 @@ def sentence(comparisons: Iterable[Comparison], base: str) -> str:
             values = [c.relative(label, base)[key] for c in comparisons]
             known = [value for value in values if value is not None]
             if known:
-                middle, low, high = (digits(v) for v in (median(known), min(known), max(known)))
+                middle, low, high = (times(v) for v in (median(known), min(known), max(known)))
                 costs.append(f"{middle} x the {what}" + (f" ({low} to {high})" if len(known) > 1 else ""))
         views = profile.settings["views"]
         views_text = f"{views} views" if views > 1 else "one view"

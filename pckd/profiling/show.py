@@ -69,7 +69,12 @@ def spread(timing: Timing) -> str:
 
 
 def ratio(value: float | None) -> str:
-    return NONE if value is None else f"{digits(value)} x"
+    """``1.53 x``; a ratio near 1 has a digit more, ``1.004 x``."""
+    return NONE if value is None else f"{times(value)} x"
+
+
+def times(value: float) -> str:
+    return f"{value:.3f}" if 0.95 < value < 1.05 else digits(value)
 
 
 def share(value: float | None) -> str:

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 import pckd
 from pckd.engine.sources import make_objective, method_terms
 from pckd.profiling import Comparison, Profile, compare, plot
-from pckd.profiling import compare as compare_methods
 from pckd.profiling.measure import held_for_backward, interleaved, peak_of, summary
 from pckd.profiling.networks import count, quiet
 from pckd.profiling.operators import Counting, kind
-from pckd.profiling.results import read_results
+from pckd.profiling.results import gains_of, read_results
 from pckd.profiling.sheets import sentence
-from pckd.profiling.show import amount, duration, markdown, memory, share
+from pckd.profiling.show import amount, duration, markdown, memory, ratio, share
 from pckd.profiling.step import Workload, seams
 from pckd.profiling.terms import Nothing, without
 from registry import BACKBONES, Context, NotApplicable, Output, Setup, Term, UserError, build
@@ -182,7 +181,7 @@ def test_terms_of_pckd_by_hand(cost: Profile) -> None:
     query, relation, gram = N * D * D, N * D * K, (2 * N) ** 2 * K
     assert contrast.parameters == 2 * (D * D + D)
     assert contrast.macs == 2 * query + 2 * relation + gram
-    # Queries: to weight and input. Relations: to both queries, and to the student's centers. u u^T: to u from both sides.
+    # Queries: to weight and input. Relations: to both queries and the student's centers. u u^T: to u from both sides.
     assert contrast.macs_backward == 4 * query + 3 * relation + 2 * gram
     assert {name: p.macs for name, p in contrast.projections.items()} == {
         "student_query": query,
@@ -282,7 +281,7 @@ def test_without_leaves_out_one_term_and_changes_no_other() -> None:
     for name in less:
         if name != "loss":
             assert torch.equal(less[name], whole[name]), name
-    assert less["loss"] == pytest.approx(float(whole["loss"] - whole["feature_alignment"]), rel=1e-4)
+    torch.testing.assert_close(less["loss"], whole["loss"] - whole["feature_alignment"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_only_term_is_compared_with_the_cheapest_one() -> None:
@@ -492,7 +491,8 @@ def test_products_and_distances_are_counted_forward_and_backward() -> None:
         (lambda: one @ other.T, 30 * 8 * 40, 30 * 8 * 40),
         (lambda: torch.einsum("nd,kd->nk", one, other), 30 * 8 * 40, 30 * 8 * 40),
         (lambda: one @ other[0], 30 * 8, 0),
-        (lambda: torch.cdist(one, other), 30 * 8 * 40, 30 * 8 * 40),
+        # Its backward multiplies for both sides, whether or not both have a gradient.
+        (lambda: torch.cdist(one, other), 30 * 8 * 40, 2 * 30 * 8 * 40),
         (lambda: torch.cdist(one[:5], other[:5]), 5 * 8 * 5, 5 * 8 * 5),
     ):
         with Counting() as counting:
@@ -628,6 +628,8 @@ def test_the_short_form_has_a_line_for_each_term(cost: Profile) -> None:
         (duration, 0.0000123, "0.012 ms"),
         (duration, -0.002, "-2.00 ms"),
         (duration, 123.4, "123 s"),
+        (ratio, 1.0042, "1.004 x"),
+        (ratio, 2.1049, "2.10 x"),
         (share, 0.012, "1.2 %"),
         (share, 0.34, "34 %"),
     ],
@@ -663,11 +665,11 @@ def test_the_sentence_gives_median_and_range_over_pairs(comparison: Comparison) 
 
 
 def test_options_and_views_in_names() -> None:
-    found = compare_methods(["kd(temperature=2)@4"], **PAIR, bases=(), **UNTIMED)
+    found = compare(["kd(temperature=2)@4"], **PAIR, bases=(), **UNTIMED)
     assert list(found.profiles) == ["kd(temperature=2)@4"]
     assert found.profiles["kd(temperature=2)@4"].step.rows == N
     with pytest.raises(UserError, match="after the @ stands the number of views"):
-        compare_methods(["kd@four"], **PAIR, **UNTIMED)
+        compare(["kd@four"], **PAIR, **UNTIMED)
 
 
 def test_a_method_that_cannot_work_is_refused() -> None:
@@ -682,7 +684,7 @@ def result(folder: Path, **changes: Any) -> None:
     (folder / "result.json").write_text(json.dumps(values))
 
 
-def test_what_a_point_of_accuracy_costs(tmp_path: Path) -> None:
+def test_what_a_point_of_accuracy_costs(comparison: Comparison, tmp_path: Path) -> None:
     result(tmp_path / "runs" / "vanilla", method="vanilla", teacher=None, last_top1=58.0)
     result(tmp_path / "runs" / "kd-0", last_top1=60.0)
     result(tmp_path / "runs" / "kd-1", last_top1=61.0)
@@ -690,8 +692,9 @@ def test_what_a_point_of_accuracy_costs(tmp_path: Path) -> None:
     result(tmp_path / "runs" / "worse", method="pckd", views=1, last_top1=50.0)
     result(tmp_path / "other", method="pckd", views=4, student="resnet20", last_top1=99.0)
     result(tmp_path / "runs" / "short", method="pckd", views=4, epochs=10, last_top1=30.0)
-    folders = [tmp_path / "runs", tmp_path / "other"]
-    found = compare(["pckd", "pckd@1"], **PAIR, results=folders, **SMALL)
+    results = read_results([tmp_path / "runs", tmp_path / "other" / "result.json"])
+    gains, notes = gains_of(comparison.profiles, results)
+    found = Comparison(profiles=comparison.profiles, gains=gains, notes=notes)
     assert found.notes == ["1 of the results are of other networks or methods than those profiled"]
     assert set(found.gains) == {"kd", "pckd", "pckd@1"}
     over_vanilla, over_kd = found.gains["pckd"]
