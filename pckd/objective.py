@@ -169,11 +169,19 @@ class Objective(nn.Module):
         asked = max(term.initial for term in self.terms.values())
         return max(1, round(asked * epochs / PUBLISHED_EPOCHS)) if asked else 0
 
+    @torch.no_grad()
     def predict(self, student: Output) -> Tensor:
-        """Logits [N, K] of the trained student: its own, unless a loss answers with another head."""
+        """Logits [N, K] of the trained student, to measure by: its own, unless a loss answers with another head.
+
+        The head is asked in eval mode: it must not take the same rows into its batch statistics once more.
+        """
         if not self._head:
             return student.logits
-        logits: Tensor = self._head[0].predict(student)  # type: ignore[operator]
+        head = self._head[0]
+        was_training = head.training
+        head.eval()
+        logits: Tensor = head.predict(student)  # type: ignore[operator]
+        head.train(was_training)
         return logits
 
     def predictor(self, student: nn.Module) -> nn.Module:

@@ -233,7 +233,7 @@ def fit(
                 strong=train_loader.strong,
                 check=partial(refuse_non_finite, epoch=epoch, step=step) if check else None,
             )
-            with torch.no_grad():
+            with autocast(precision, device):
                 upright = objective.predict(student_output.upright(batch.views.shape[1]).detach())
             meter.add({**values, "train_top1": 100 * (upright.argmax(1) == batch.labels).float().mean()})
             history.images += len(batch.labels)

@@ -71,7 +71,7 @@ class Run:
             torch.randperm(SAMPLES, generator=generator)[:IMAGES],
         )
 
-    def step(self, number: int, stage: Any = "main") -> dict[str, float]:
+    def step(self, number: int, stage: Any = "main", precision: str = "fp32") -> dict[str, float]:
         self.student.train()
         self.objective.train()
         torch.manual_seed(number)
@@ -82,7 +82,7 @@ class Run:
             objective=self.objective,
             optimizer=self.optimizer,
             device=CPU,
-            precision="fp32",
+            precision=precision,
             epoch=120,
             epochs=240,
             progress=0.5,
@@ -136,6 +136,15 @@ def test_method_on_pair(method: str, pair: str) -> None:
     # The teacher has no gradient, and neither its weights nor its batch statistics have moved.
     assert all(p.grad is None for p in run.teacher.parameters())
     assert all(torch.equal(teacher[name], tensor) for name, tensor in run.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_method_in_bf16(method: str) -> None:
+    run = Run(method, "resnet-resnet")
+    stages = ["initial"] if run.objective.initial_epochs(240) else []
+    for number, stage in enumerate([*stages, "main"]):
+        half = run.step(number, stage, precision="bf16")
+        assert all(torch.tensor(value).isfinite() for value in half.values()), half
 
 
 @pytest.mark.parametrize("method", METHODS.names())

@@ -454,6 +454,17 @@ def test_scheduler_without_anything_to_schedule_is_refused(tiny_data: pckd.Data)
         run(tiny_data, method="vanilla", scheduler="preview")
 
 
+def test_head_that_answers_runs_in_bf16_and_counts_each_row_once(
+    tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = spied_objective(monkeypatch)
+    result = run(tiny_data, method="simkd", precision="bf16", epochs=2)
+    assert 0 <= result.history[-1]["train_top1"] <= 100
+    norms = [m for m in objectives[0].losses["simkd"].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert {int(m.num_batches_tracked) for m in norms} == {2 * 3}
+
+
 def test_student_may_answer_with_the_head_of_a_loss(tiny_data: pckd.Data, tmp_path: Path) -> None:
     class Head(nn.Module):
         """Learns a classifier of its own on a frozen copy of nothing: the student's own classifier stays random."""
