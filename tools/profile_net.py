@@ -98,9 +98,9 @@ def refuse_early(args: argparse.Namespace) -> None:
     if args.results and not args.compare:
         raise UserError("--results needs --compare: which methods' accuracies to set against their cost")
     if args.plot:
-        require_matplotlib()
         if not args.rounds:
             raise UserError("--plot needs timings: --rounds of at least 1")
+        require_matplotlib()
     for file in (args.json, args.markdown, args.plot):
         if file and not Path(file).expanduser().parent.is_dir():
             raise UserError(f"{file}: there is no folder {Path(file).expanduser().parent}")
