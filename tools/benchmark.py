@@ -19,7 +19,7 @@ from model_zoo import probe
 from pckd import distill, load_data, train_teacher
 from pckd.cli import Parser, run_tool
 from pckd.display import make_display, print_table
-from pckd.engine.sources import make_objective, method_terms
+from pckd.engine.sources import make_objective, method_terms, split_methods
 from pckd.engine.teacher import FrozenTeacher
 from registry import BACKBONES, METHODS, NotApplicable, Setup, UserError
 
@@ -58,17 +58,8 @@ def make_parser() -> Parser:
 
 
 def chosen_methods(text: str) -> list[str]:
-    """The methods of ``--methods``; options are given in parentheses, so the split is outside of these."""
-    if text == "all":
-        return METHODS.names()
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
+    """The methods of ``--methods``."""
+    return METHODS.names() if text == "all" else [method for method in split_methods(text, ",") if method]
 
 
 def matrix(methods: Sequence[str]) -> list[list[str]]:
