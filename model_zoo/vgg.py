@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from model_zoo.layers import Backbone, init_convolutions, init_small_classifier
 from registry import BACKBONES, Output
@@ -36,7 +36,6 @@ class VGG(Backbone):
         init_small_classifier(self.classifier)
 
     def forward(self, x: Tensor) -> Output:
-        pool_last = x.shape[2] == 64
         pre0 = self.block0(x)
         map0 = F.relu(pre0)
         pre1 = self.block1(F.max_pool2d(map0, 2))
@@ -45,9 +44,15 @@ class VGG(Backbone):
         map2 = F.relu(pre2)
         pre3 = self.block3(F.max_pool2d(map2, 2))
         map3 = F.relu(pre3)
-        pre4 = self.block4(F.max_pool2d(map3, 2) if pool_last else map3)
+        pre4 = self.block4(_last_pool(map3, x.shape[2]))
         map4 = F.relu(pre4)
         return self.read_out(self.classifier, map4, (map0, map1, map2, map3, map4), (pre0, pre1, pre2, pre3, pre4))
+
+
+@fx.wrap
+def _last_pool(x: Tensor, image_size: int) -> Tensor:
+    """Pool once more where the images are of 64 pixels; one step for ``torch.fx``, which cannot look at sizes."""
+    return F.max_pool2d(x, 2) if image_size == 64 else x
 
 
 def _block(convolutions: int, in_channels: int, channels: int) -> nn.Sequential:
