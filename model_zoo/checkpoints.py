@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import http.client
+import io
+import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from torch import Tensor, nn
 
 from registry import BACKBONES, UserError
+from registry.files import DISK_ERRORS, cannot_write, write_atomically
 
 __all__ = ["Loaded", "fetch", "load_weights", "save_weights"]
 
@@ -29,8 +30,14 @@ __all__ = ["Loaded", "fetch", "load_weights", "save_weights"]
 NESTED = ("model", "state_dict", "model_state_dict", "student", "network", "net")
 # What wrappers put before every key: data parallelism and torch.compile.
 WRAPPERS = ("module.", "_orig_mod.")
+# What is said of a download that is not what it should be.
+REMOVED = "the download was removed; try again, and if it persists the file at that address has changed"
 # How torch words its refusal of a pickle that would run code, as opposed to a file that is no pickle.
 UNSAFE = re.compile(r"unsupported (global|class)|unrecognized|can only (build|create|setitem)|not an allowed", re.I)
+
+
+class _Damaged(UserError):
+    """A file that cannot be read as a checkpoint, and that a download cut short may have left."""
 
 
 class Loaded(NamedTuple):
@@ -69,7 +76,13 @@ def load_weights(
         UserError: no such file, another hash, no checkpoint, an unsafe one, or one of another network.
     """
     path = fetch(source, sha256=sha256, cache_dir=cache_dir)
-    content = _read(path)
+    try:
+        content = _read(path)
+    except _Damaged as error:
+        if not _is_download(os.fspath(source)):
+            raise
+        path.unlink(missing_ok=True)
+        raise UserError(f"{error}; {REMOVED}") from error
     state = _without_wrappers(_find_state(content, path), network)
     own = network.state_dict()
     # Files older than PyTorch 0.4.1 don't count batches; nothing depends on the count.
@@ -94,28 +107,40 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata
 
     Args:
         network: its tensors are written from the CPU, so that the file loads anywhere.
-        path: the file; folders are made.
+        path: the file; folders are made. One that ends in ``.safetensors`` has that format (``pip install
+            'pckd[safetensors]'``), in which metadata are strings: what is none is written as JSON.
         metadata: numbers, strings, and lists and dictionaries of them, so that the file loads without running code.
+
+    Raises:
+        UserError: it cannot be written; an earlier file of that name is as it was.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    content = {"model": {key: value.detach().cpu() for key, value in network.state_dict().items()}, "meta": metadata}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    state = network.state_dict()
+    if target.suffix == ".safetensors":
+        data: bytes | memoryview = _to_safetensors(state, target, metadata)
+    else:
+        buffer = io.BytesIO()
+        torch.save({"model": {key: value.detach().cpu() for key, value in state.items()}, "meta": metadata}, buffer)
+        data = buffer.getbuffer()
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    return write_atomically(target, data)
+
+
+def _to_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise _no_safetensors(path, "writing") from error
+    # The format knows neither memory layouts nor tensors that share memory, so each becomes a plain copy.
+    tensors = {
+        key: value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for key, value in state.items()
+    }
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    content: bytes = save(tensors, {"format": "pt", **texts})
+    return content
 
 
 def fetch(
@@ -133,7 +158,7 @@ def fetch(
     """
     text = os.fspath(source)
     scheme = urlsplit(text).scheme if "://" in text else ""
-    downloaded = scheme in ("http", "https")
+    downloaded = _is_download(text)
     if downloaded:
         path = _download(text, cache_dir)
     elif scheme == "file":
@@ -150,6 +175,10 @@ def fetch(
     return path
 
 
+def _is_download(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
 def _download(address: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     parts = urlsplit(address)
     if not parts.hostname or not parts.path.strip("/") or parts.path.endswith("/") or ".." in parts.path.split("/"):
@@ -159,9 +188,13 @@ def _download(address: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     base = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "pckd"
     # iopath's cache knows an address by its path alone: a folder per server keeps equal paths apart.
     folder = base / re.sub(r"[^\w.-]", "_", parts.netloc)
+    # It downloads under another name and renames. A server that breaks off is noticed where it had said the length;
+    # where it had not, only the hash, or reading the file, tells (load_weights then removes it).
     try:
         return Path(manager.get_local_path(address, cache_dir=str(folder)))
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise cannot_write(folder, error) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{address}: the download failed: {reason}; check the address and the network") from error
 
@@ -176,7 +209,7 @@ def _check_hash(path: Path, source: str, expected: str, downloaded: bool) -> Non
     remedy = "give the right file or hash"
     if downloaded:
         path.unlink()
-        remedy = "the download was removed; try again, and if it persists the file at that address has changed"
+        remedy = REMOVED
     raise UserError(f"{source}: its SHA-256 is {digest.hexdigest()}, expected {expected}: {remedy}")
 
 
@@ -192,10 +225,10 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: refused as unsafe: it holds Python objects and not only weights; "
                 "save the state_dict() alone from the program that wrote it"
             ) from error
-        raise UserError(f"{path}: not a checkpoint that PyTorch can read") from error
+        raise _Damaged(f"{path}: not a checkpoint that PyTorch can read") from error
     # Damaged archives fail in many ways, all of which mean the same to the user.
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint that PyTorch can read, or a damaged one") from error
+        raise _Damaged(f"{path}: not a checkpoint that PyTorch can read, or a damaged one") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__} and not a dictionary of weights")
     return dict(content)
@@ -214,15 +247,19 @@ _PLAIN_DATA: list[Any] = [
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        from safetensors.torch import load_file
+        from safetensors import safe_open
     except ImportError as error:
-        raise UserError(
-            f"{path}: reading it needs safetensors, which is not installed: pip install 'pckd[safetensors]'"
-        ) from error
+        raise _no_safetensors(path, "reading") from error
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping, and no iterator
+            return {"model": state, "meta": file.metadata() or {}}
     except Exception as error:
-        raise UserError(f"{path}: not a safetensors file, or a damaged one") from error
+        raise _Damaged(f"{path}: not a safetensors file, or a damaged one") from error
+
+
+def _no_safetensors(path: Path, doing: str) -> UserError:
+    return UserError(f"{path}: {doing} it needs safetensors, which is not installed: pip install 'pckd[safetensors]'")
 
 
 def _is_state(value: object) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from pckd import functional
 from pckd.api import Result, distill, evaluate, train, train_teacher
+from pckd.engine.guard import Interrupted
 from pckd.engine.sources import Data, load_data
 from pckd.objective import Objective
 from pckd.profiling import profile
 
 __all__ = [
     "Data",
+    "Interrupted",
     "Objective",
     "Result",
     "distill",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,9 +23,12 @@ from model_zoo.pairs import bare
 from pckd import profiling
 from pckd.data import Loader, limit
 from pckd.display import Silent
+from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.precision import resolve_device, resolve_precision
-from pckd.engine.record import FINAL_MODEL, RunFolder
+from pckd.engine.progress import own_random_state
+from pckd.engine.ranks import joined
+from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.sources import (
     DATA_SEED,
     Data,
@@ -52,6 +58,17 @@ from registry import (
 )
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
+
+POOL = 16
+"""Augmentations of each image where a teacher cache needs them to be finitely many; see the README for the choice."""
+
+RECIPE_BATCH = 64
+"""Images a step in the recipes, to which their learning rates belong."""
+TOLERATED = 4.0
+"""Factor by which a learning rate may differ from the linear rule before the log says so."""
+
+POLL_SECONDS = 2.0
+"""Between two looks at a teacher that another process trains."""
 
 MILESTONES = (150 / PUBLISHED_EPOCHS, 180 / PUBLISHED_EPOCHS, 210 / PUBLISHED_EPOCHS)
 
@@ -106,11 +123,15 @@ def distill(
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    compile: bool = False,
+    compile: bool | None = None,
     num_workers: int = 0,
+    teacher_cache: str | os.PathLike[str] | None = None,
+    view_pool: int | None = None,
     profile: bool = False,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    checkpoint_every: int | Literal["epoch"] = "epoch",
+    on_nonfinite: Literal["stop", "skip"] = "stop",
     display: Display | None = None,
 ) -> Result:
     """Train a student under a frozen teacher.
@@ -127,7 +148,7 @@ def distill(
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
         teacher_lr: its learning rate at the start; by default its recipe's.
         epochs: length of the run; milestones and preview's growth scale with it.
-        batch_size: images a step (each in ``views`` views).
+        batch_size: images a step (each in ``views`` views), of all processes together where several train.
         lr: learning rate at the start; by default the method's, or the recipe of the student's name, or 0.05.
         momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
         difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
@@ -138,15 +159,26 @@ def distill(
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
         seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
-            where the hardware multiplies it natively. compile: run the networks through ``torch.compile``.
+            where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
+            where the run is long enough to repay it.
         num_workers: processes that read a streamed data set.
+        teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
+            that look at its logits and embedding, and data in memory.
+        view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default
+            16 where there is a teacher cache, else 0.
         profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one.
+        checkpoint_every: steps between two checkpoints, or ``"epoch"``; there is always one at the end of an epoch.
+        on_nonfinite: what a term that is not finite does: ``"stop"`` the run before its step, or ``"skip"`` the step.
         display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).
 
     Raises:
         UserError: any bad input, in one line.
+        pckd.Interrupted: SIGINT or SIGTERM; where there is an output folder, a checkpoint was written first.
+
+    Started by ``torchrun``, the processes train together: each has its share of every batch, the statistics of batch
+    norms, the difficulty, the centers' updates and the metrics are those of all, and the first one alone writes.
     """
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
     display = display or Silent()
@@ -155,59 +187,71 @@ def distill(
         teacher_epochs=teacher_epochs,
         batch_size=batch_size,
         lr=lr,
+        teacher_lr=teacher_lr,
         momentum=momentum,
         weight_decay=weight_decay,
+        lr_decay=lr_decay,
+        view_pool=view_pool,
+        checkpoint_every=None if checkpoint_every == "epoch" else checkpoint_every,
     )
-    folder = RunFolder(output) if output is not None else None
-    if folder is not None and not resume:
-        folder.refuse_finished_work()
+    if on_nonfinite not in ("stop", "skip"):
+        raise UserError(f"on_nonfinite must be stop or skip, not {on_nonfinite!r}")
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
-    loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
-    terms = method_terms(method)
-    if teacher is None and needs_teacher(terms):
-        if not isinstance(student, str):
-            raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
-        BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
-        teacher = usual_teacher(student)
-    published = pair_options(method, student, teacher)
-    if published:
-        terms = method_terms(method, student, teacher)
-    for name, options in published.items():
-        chosen = ", ".join(f"{option}={value:g}" for option, value in options.items())
-        display.note(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {chosen}")
-    cost = None
-    if profile:
-        channels, *size = loaded.image_shape
-        cost = profiling.profile(
-            student=student,
-            teacher=teacher,
-            method=method,
-            batch_size=batch_size,
-            views=views,
-            image_size=(size[0], size[1]),
-            num_classes=loaded.train.num_classes,
-            in_channels=channels,
-            num_samples=len(loaded.train),
-            difficulty=difficulty,
-            scheduler=scheduler,
-            centers=centers,
-            device=target,
-            precision=precision,
-            depth=0,
-            rounds=5,
-            seed=seed,
+    if view_pool is None:
+        view_pool = 0 if teacher_cache is None else POOL
+    elif view_pool == 0 and teacher_cache is not None:
+        raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
+    with joined(target) as (ranks, target), own_random_state(target), contextlib.ExitStack() as held:
+        if not ranks.first:
+            display = Silent()
+        folder = RunFolder(output) if output is not None and ranks.first else None
+        if folder is not None:
+            held.enter_context(folder.lock())
+            if not resume:
+                folder.refuse_finished_work()
+        rank_batch = ranks.share(batch_size)
+        loaded = load_data(
+            data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
         )
-        display.note(cost.short())
-    terms, scheduler = schedule_terms(terms, scheduler)
-    if lr is None:
-        lr = method_lr(method, student)
-        if lr is not None:
-            display.note(f"{describe(method)}: learning rate {lr:g}, as published")
-        else:
-            lr = recipe_for(student).lr if isinstance(student, str) else 0.05
+        terms = method_terms(method)
+        if teacher is None and needs_teacher(terms):
+            if not isinstance(student, str):
+                raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
+            BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
+            teacher = usual_teacher(student)
+        published = pair_options(method, student, teacher)
+        if published:
+            terms = method_terms(method, student, teacher)
+        for name, options in published.items():
+            chosen = ", ".join(f"{option}={value:g}" for option, value in options.items())
+            display.note(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {chosen}")
+        cost = None
+        if profile:
+            channels, *size = loaded.image_shape
+            cost = profiling.profile(
+                student=student,
+                teacher=teacher,
+                method=method,
+                batch_size=rank_batch,
+                views=views,
+                image_size=(size[0], size[1]),
+                num_classes=loaded.train.num_classes,
+                in_channels=channels,
+                num_samples=len(loaded.train),
+                difficulty=difficulty,
+                scheduler=scheduler,
+                centers=centers,
+                device=target,
+                precision=precision,
+                depth=0,
+                rounds=5,
+                seed=seed,
+            )
+            display.note(cost.short())
+        terms, scheduler = schedule_terms(terms, scheduler)
+        lr = _learning_rate(lr, method, student, batch_size, display)
 
-    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
         student_net = make_network(student, loaded)
         student_shapes = shapes_of(student_net, loaded, "student")
@@ -231,6 +275,20 @@ def distill(
             if teacher_net.network is student_net:
                 raise UserError("student and teacher are the same object; give the student a copy")
             teacher_shapes = shapes_of(teacher_net, loaded, "teacher")
+        cache = None
+        if teacher_cache is not None and teacher_net is not None and needs_teacher(terms):
+            key = cache_key(teacher_net.network, loaded.train, precision=precision, pool=view_pool, flip=flip)
+            cache = TeacherCache(
+                teacher_cache,
+                key=key,
+                samples=len(loaded.train),
+                pool=view_pool,
+                classes=teacher_shapes.num_classes,
+                embedding=teacher_shapes.embedding,
+                say=display.note,
+            )
+            teacher_shapes = teacher_shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
+            display.note(cache.describe())
         # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
         torch.manual_seed(seed + 1)
         classifier = None if teacher_net is None else teacher_net.classifier
@@ -244,8 +302,19 @@ def distill(
                 f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "
                 f"growth^(e * {PUBLISHED_EPOCHS / epochs:g})"
             )
-        make_loader = partial(Loader, device=target, num_workers=num_workers)
-        test_loader = make_loader(loaded.test, max(batch_size, 256), train=False)
+        make_loader = partial(Loader, device=target, num_workers=num_workers, rank=ranks.rank, world_size=ranks.size)
+        train_loader = make_loader(
+            loaded.train,
+            rank_batch,
+            train=True,
+            views=views,
+            strong=objective.needs_strong,
+            seed=seed,
+            flip=flip,
+            pool=view_pool,
+            recall=None if cache is None else cache.recall,
+        )
+        test_loader = make_loader(loaded.test, max(rank_batch, 256), train=False)
         teacher_top1 = None
         if teacher_net is not None:
             teacher_net.to(target)
@@ -255,15 +324,7 @@ def distill(
             student=student_net,
             teacher=teacher_net if objective.needs_teacher else None,
             objective=objective,
-            train_loader=make_loader(
-                loaded.train,
-                batch_size,
-                train=True,
-                views=views,
-                strong=objective.needs_strong,
-                seed=seed,
-                flip=flip,
-            ),
+            train_loader=train_loader,
             test_loader=test_loader,
             epochs=epochs,
             lr=lr,
@@ -280,40 +341,51 @@ def distill(
             resume=resume,
             display=display,
             title=f"{describe(student)} by {describe(method)} on {loaded.name}",
+            cache=cache,
+            checkpoint_every=checkpoint_every,
+            on_nonfinite=on_nonfinite,
         )
-    last = history.rows[-1]
-    record = {
-        "student": arguments["student"],
-        "teacher": describe(teacher) if teacher_net is not None else None,
-        "method": arguments["method"],
-        "terms": {
-            label: {"weight": term.weight, "previewed": term.previewed, **term.particulars, **term.options}
-            for label, term in objective.terms.items()
-        },
-        "pair_options": published,
-        "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
-        "dataset": loaded.name,
-        "train_images": len(loaded.train),
-        "measured_on": loaded.measured_on,
-        "epochs": epochs,
-        "seed": seed,
-        "teacher_top1": teacher_top1,
-        "last_top1": last["top1"],
-        "best_top1": max(row["top1"] for row in history.rows),
-        "last_top5": last["top5"],
-        "images_per_second": history.images / history.seconds if history.seconds else None,
-        "device": str(target),
-        "precision": precision,
-        "lr": lr,
-        "views": views,
-        "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
-        "arguments": arguments,
-        "profile": cost.as_dict() if cost is not None else None,
-    }
-    student_net = objective.predictor(student_net).eval()
-    if folder is not None:
-        save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
-        folder.write_result(record)
+        last = history.rows[-1]
+        best_top1 = max(row["top1"] for row in history.rows)
+        if teacher_top1 is not None and best_top1 > teacher_top1:
+            display.note(
+                f"the student ({best_top1:.2f} %) is above its teacher ({teacher_top1:.2f} %): a better teacher, "
+                "or one trained longer, would have more to teach"
+            )
+        record = {
+            "student": arguments["student"],
+            "teacher": describe(teacher) if teacher_net is not None else None,
+            "method": arguments["method"],
+            "terms": {
+                label: {"weight": term.weight, "previewed": term.previewed, **term.particulars, **term.options}
+                for label, term in objective.terms.items()
+            },
+            "pair_options": published,
+            "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
+            "dataset": loaded.name,
+            "train_images": len(loaded.train),
+            "measured_on": loaded.measured_on,
+            "epochs": epochs,
+            "seed": seed,
+            "teacher_top1": teacher_top1,
+            "last_top1": last["top1"],
+            "best_top1": best_top1,
+            "last_top5": last["top5"],
+            "images_per_second": history.images / history.seconds if history.seconds else None,
+            "device": str(target),
+            "processes": ranks.size,
+            "precision": precision,
+            "lr": lr,
+            "views": views,
+            "view_pool": view_pool,
+            "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
+            "arguments": arguments,
+            "profile": cost.as_dict() if cost is not None else None,
+        }
+        student_net = objective.predictor(student_net).eval()
+        if folder is not None:
+            save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
+            folder.write_result(record)
     return Result(
         student=student_net,
         history=history.rows,
@@ -365,44 +437,62 @@ def train_teacher(
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     if lr is None:
         lr = recipe_for(teacher).lr
-    # What the teacher's weights follow from; the labels' hash tells apart data sets of one name.
-    key = {
-        "version": _version(),
-        "teacher": teacher,
-        "dataset": loaded.name,
-        "labels": hashlib.sha256(loaded.train.labels.numpy().tobytes()).hexdigest(),
-        "shape": loaded.image_shape,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "precision": resolve_precision(precision, resolve_device(device)),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
-    path = folder / f"{safe}-{digest}.pth"
-    network = make_network(teacher, loaded)
-    if path.exists():
+    with joined(resolve_device(device)) as (ranks, target):
+        # What the teacher's weights follow from; the labels' hash tells apart data sets of one name.
+        key = {
+            "version": _version(),
+            "teacher": teacher,
+            "dataset": loaded.name,
+            "labels": hashlib.sha256(loaded.train.labels.numpy().tobytes()).hexdigest(),
+            "shape": loaded.image_shape,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "seed": seed,
+            "precision": resolve_precision(precision, target),
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
+        path = folder / f"{safe}-{digest}.pth"
+        # Its training is a run like any other, which goes on where it was interrupted.
+        unfinished = folder / f"{safe}-{digest}.run"
+        said = False
+        while not ranks.same(path.exists()):
+            if not said:
+                display.note(
+                    f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}"
+                )
+            try:
+                network = train(
+                    student=teacher,
+                    data=loaded,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    lr=lr,
+                    seed=seed,
+                    device=device,
+                    precision=precision,
+                    num_workers=num_workers,
+                    output=unfinished,
+                    resume=True,
+                    display=display,
+                ).student
+            except FolderInUse:
+                if not said:
+                    display.note(f"teacher {teacher}: another process trains it; waiting")
+                said = True
+                time.sleep(POLL_SECONDS)
+                continue
+            if ranks.first:
+                save_weights(network, path, **key)
+                shutil.rmtree(unfinished, ignore_errors=True)
+            ranks.wait()
+            return network
+        network = make_network(teacher, loaded)
         display.note(f"teacher {teacher}: from the cache, {path}")
         load_weights(network, path)
         return network.eval()
-    display.note(f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}")
-    RunFolder(folder)
-    network = train(
-        student=teacher,
-        data=loaded,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        device=device,
-        precision=precision,
-        num_workers=num_workers,
-        display=display,
-    ).student
-    save_weights(network, path, **key)
-    return network
 
 
 def evaluate(
@@ -463,13 +553,34 @@ def _obtain_teacher(
     )
 
 
+def _learning_rate(
+    lr: float | None, method: str | Sequence[Term], student: str | nn.Module, batch_size: int, display: Display
+) -> float:
+    """The learning rate at the start: as given, or the method's, or the recipe's; says so where it fits no recipe."""
+    published = method_lr(method, student)
+    usual = published or (recipe_for(student).lr if isinstance(student, str) else None)
+    if lr is None:
+        if published is not None:
+            display.note(f"{describe(method)}: learning rate {published:g}, as published")
+        return 0.05 if usual is None else usual
+    if usual is not None:
+        # Goyal et al., arXiv 1706.02677: the rate grows with the batch.
+        fitting = usual * batch_size / RECIPE_BATCH
+        if not 1 / TOLERATED <= lr / fitting <= TOLERATED:
+            display.note(
+                f"warning: learning rate {lr:g} is far from what fits a batch of {batch_size}: {usual:g} was published "
+                f"for {RECIPE_BATCH}, which makes {fitting:g} by the linear rule"
+            )
+    return lr
+
+
 def _check_numbers(**numbers: float | None) -> None:
     """Refuse what no run can use.
 
     Raises:
         UserError: names the argument and its range.
     """
-    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1}
+    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1, "checkpoint_every": 1}
     for name, value in numbers.items():
         if value is None:
             continue

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import registry
 from pckd.display import print_registry
+from pckd.engine.guard import Interrupted
 from registry import REGISTRIES, UserError, load_plugin
 
 LISTS = {
@@ -68,7 +69,8 @@ def run_tool(
         run: does the work of the parsed arguments. interrupted: a hint to add where the user interrupts it.
 
     Returns:
-        what ``run`` returns; 2 after a :class:`registry.UserError`, printed in one line; 130 when interrupted.
+        what ``run`` returns; 2 after a :class:`registry.UserError`, printed in one line; 130 when interrupted, 143
+        when terminated.
     """
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -84,6 +86,6 @@ def run_tool(
             raise
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted{interrupted(args)}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"{parser.prog}: {error or 'interrupted'}{interrupted(args)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, Interrupted) else 130

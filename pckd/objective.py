@@ -14,7 +14,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from pckd.functional import PUBLISHED_EPOCHS, published_epoch
+from pckd.functional import PUBLISHED_EPOCHS, gather_output, gather_rows, own_rows, published_epoch, world_size
 from registry import (
     LOSSES,
     CenterRule,
@@ -240,10 +240,13 @@ class Objective(nn.Module):
     def weights(self, student: Output, teacher: Output, context: Context) -> Tensor:
         """Weight of each image, [B], from the upright rows; a constant of the step.
 
-        A student that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
+        Difficulty is relative to the batch, so that processes that train together look at all their images. A student that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
         """
         if self._head:
             student = student._replace(logits=self.predict(student))
+        if world_size() > 1:
+            student, teacher = gather_output(student), gather_output(teacher)
+            context = replace(context, labels=gather_rows(context.labels), index=gather_rows(context.index))
         difficulty = self.difficulty(student, teacher, context)
         weights = self.scheduler(difficulty, context)
         if weights.shape != context.labels.shape:
@@ -251,4 +254,4 @@ class Objective(nn.Module):
                 f"the scheduler returned weights of shape {tuple(weights.shape)} for {len(context.labels)} images: "
                 "it must return one weight an image"
             )
-        return weights
+        return own_rows(weights)

@@ -7,6 +7,7 @@ named here at the first look-up; a user's come from :func:`load_plugin`.
 from __future__ import annotations
 
 from registry.contracts import (
+    Absent,
     Batch,
     CenterRule,
     Centers,
@@ -101,6 +102,7 @@ __all__ = [
     "LOSSES",
     "METHODS",
     "REGISTRIES",
+    "Absent",
     "Batch",
     "CenterRule",
     "Centers",

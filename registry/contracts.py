@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from registry.errors import NotApplicable
 
 __all__ = [
+    "Absent",
     "Batch",
     "CenterRule",
     "Centers",
@@ -31,6 +32,45 @@ __all__ = [
 ]
 
 
+class Absent(tuple):
+    """Maps that are not there: an empty tuple whose every use raises NotApplicable with the reason.
+
+    A network without maps has ``()``; this is for answers of a network that has some, where they were not kept.
+
+    Args:
+        reason: one line that says what is missing and what to do.
+    """
+
+    reason: str
+
+    def __new__(cls, reason: str) -> Absent:
+        absent = super().__new__(cls)
+        absent.reason = reason
+        return absent
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise NotApplicable(self.reason)
+
+    __len__ = __bool__ = __iter__ = __reversed__ = __getitem__ = __contains__ = _refuse
+    __add__ = __radd__ = __mul__ = __rmul__ = count = index = _refuse
+
+    def __eq__(self, other: object) -> bool:
+        # A comparison with () is a question for the maps, too.
+        return self.reason == other.reason if isinstance(other, Absent) else self._refuse()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.reason)
+
+    def __repr__(self) -> str:
+        return f"Absent({self.reason!r})"
+
+    def __reduce__(self) -> tuple[type[Absent], tuple[str]]:
+        return Absent, (self.reason,)
+
+
 class Output(NamedTuple):
     """What a backbone returns. A NamedTuple, so that ``torch.jit.trace`` and ``torch.compile`` take it."""
 
@@ -39,9 +79,17 @@ class Output(NamedTuple):
     embedding: Tensor
     """[N, D], what the classifier reads."""
     maps: tuple[Tensor, ...] = ()
-    """Feature maps, [N, C, H, W] each, from the stem to the last stage."""
+    """Feature maps, [N, C, H, W] each, from the stem to the last stage; or :class:`Absent`."""
     preacts: tuple[Tensor, ...] = ()
     """The maps before their activation, one for each of ``maps``; equal to the map where a stage has none."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
+        """The same output with each of its tensors changed; absent maps stay absent."""
+
+        def each(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return maps if isinstance(maps, Absent) else tuple(change(m) for m in maps)
+
+        return Output(change(self.logits), change(self.embedding), each(self.maps), each(self.preacts))
 
     def select(self, views: int, chosen: Sequence[int]) -> Output:
         """The same output for some of the ``views`` views of each image only, in the order ``chosen``."""
@@ -53,9 +101,7 @@ class Output(NamedTuple):
                 return x[chosen[0] :: views]
             return x.unflatten(0, (-1, views))[:, list(chosen)].flatten(0, 1)
 
-        return Output(
-            pick(self.logits), pick(self.embedding), *(tuple(map(pick, m)) for m in (self.maps, self.preacts))
-        )
+        return self.apply(pick)
 
     def upright(self, views: int) -> Output:
         """The same output for the rows of view 0 only, where each image has ``views`` rows."""
@@ -63,12 +109,7 @@ class Output(NamedTuple):
 
     def detach(self) -> Output:
         """The same output without gradient."""
-        return Output(
-            self.logits.detach(),
-            self.embedding.detach(),
-            tuple(m.detach() for m in self.maps),
-            tuple(m.detach() for m in self.preacts),
-        )
+        return self.apply(lambda x: x.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +122,11 @@ class Batch:
     """[B], int64."""
     index: Tensor
     """[B], int64: the position of each image in the data set, stable over epochs."""
+    drawn: Tensor | None = None
+    """[B], int64, on the CPU: the entry of its pool of augmentations that each image shows; None where there is no
+    pool."""
+    recalled: Output | None = None
+    """The teacher's remembered answer for all N rows, on the device of the views; None where it must be asked."""
 
 
 class Centers(NamedTuple):
@@ -138,7 +184,7 @@ class Shapes(NamedTuple):
     embedding: int
     """D."""
     maps: tuple[tuple[int, int, int], ...] = ()
-    """(C, H, W) of each map at the training resolution."""
+    """(C, H, W) of each map at the training resolution; or :class:`Absent`."""
     preacts: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
@@ -146,6 +192,8 @@ class Shapes(NamedTuple):
         """Read the shapes off one forward pass."""
 
         def chw(maps: tuple[Tensor, ...]) -> tuple[tuple[int, int, int], ...]:
+            if isinstance(maps, Absent):
+                return maps
             return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
 
         return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts))

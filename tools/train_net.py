@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from model_zoo import recipe_for
 from pckd import distill
+from pckd.api import POOL
 from pckd.cli import LISTS, Parser, run_tool
-from pckd.display import make_display
+from pckd.display import Silent, make_display
 from registry import UserError, parse
 
 __all__ = ["LISTS", "main"]
@@ -51,9 +53,17 @@ def make_parser() -> Parser:
     add("--weight-decay", type=float, default=DEFAULTS["weight_decay"], help="of SGD")
     add("--momentum", type=float, default=DEFAULTS["momentum"], help="of SGD")
     add("--seed", type=int, default=DEFAULTS["seed"], help="of initialization, order and augmentation")
-    add("--compile", action="store_true", help="run the networks through torch.compile")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run the networks through torch.compile (default: where the run is long enough to repay it)",
+    )
+    add("--teacher-cache", metavar="DIR", help="keep the teacher's answers there, for this run and later ones")
+    add("--view-pool", type=int, metavar="P", help=f"augment each image in P ways (default: {POOL} with a cache)")
     add("--output", metavar="DIR", help="folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth")
     add("--resume", action="store_true", help="continue from the checkpoint in --output")
+    add("--checkpoint-every", type=_steps, default="epoch", metavar="STEPS|epoch", help="how often, with --output")
+    add("--on-nonfinite", choices=("stop", "skip"), default="stop", help="what a term that is not finite does")
     add("--difficulty", default=DEFAULTS["difficulty"], metavar="NAME", help="how hard a sample is")
     add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
     add("--centers", default=DEFAULTS["centers"], metavar="NAME", help="what the category centers are")
@@ -68,12 +78,16 @@ def make_parser() -> Parser:
     return parser
 
 
+def _steps(text: str) -> int | str:
+    return text if text == "epoch" else int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     return run_tool(make_parser(), run, argv, interrupted=_how_to_continue)
 
 
 def _how_to_continue(args: argparse.Namespace) -> str:
-    return f"; continue with --resume --output {args.output}" if args.output else ""
+    return f"; continue with the same command and --resume (--output {args.output})" if args.output else ""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:
         raise UserError("--resume needs the --output folder of the run to continue")
-    display = make_display()
+    first = int(os.environ.get("RANK", "0")) == 0
+    display = make_display() if first else Silent()
     demonstration = args.dataset is None
     dataset = DEMONSTRATION["data"] if demonstration else args.dataset
     quick = parse(dataset)[0] == "shapes"
@@ -122,6 +137,10 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         compile=args.compile,
         num_workers=args.num_workers,
+        teacher_cache=args.teacher_cache,
+        view_pool=args.view_pool,
+        checkpoint_every=args.checkpoint_every,
+        on_nonfinite=args.on_nonfinite,
         profile=args.profile,
         output=args.output,
         resume=args.resume,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pckd.data.strong import strong_augment
-from pckd.data.views import apply_views, draw_views
-from registry import Batch, DataSplit, UserError
+from pckd.data.views import apply_views, draw_pool, draw_views
+from registry import Batch, DataSplit, Output, UserError
 
 __all__ = ["Loader"]
 
 # What a random number is for: streams of one seed that never meet.
-_ORDER, _VIEWS, _SAMPLE, _STRONG = 1, 2, 3, 4
+_ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
+
+LARGEST_POOL = 65535
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
@@ -40,6 +42,10 @@ class Loader:
     Evaluation: every image once, in order, not augmented; ranks take every ``world_size``-th image, so their counts
     may differ by one: add up sums, not means.
 
+    With a pool of P, an image is augmented in P fixed ways only, the same in every run (``draw_pool``). It shows them
+    in turn, beginning where the seed says, so that each P epochs show every one of them once: what a frozen network
+    answers to them can be remembered.
+
     Args:
         split: what to iterate; in memory or streamed.
         batch_size: B, images a batch and rank.
@@ -54,9 +60,13 @@ class Loader:
         world_size: how many processes share the data.
         resident: keep a copy of in-memory images on ``device``; by default where it is an accelerator and they take
             less than 4 GiB.
+        pool: P, in how many ways an image in memory is augmented in training, up to 65535; 0 draws each time anew.
+        recall: called as ``recall(index, drawn, views)`` with two tensors [B] on the CPU when a training batch with a
+            pool is made; what it returns is the batch's ``recalled``, moved to ``device``.
 
     Raises:
-        UserError: an empty or inconsistent split, a batch size below 1, fewer training images than processes.
+        UserError: an empty or inconsistent split, a batch size below 1, fewer training images than processes, a pool
+            out of range, or one for data that is streamed or strongly augmented.
     """
 
     def __init__(
@@ -74,6 +84,8 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         resident: bool | None = None,
+        pool: int = 0,
+        recall: Callable[[Tensor, Tensor, int], Output | None] | None = None,
     ) -> None:
         label = split.name or "the data set"
         if batch_size < 1:
@@ -90,6 +102,20 @@ class Loader:
             raise UserError(f"{label}: {len(split.images)} images but {len(split)} labels; give one label an image")
         if train and len(split) < world_size:
             raise UserError(f"{label}: {len(split)} images cannot be shared by {world_size} processes")
+        if not 0 <= pool <= LARGEST_POOL:
+            raise UserError(f"pool={pool}: an image has 1 to {LARGEST_POOL} augmentations, or 0 for ever new ones")
+        if pool and train and strong:
+            raise UserError(
+                f"pool={pool}: the strongly augmented view is drawn anew each time; leave out the pool, "
+                "or the terms that look at that view"
+            )
+        if pool and train and not isinstance(split.images, Tensor):
+            raise UserError(
+                f"pool={pool}: {label} is streamed and augmented anew as it is read; leave out the pool, "
+                "or use a data set that is held in memory"
+            )
+        if recall is not None and not pool:
+            raise TypeError("Loader(recall=...) needs a pool")
         self.split = split
         self.batch_size = batch_size
         self.train = train
@@ -100,6 +126,12 @@ class Loader:
         self.flip = flip
         self.rank = rank
         self.world_size = world_size
+        self.num_workers = num_workers
+        self.pool = pool if train else 0
+        self.recall = recall
+        if self.pool:
+            # The entry of its pool that each image shows in the first epoch.
+            self._first = torch.randint(self.pool, (len(split),), generator=_generator(seed, _POOL))
         self._pixels: Tensor | None = None
         self._labels = split.labels.to(torch.int64)
         if isinstance(split.images, Tensor):
@@ -165,6 +197,7 @@ class Loader:
                 pixels.index_select(0, there).permute(0, 3, 1, 2),
                 self._labels.index_select(0, there),
                 there,
+                index,
                 epoch,
                 number,
             )
@@ -181,13 +214,19 @@ class Loader:
                     # Or the error would hold this frame, and this frame the error: the workers would be left to the
                     # cycle collector, which stops them in an order that takes seconds.
                     del images
-            yield self._batch(images, self._labels[share], share, epoch, number)
+            yield self._batch(images, self._labels[share], share, share, epoch, number)
 
-    def _batch(self, images: Tensor, labels: Tensor, index: Tensor, epoch: int, number: int) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
+        """One batch of the images at ``index``; ``share`` is the same on the CPU."""
         split = self.split
         images, labels, index = (t.to(self.device, non_blocking=True) for t in (images, labels, index))
-        draw = None
-        if self.train:
+        draw, drawn, recalled = None, None, None
+        if self.pool:
+            drawn = (self._first[share] + epoch - 1) % self.pool
+            draw = draw_pool(share, drawn, self.views, padding=split.padding, flip=self.flip)
+            recalled = None if self.recall is None else self.recall(share, drawn, self.views)
+            recalled = None if recalled is None else recalled.apply(self._sent)
+        elif self.train:
             # Drawn for the batches of all ranks, of which this rank takes its own.
             mine = images.shape[0]
             draw = draw_views(
@@ -206,7 +245,12 @@ class Loader:
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
-        return Batch(views, labels, index)
+        return Batch(views, labels, index, drawn, recalled)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        # From memory that is not pinned, a copy may wait for the device.
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
 
 class _Plan:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from registry import UserError
 
-__all__ = ["Draw", "apply_views", "draw_views", "make_views"]
+__all__ = ["POOL_VERSION", "Draw", "apply_views", "draw_pool", "draw_views", "make_views"]
+
+POOL_VERSION = 1
+"""Raise it when the entries of :func:`draw_pool` change: what was remembered about the old ones is then not used."""
 
 
 class Draw(NamedTuple):
@@ -34,6 +38,33 @@ def draw_views(images: int, views: int, *, padding: int, flip: bool, generator: 
     flips = torch.rand(images, generator=generator) < 0.5
     offsets = torch.randint(0, 2 * padding + 1, (images, views, 2), generator=generator)
     return Draw(flips if flip else torch.zeros_like(flips), offsets)
+
+
+def draw_pool(index: Tensor, entry: Tensor, views: int, *, padding: int, flip: bool) -> Draw:
+    """Look up augmentations in each image's fixed pool: the same in every run, on every machine.
+
+    An entry is a flip and four crops, of which the first ``views`` are taken. It is computed from its two numbers, so
+    that a pool of any size takes no memory; neither the size of the pool nor ``flip`` changes the crops.
+
+    Args:
+        index: [B], int64, on the CPU: the position of each image in the data set.
+        entry: [B], likewise, 0 to 65535: which entry of its pool.
+        views: V, 1 to 4. padding, flip: see :func:`make_views`.
+    """
+    first = (index.numpy().astype(np.uint64) << np.uint64(16) | entry.numpy().astype(np.uint64)) << np.uint64(4)
+    words = _scrambled(first[:, None] + np.arange(9, dtype=np.uint64)) >> np.uint64(32)
+    flips = torch.from_numpy(words[:, 8] >= 2**31)
+    offsets = words[:, :8] * np.uint64(2 * padding + 1) >> np.uint64(32)
+    chosen = torch.from_numpy(offsets.astype(np.int64)).view(-1, 4, 2)[:, :views].contiguous()
+    return Draw(flips if flip else torch.zeros_like(flips), chosen)
+
+
+def _scrambled(counters: np.ndarray) -> np.ndarray:
+    """64 random bits for each of several different uint64 numbers: SplitMix64 (Steele et al., OOPSLA 2014)."""
+    state = (counters + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 def make_views(

@@ -10,6 +10,7 @@ from torch import nn
 
 from pckd.data import Loader
 from pckd.engine.precision import autocast
+from pckd.engine.ranks import add_up
 
 
 class Scores(NamedTuple):
@@ -40,5 +41,7 @@ def evaluate_network(network: nn.Module, loader: Loader, *, device: torch.device
         totals += torch.stack([ranked[:, 0].sum().double(), ranked.sum().double(), loss.double()])
         samples += len(batch.labels)
     network.train(was_training)
-    top1, top5, loss_sum = totals.tolist()
-    return Scores(100 * top1 / samples, 100 * top5 / samples, loss_sum / samples, samples)
+    # Each process has measured its share.
+    *sums, counted = add_up(torch.cat([totals, totals.new_tensor([samples])])).tolist()
+    top1, top5, loss_sum = sums
+    return Scores(100 * top1 / counted, 100 * top5 / counted, loss_sum / counted, int(counted))

@@ -1,24 +1,68 @@
-"""The folder a run writes: metrics.jsonl, result.json, checkpoint.pth, model_final.pth."""
+"""The folder a run writes: metrics.jsonl, result.json, checkpoint.pth, model_final.pth. Made to survive kill -9.
+
+A checkpoint is what ``torch.save`` writes, which ``torch.load`` reads as ever, and behind it a line with its SHA-256:
+PyTorch itself checks no sums and would load flipped bits. The newest is ``checkpoint.pth``; the one before stays as
+``checkpoint.previous.pth``. A new one is written beside them and brought to the disk, then the newest is renamed to
+previous, then the new one to newest: at every moment, and so after a kill at any moment, one whole checkpoint has one
+of the two names. Room is needed for three.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
+import logging
 import os
+import platform
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import torch
 
 from registry import UserError
+from registry.files import append_whole, cannot_write, remove_temporaries, write_atomically
 
 CHECKPOINT = "checkpoint.pth"
+PREVIOUS = "checkpoint.previous.pth"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FINAL_MODEL = "model_final.pth"
+LOCK = ".lock"
 
-MAY_CHANGE = frozenset({"output", "resume", "device", "num_workers", "epochs", "data_root", "compile", "profile"})
+MAY_CHANGE = frozenset(
+    {
+        "checkpoint_every",
+        "compile",
+        "data_root",
+        "debug",
+        "device",
+        "epochs",
+        "num_workers",
+        "on_nonfinite",
+        "output",
+        "profile",
+        "resume",
+    }
+)
 """Arguments that a resumed run may give anew."""
+
+log = logging.getLogger("pckd")
+
+# Text, so that no digest looks like the ZIP signature that torch.load searches for from the end.
+_SEAL = b"\npckd sha256 %s\n"
+_SEAL_SIZE = len(_SEAL % bytes(64))
+# How a ZIP archive without a comment ends: 22 bytes that begin with this.
+_ZIP_END = b"PK\x05\x06"
+_THEN = "continue with --resume"
+
+
+class FolderInUse(UserError):
+    """Another run is at work in the folder."""
 
 
 class RunFolder:
@@ -33,16 +77,32 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
+        self._lock: Lock | None = None
+        self._newest_is_broken = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"output folder {self.path}: {error.strerror or error}; choose another --output") from None
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        _replace(self.path / CHECKPOINT, lambda temporary: torch.save(dict(state), temporary))
+    def lock(self) -> Lock:
+        """Keep other processes out until the lock is released, this folder's object is gone or the process dies.
+
+        What a killed process left half written is removed.
+
+        Returns:
+            The lock: a context manager, or to be released with ``release()``.
+
+        Raises:
+            FolderInUse: another process, or another run of this one, is at work in the folder.
+        """
+        if self._lock is None or not self._lock.held:
+            self._lock = Lock(self.path)
+            if self._lock.held:
+                remove_temporaries(self.path)
+        return self._lock
 
     def refuse_finished_work(self) -> None:
         """Keep an earlier run from being overwritten.
@@ -50,65 +110,225 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run.
         """
-        held = [name for name in (CHECKPOINT, METRICS, RESULT, FINAL_MODEL) if (self.path / name).exists()]
+        names = (CHECKPOINT, PREVIOUS, METRICS, RESULT, FINAL_MODEL)
+        held = [name for name in names if (self.path / name).exists()]
         if held:
             raise UserError(
                 f"output folder {self.path} already holds a run ({', '.join(held)}); "
                 "continue it with --resume, or choose another --output"
             )
 
-    def load_checkpoint(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The newest checkpoint, or None where there is none yet.
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write the newest checkpoint; the one before stays as the previous.
+
+        Args:
+            state: tensors, numbers, strings, and lists and dictionaries of them; ``"arguments"`` among them.
 
         Raises:
-            UserError: it cannot be read, or was written by a run with other arguments.
+            UserError: the disk is full or the like; the checkpoints that were there still are.
         """
         path = self.path / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"cannot resume from {path}: not a checkpoint of this program ({reason})") from None
-        changed = [
-            f"{key} was {state['arguments'].get(key)!r}, is {value!r}"
-            for key, value in arguments.items()
-            if key not in MAY_CHANGE and state["arguments"].get(key) != value
-        ]
-        if changed:
+        # A broken one must not take the place of the good one that the run goes on from.
+        previous = None if self._newest_is_broken else self.path / PREVIOUS
+        write_atomically(path, _seal(state), previous=previous, then=_THEN)
+        self._newest_is_broken = False
+
+    def load_checkpoint(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None where there is none yet.
+
+        Where that is the previous one, because the newest is damaged or a kill came between two renames, a warning is
+        logged, and its text is also under ``"note"`` in what is returned.
+
+        Raises:
+            UserError: none of those there can be read, or it was written by a run with other arguments.
+        """
+        problems: list[str] = []
+        state: dict[str, Any] | None = None
+        for name in (CHECKPOINT, PREVIOUS):
+            try:
+                state = _unseal((self.path / name).read_bytes())
+                break
+            except FileNotFoundError:
+                problems.append("is missing")
+            except OSError as error:
+                problems.append(f"cannot be read ({error.strerror or error})")
+            except _Damaged as error:
+                problems.append(str(error))
+        path = self.path / (CHECKPOINT if not problems else PREVIOUS)
+        if state is None:
+            if problems == ["is missing"] * 2:
+                return None
             raise UserError(
-                f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
-                "give the same ones or another --output"
+                f"cannot resume from {self.path / CHECKPOINT}: it {problems[0]}, and {PREVIOUS} {problems[1]}; "
+                "restore one of them from a copy, or start anew in another --output"
             )
+        _refuse_other_arguments(path, state["arguments"], arguments)
+        if problems:
+            self._newest_is_broken = problems[0] != "is missing"
+            state["note"] = f"{self.path / CHECKPOINT} {problems[0]}: going on from {PREVIOUS}, the one before"
+            log.warning("%s", state["note"])
         return state
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of metrics.jsonl after ``epochs``: they belong to what a resumed run does again."""
+        """Drop the lines of metrics.jsonl after ``epochs``: they belong to what a resumed run does again.
+
+        A last line that a kill has cut short goes too.
+        """
         path = self.path / METRICS
-        lines = path.read_text().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
-        _replace(path, lambda temporary: temporary.write_text("".join(lines)))
+        lines = path.read_bytes().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
+        whole = b"".join(line for line in lines if line.endswith(b"\n"))
+        write_atomically(path, whole, then=_THEN)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        with open(self.path / METRICS, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a line to metrics.jsonl; it is on the disk when this returns. Call it before :meth:`save_checkpoint`."""
+        append_whole(self.path / METRICS, (json.dumps(row) + "\n").encode(), then=_THEN)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         text = json.dumps(result, indent=2, default=str) + "\n"
-        _replace(self.path / RESULT, lambda temporary: temporary.write_text(text))
+        write_atomically(self.path / RESULT, text.encode(), then=_THEN)
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Write beside ``path`` and rename, so that a reader never meets half a file."""
-    temporary = path.with_name(path.name + ".tmp")
+class Lock:
+    """An exclusive flock on ``.lock`` in a folder: the kernel releases it when the process dies, however it dies.
+
+    The file stays, since a lock on a file that another process removes would guard nothing. Where the file system
+    (some network ones) or the system (Windows) has no flock, a warning is logged and nothing is held.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        FolderInUse: it is held already, with the holder's process number.
+        UserError: the file cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file: BinaryIO | None = None
+        try:
+            import fcntl
+        except ImportError:
+            _warn_unlocked(folder, "this system has no flock")
+            return
+        try:
+            file = open(folder / LOCK, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock is held
+        except OSError as error:
+            raise cannot_write(folder / LOCK, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with file:
+                if not isinstance(error, (BlockingIOError, PermissionError)):
+                    _warn_unlocked(folder, error.strerror or str(error))
+                    return
+                raise FolderInUse(
+                    f"output folder {folder} is in use by {_holder(file)}; wait for it or choose another --output"
+                ) from None
+        # Who holds it is said for the one who is refused; the lock itself needs no content, nor room on the disk.
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"{os.getpid()} {platform.node()}\n".encode())
+        self._file = file
+        _close_in_children(file)
+
+    @property
+    def held(self) -> bool:
+        return self._file is not None
+
+    def release(self) -> None:
+        """Let others in. Releasing again does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _close_in_children(file: BinaryIO) -> None:
+    """Take the file from forked workers: a lock lasts as long as any copy is open, and workers outlive a killed run."""
+    reference = weakref.ref(file)
+
+    def close() -> None:
+        copy = reference()
+        if copy is not None:
+            copy.close()
+
+    os.register_at_fork(after_in_child=close)
+
+
+def _holder(file: BinaryIO) -> str:
+    file.seek(0)
+    process, _, host = file.read(1000).decode(errors="replace").strip().partition(" ")
+    if not process.isdigit():
+        return "another process"
+    if host != platform.node():
+        return f"another process (PID {process} on {host})"
+    return "another run of this process" if int(process) == os.getpid() else f"another process (PID {process})"
+
+
+def _warn_unlocked(folder: Path, reason: str) -> None:
+    log.warning("output folder %s cannot be locked (%s): see to it that one run at a time writes there", folder, reason)
+
+
+class _Damaged(Exception):
+    """Says of a checkpoint what is wrong with it."""
+
+
+def _seal(state: Mapping[str, Any]) -> memoryview:
+    """The bytes of a checkpoint file.
+
+    In memory, because ``torch.save`` to a file on a full disk raises errors that do not say so.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    with buffer.getbuffer() as body:
+        seal = _seal_of(body)
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(seal)
+    return buffer.getbuffer()
+
+
+def _seal_of(body: bytes | memoryview) -> bytes:
+    return _SEAL % hashlib.sha256(body).hexdigest().encode()
+
+
+def _unseal(content: bytes) -> dict[str, Any]:
+    """The state in the bytes of a checkpoint file.
+
+    Raises:
+        _Damaged: not one bit may be another. A file that ends as a ZIP archive does, and not with our line, is an
+            earlier version's and is believed.
+    """
+    if not content:
+        raise _Damaged("is empty")
+    body = memoryview(content)[:-_SEAL_SIZE]
+    if content[-_SEAL_SIZE:] != _seal_of(body):
+        if content[-22:-18] != _ZIP_END:
+            raise _Damaged("is damaged (cut short, changed, or no checkpoint of this program)")
+        body = memoryview(content)
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _Damaged(f"cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(state, dict) or not isinstance(state.get("arguments"), dict):
+        raise _Damaged("is no checkpoint of this program")
+    return state
+
+
+def _refuse_other_arguments(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    # What an earlier version did not know of was not given to it.
+    changed = [
+        f"{key} was {before.get(key)!r}, is {value!r}"
+        for key, value in now.items()
+        if key not in MAY_CHANGE and before.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
+            "give the same ones or another --output"
+        )

@@ -1,9 +1,13 @@
-"""The frozen teacher: always in eval mode, never a gradient."""
+"""The frozen teacher: always in eval mode, never a gradient, prepared once for nothing but answering."""
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from registry import Output
 
@@ -21,6 +25,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        self.answering: nn.Module = self.network
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -36,5 +41,84 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
-        output: Output = self.network(x)
+        output: Output = self.answering(x)
         return output
+
+    def prepare(self, images: Tensor, precision: str, *, compile: bool = False) -> bool:
+        """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
+
+        The copy is used only if it gives the same answers on ``images``; the network itself is left as it is.
+
+        Args:
+            images: [N, C, H, W], a few, on the network's device. precision: ``"fp32"`` or ``"bf16"``.
+            compile: through torch.compile, with the weights as constants.
+
+        Returns:
+            whether batch norms were folded; a network that cannot be traced answers as it is.
+        """
+        folded = fold_batch_norms(self.network)
+        same = folded is not None and same_answers(self.network, folded, images)
+        prepared = folded if folded is not None and same else copy.deepcopy(self.network)
+        if precision == "bf16":
+            # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.
+            for module in prepared.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    module.to(torch.bfloat16)
+        prepared.to(memory_format=torch.channels_last).eval()
+        if compile:
+            # A network that never changes: on the CPU its weights become constants, laid out as the kernels like them.
+            options: Any = {"freezing": True} if images.device.type == "cpu" else None
+            compiled: Any = torch.compile(prepared, options=options)
+            self.answering = compiled
+        else:
+            self.answering = prepared
+        return same
+
+
+def fold_batch_norms(network: nn.Module) -> fx.GraphModule | None:
+    """A copy of a network in eval mode with each batch norm that follows a convolution folded into it.
+
+    Returns:
+        None where the network cannot be traced.
+    """
+    try:
+        traced = fx.symbolic_trace(copy.deepcopy(network).eval())
+    # Tracing runs the network's own code on symbols, which fails in as many ways as there are networks.
+    except Exception:
+        return None
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        if (
+            source.op == "call_module"
+            and isinstance(modules[source.target], nn.Conv2d)
+            and len(source.users) == 1
+            and calls(traced, source.target) == calls(traced, node.target) == 1
+        ):
+            parent, _, name = source.target.rpartition(".")
+            fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])
+            setattr(traced.get_submodule(parent), name, fused)
+            node.replace_all_uses_with(source)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced.requires_grad_(False)
+
+
+def calls(traced: fx.GraphModule, target: str) -> int:
+    """How many times a module is called: one that is shared must not be changed for one of its places."""
+    return sum(node.op == "call_module" and node.target == target for node in traced.graph.nodes)
+
+
+@torch.no_grad()
+def same_answers(network: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    """Whether two networks return the same, up to the rounding of their arithmetic."""
+    first, second = network(images), other(images)
+    pairs = [(first.logits, second.logits), (first.embedding, second.embedding)]
+    for ours, theirs in ((first.maps, second.maps), (first.preacts, second.preacts)):
+        if len(ours) != len(theirs):
+            return False
+        pairs += zip(ours, theirs, strict=True)
+    return all(a.shape == b.shape and bool((a - b).norm() <= 1e-4 * a.norm() + 1e-6) for a, b in pairs)

@@ -35,6 +35,7 @@ from pckd.functional.preview import (
     published_epoch,
     relative,
 )
+from pckd.functional.ranks import gather_output, gather_rows, gather_rows_with_gradient, own_rows, world_size
 from pckd.functional.relations import correlation_congruence, pkt, rkd
 from pckd.functional.reused_classifier import (
     feature_statistic,
@@ -77,6 +78,9 @@ __all__ = [
     "first_rows",
     "fsp",
     "full",
+    "gather_output",
+    "gather_rows",
+    "gather_rows_with_gradient",
     "hierarchical_context",
     "hint",
     "instance_alignment",
@@ -92,6 +96,7 @@ __all__ = [
     "noise_contrast",
     "nst",
     "ofd",
+    "own_rows",
     "paired",
     "paired_shapes",
     "pkt",
@@ -114,4 +119,5 @@ __all__ = [
     "vid",
     "view_contrast",
     "view_similarity",
+    "world_size",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pckd.functional.numerics import exact, full, unit
+from pckd.functional.ranks import gather_rows, gather_rows_with_gradient, own_rows, world_size
 
 
 def center_alignment(
@@ -66,6 +67,7 @@ def category_contrast(
     teacher_centers: Tensor,
     temperature: float = 4.0,
     base_temperature: float = 0.07,
+    gather: bool = False,
 ) -> Tensor:
     """Category contrast L_CC, as in PCKD's released training step (arXiv 2410.14143).
 
@@ -80,6 +82,7 @@ def category_contrast(
         student_centers: [K, Ds]; gradient flows into them. teacher_centers: [K, Dt]; constant.
         temperature: tau, of the anchors' logits.
         base_temperature: the loss is scaled by temperature / base_temperature.
+        gather: where several processes train together, contrast with the rows of all of them; not published.
 
     Returns:
         [N].
@@ -88,12 +91,17 @@ def category_contrast(
         relation = torch.cat(
             [unit(student_query) @ full(student_centers).T, unit(teacher_query) @ full(teacher_centers.detach()).T]
         )
-        logits = relation @ relation.T / temperature
+        anchors = labels.repeat(2)
+        everyone, everyones = relation, anchors
+        others = ~torch.eye(relation.shape[0], dtype=torch.bool, device=relation.device)
+        if gather and world_size() > 1:
+            everyone, everyones = gather_rows_with_gradient(relation), gather_rows(anchors)
+            places = torch.arange(len(everyones), device=relation.device)
+            others = own_rows(places)[:, None] != places
+        logits = relation @ everyone.T / temperature
         # The maximum is taken with the anchor itself, as published: it only matters through the 1e-7 below.
         logits = logits - logits.detach().amax(dim=1, keepdim=True)
-        others = ~torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
-        anchors = labels.repeat(2)
-        positives = (anchors[:, None] == anchors[None, :]) & others
+        positives = (anchors[:, None] == everyones[None, :]) & others
         partition = (logits.exp() * others).sum(dim=1, keepdim=True)
         log_probability = logits - torch.log(partition + 1e-7)
         # An anchor always has its other half as a positive, so the count is at least 1.

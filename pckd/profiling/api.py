@@ -13,10 +13,11 @@ from torch import nn
 
 from model_zoo import usual_teacher
 from pckd.data import Loader
+from pckd.engine.optimizer import make_optimizer
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.sources import Data, describe, make_network, make_objective, method_terms, schedule_terms, shapes_of
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import make_optimizer, place
+from pckd.engine.train import place
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from pckd.profiling.measure import Clock, how_peak_is_measured, interleaved, summary
 from pckd.profiling.networks import count, ratios, time_networks
@@ -57,7 +58,7 @@ def profile(
     """What it costs to train a student with a method: FLOPs, memory and time of the networks, each term and a step.
 
     Weights and images are random, so no data is needed; modules that are given are copied and stay as they are. The
-    step is the engine's own (:func:`pckd.engine.train.train_step`), on a batch of its own loader. What a FLOP counts
+    step is the engine's own (:func:`pckd.engine.step.train_step`), on a batch of its own loader. What a FLOP counts
     is ``pckd.profiling.FLOP`` and ``pckd.profiling.STEP``.
 
     Args:

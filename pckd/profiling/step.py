@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pckd.engine.precision import autocast
+from pckd.engine.step import Moment, Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import train_step
 from pckd.objective import Objective
 from pckd.profiling.measure import Clock, held_for_backward, peak_of, storages
 from pckd.profiling.operators import Counting
@@ -22,7 +22,7 @@ from pckd.profiling.report import PartCost
 from registry import Batch, Setup, UserError
 
 # A term is measured where the published schedule is half done.
-MOMENT: dict[str, Any] = {"epoch": 120, "epochs": 240, "progress": 0.5}
+MOMENT = Moment(epoch=120, epochs=240, progress=0.5)
 
 
 @dataclass(eq=False)
@@ -43,16 +43,14 @@ class Workload:
         """The engine's step, finite check included: on the CPU the engine looks at every step."""
         train_step(
             self.batch,
-            student=self.student,
+            trainee=Trainee(self.student, self.objective),
             teacher=self.teacher,
-            objective=self.objective,
             optimizer=self.optimizer,
             device=self.device,
             precision=self.precision,
-            stage=stage,
+            moment=MOMENT._replace(stage=stage),
             strong=self.strong,
             check=_look if self.device.type == "cpu" else None,
-            **MOMENT,
         )
 
     def first_step(self) -> None:
@@ -95,8 +93,8 @@ class Workload:
         return old
 
 
-def _look(values: dict[str, Tensor]) -> None:
-    bool(torch.isfinite(values["loss"].detach()))
+def _look(values: dict[str, Tensor]) -> bool:
+    return bool(torch.isfinite(values["loss"].detach()))
 
 
 # Where a step is: hooks at the seams of the engine's step read a gauge (a clock, a counter).

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from model_zoo import probe
+from pckd.engine.optimizer import make_optimizer
 from pckd.engine.sources import make_objective, method_terms, schedule_terms
+from pckd.engine.step import Moment, Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import make_optimizer, train_step
 from pckd.objective import Objective
 from registry import BACKBONES, METHODS, Batch, NotApplicable, Setup, Term, UserError
 
@@ -77,16 +78,12 @@ class Run:
         torch.manual_seed(number)
         values, _ = train_step(
             self.batch(number),
-            student=self.student,
+            trainee=Trainee(self.student, self.objective),
             teacher=self.teacher,
-            objective=self.objective,
             optimizer=self.optimizer,
             device=CPU,
             precision=precision,
-            epoch=120,
-            epochs=240,
-            progress=0.5,
-            stage=stage,
+            moment=Moment(120, 240, 0.5, stage),
             strong=self.objective.needs_strong,
         )
         return {name: value.item() for name, value in values.items()}

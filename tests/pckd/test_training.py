@@ -190,7 +190,8 @@ def test_resume_of_a_damaged_checkpoint_is_one_line(tiny_data: pckd.Data, tmp_pa
 def test_run_folder_has_everything(tiny_data: pckd.Data, tmp_path: Path) -> None:
     result = run(tiny_data, output=tmp_path, method="pckd", seed=1)
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"metrics.jsonl", "result.json", "checkpoint.pth", "model_final.pth"}
+    written = {"metrics.jsonl", "result.json", "checkpoint.pth", "checkpoint.previous.pth", "model_final.pth"}
+    assert files == {*written, ".lock"}
     written = json.loads((tmp_path / "result.json").read_text())
     expected = {"student": "resnet8", "method": "pckd", "dataset": "tiny", "epochs": 2, "seed": 1, "views": 4}
     assert expected.items() <= written.items()

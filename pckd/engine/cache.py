@@ -1,0 +1,279 @@
+"""What a frozen teacher answered, kept on disk: it is asked once about each augmentation in a finite pool.
+
+Shapes: B images, V views of each, N = B * V rows (image-major), K classes, D the teacher's embedding width,
+M images in the split, P entries in each image's pool.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pckd.data.views import POOL_VERSION
+from registry import Absent, DataSplit, Output, UserError
+from registry.files import write_atomically
+
+__all__ = ["NO_MAPS", "TeacherCache", "cache_key"]
+
+FORMAT = 1
+META, ANSWERS, CHECKS, LOCK = "meta.json", "answers.f16", "checks.u32", "lock"
+VIEWS = 4
+
+NO_MAPS = Absent(
+    "the teacher cache holds logits and embeddings, not feature maps: leave out the teacher cache, "
+    "or the term that reads them"
+)
+"""What stands for the teacher's maps, and their shapes, where a cache answers."""
+
+
+class TeacherCache:
+    """The logits and embeddings of a frozen teacher in float16, by image, entry of its pool and view.
+
+    A folder of its own for each key and format holds ``meta.json`` (the key, for people and for checking),
+    ``answers.f16`` [M, P, 4, K + D] and ``checks.u32`` [M, P, 4], which grow on disk as they are filled. Every answer
+    has a checksum of its bytes and its place; 0 means that there is none. It is written after the answer and verified
+    at each reading, so that an answer that is torn or damaged counts as missing. Processes may share a cache.
+
+    Attributes:
+        path: the folder.
+        hits: answers recalled. misses: answers that were asked for in vain: of a batch all, where one is missing.
+        damaged: answers that failed their checksum.
+
+    Args:
+        folder: where caches are kept.
+        key: all that the answers depend on, as JSON (:func:`cache_key`).
+        samples: M. pool: P, at least 1. classes: K. embedding: D.
+        say: told, in one line each, what is wrong with the files and what is done about it.
+
+    Raises:
+        UserError: no pool, or the folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        key: Mapping[str, Any],
+        samples: int,
+        pool: int,
+        classes: int,
+        embedding: int,
+        say: Callable[[str], None],
+    ) -> None:
+        if pool < 1:
+            raise UserError(f"pool={pool}: a teacher cache needs a finite pool of augmentations, of 1 or more an image")
+        self.hits = self.misses = self.damaged = 0
+        self._classes, self._pool, self._say, self._told = classes, pool, say, False
+        shape = (samples, pool, VIEWS, classes + embedding)
+        self._row = shape[3] * 2
+        self._sizes = {ANSWERS: math.prod(shape) * 2, CHECKS: math.prod(shape[:3]) * 4}
+        meta = json.dumps({"format": FORMAT, "shape": shape, "classes": classes, "key": key}, indent=2, sort_keys=True)
+        digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()
+        self.path = Path(folder).expanduser() / digest[:16]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path / LOCK):
+                self._prepare(meta)
+                # Read through the memory map; written through the files, which report a full disk as an error.
+                self._files = {name: open(self.path / name, "r+b", 0) for name in self._sizes}  # noqa: SIM115
+                self._answers = np.memmap(self._files[ANSWERS], "<f2", "r", shape=shape)
+                self._checks = np.memmap(self._files[CHECKS], "<u4", "r", shape=shape[:3])
+            missing = sum(self._sizes.values()) - self._bytes_used()
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise self._refusal(error) from None
+        if missing > free:
+            say(f"teacher cache {self.path}: to fill it takes {_size(missing)}, and {_size(free)} are free")
+
+    def recall(self, index: Tensor, drawn: Tensor, views: int) -> Output | None:
+        """What the teacher answered, or None where any of the rows is missing.
+
+        Args:
+            index: [B], int64, on the CPU: images. drawn: [B], likewise: entries of their pools. views: V, 1 to 4.
+
+        Returns:
+            logits [N, K] and embedding [N, D], float32 on the CPU; the maps are :data:`NO_MAPS`.
+        """
+        images, entries = index.numpy(), drawn.numpy()
+        checks = self._checks[images, entries, :views]
+        good = checks != 0
+        if good.all():
+            rows = np.ascontiguousarray(self._answers[images, entries, :views])
+            good = checks == self._checksums(rows, images, entries)
+            bad = int(np.count_nonzero(~good))
+            if bad and not self.damaged:
+                self._say(f"teacher cache {self.path}: {bad} answers failed their checksum and are computed again")
+            self.damaged += bad
+        if not good.all():
+            self.misses += good.size
+            return None
+        self.hits += good.size
+        both = torch.from_numpy(rows).flatten(0, 1)
+        return Output(both[:, : self._classes].float(), both[:, self._classes :].float(), NO_MAPS, NO_MAPS)
+
+    def store(self, index: Tensor, drawn: Tensor, views: int, output: Output) -> Output:
+        """Keep the teacher's answer, but for rows in which a value does not fit in float16.
+
+        Waits for the device, where the output is on one.
+
+        Args:
+            index, drawn, views: as in :meth:`recall`. output: the answer for all N rows; its maps are not kept.
+
+        Returns:
+            The same answer on its device as :meth:`recall` will give it: a run that finds the cache empty sees the
+            numbers of one that finds it full.
+
+        Raises:
+            UserError: the files cannot be written, as on a full disk.
+        """
+        both = torch.cat([output.logits.detach(), output.embedding.detach()], 1)
+        half = both.to(torch.float16)
+        rows = half.cpu().unflatten(0, (-1, views)).numpy()
+        images, entries = index.cpu().numpy(), drawn.cpu().numpy()
+        fits = np.isfinite(rows).all(2)
+        if not fits.all() and not self._told:
+            self._told = True
+            self._say(f"teacher cache {self.path}: answers that do not fit in float16 are computed each time")
+        checks = np.where(fits, self._checksums(rows, images, entries), np.uint32(0))
+        try:
+            for image, entry, answer, check in zip(images.tolist(), entries.tolist(), rows, checks, strict=True):
+                place = (image * self._pool + entry) * VIEWS
+                _write(self._files[ANSWERS].fileno(), answer.tobytes(), place * self._row)
+                _write(self._files[CHECKS].fileno(), check.tobytes(), place * 4)
+        except OSError as error:
+            raise self._refusal(error) from None
+        kept = torch.where(half.isfinite(), half.float(), both.float())
+        logits, embedding = kept.split([self._classes, kept.shape[1] - self._classes], 1)
+        return Output(logits.contiguous(), embedding.contiguous(), NO_MAPS, NO_MAPS)
+
+    def describe(self) -> str:
+        """Where it is, how full, and how large: one line."""
+        filled = np.count_nonzero(self._checks) / self._checks.size
+        return (
+            f"teacher cache {self.path}: {100 * filled:.1f} % of {self._checks.size:,} answers, "
+            f"{_size(self._bytes_used())} of {_size(sum(self._sizes.values()))}"
+        )
+
+    def _prepare(self, meta: str) -> None:
+        """See that the files are there and are this cache's; make them anew otherwise."""
+        held = [name for name in (META, *self._sizes) if (self.path / name).exists()]
+        trouble = self._trouble(meta)
+        if trouble is None:
+            return
+        if held:
+            self._say(f"teacher cache {self.path}: {trouble}; it is made anew")
+        for name in held:
+            # Not cut short: another process may have them mapped.
+            (self.path / name).unlink()
+        for name, size in self._sizes.items():
+            with open(self.path / name, "xb") as file:
+                file.truncate(size)
+        # The last of the files: with it the others are complete.
+        write_atomically(self.path / META, meta.encode(), then="choose another folder, or leave out the cache")
+
+    def _trouble(self, meta: str) -> str | None:
+        if not (self.path / META).exists():
+            return f"{META} is missing"
+        if (self.path / META).read_bytes() != meta.encode():
+            return f"{META} is damaged, or of another cache or format"
+        for name, size in self._sizes.items():
+            found = (self.path / name).stat().st_size if (self.path / name).exists() else 0
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+        return None
+
+    def _checksums(self, rows: np.ndarray, images: np.ndarray, entries: np.ndarray) -> np.ndarray:
+        """[B, V], uint32 above 0, of rows [B, V, K + D] and where they belong."""
+        first = (images * self._pool + entries) * VIEWS
+        places = (first[:, None] + np.arange(rows.shape[1])) & 0xFFFFFFFF
+        data = rows.reshape(-1, rows.shape[2]).view(np.uint8)
+        sums = [zlib.crc32(row.data, place) or 1 for row, place in zip(data, places.ravel().tolist(), strict=True)]
+        return np.array(sums, np.uint32).reshape(rows.shape[:2])
+
+    def _bytes_used(self) -> int:
+        return sum(os.stat(file.fileno()).st_blocks * 512 for file in self._files.values())
+
+    def _refusal(self, error: OSError) -> UserError:
+        return UserError(
+            f"teacher cache {self.path}: {error.strerror or error}; choose another folder, or leave out the cache"
+        )
+
+
+def cache_key(
+    teacher: nn.Module, split: DataSplit, *, precision: str, pool: int, flip: bool, **more: Any
+) -> dict[str, Any]:
+    """All that a teacher's answers to a pool of augmentations depend on, as JSON.
+
+    Args:
+        teacher: by its modules, their settings as they print them, and all parameters and buffers. split: by every
+            byte. precision: what the teacher runs in. pool, flip: of the loader. more: anything else, as JSON.
+
+    Raises:
+        UserError: the split is streamed, so that its images are never the same.
+    """
+    if not isinstance(split.images, Tensor):
+        raise UserError(
+            f"{split.name or 'the data set'} is streamed and augmented anew as it is read; leave out the teacher "
+            "cache, or use a data set that is held in memory"
+        )
+    # Where a function is printed, its address differs from run to run.
+    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(teacher))
+    classes = [f"{name} {type(part).__module__}.{type(part).__qualname__}" for name, part in teacher.named_modules()]
+    return {
+        "teacher": _digest({**teacher.state_dict(), **dict(teacher.named_buffers())}),
+        "structure": _digest({"printed": structure, "classes": classes}),
+        "images": _digest({"images": split.images}),
+        "labels": _digest({"labels": split.labels}),
+        "mean": list(split.mean),
+        "std": list(split.std),
+        "padding": split.padding,
+        "precision": precision,
+        "flip": flip,
+        "pool": [pool, POOL_VERSION],
+        **more,
+    }
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    """sha256 of named values; a tensor counts with its type, its shape and its bytes."""
+    digest = hashlib.sha256()
+    for name, value in parts.items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name} {value!r}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Inside, no other process is in here with the same file."""
+    import fcntl  # not on every system: those that have none can do without a cache
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(file: int, data: bytes, at: int) -> None:
+    if os.pwrite(file, data, at) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,104 @@
+"""How far a run is, in all that a resumed run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pckd.engine.ranks import add_up
+
+
+@dataclass
+class History:
+    """What a finished run knows of itself."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """One dictionary an epoch, as written to metrics.jsonl."""
+    seconds: float = 0.0
+    """Of training alone, evaluation excluded; of this process, where the run was resumed."""
+    images: int = 0
+    """Images trained on in that time, by all processes; an image shown in four views counts once."""
+
+
+class Meter:
+    """Means over an epoch of scalars that stay on the device, so that the step never waits for the host."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total: Tensor | None = None
+        self.count: Tensor | int = 0
+
+    def add(self, values: dict[str, Tensor], valid: Tensor | None = None) -> None:
+        """Add a step's values; a step that is not ``valid`` (a bool on the device) counts for nothing."""
+        row = torch.stack([v.detach().float() for v in values.values()]).double()
+        if valid is not None:
+            row = torch.where(valid, row, 0)
+        self.names = list(values)
+        self.total = row if self.total is None else self.total + row
+        self.count = self.count + (1 if valid is None else valid.long())
+
+    def means(self) -> dict[str, float]:
+        """Over the steps so far, of all processes."""
+        if self.total is None:
+            return {}
+        counted = torch.as_tensor(self.count, dtype=torch.float64, device=self.total.device)
+        *sums, count = add_up(torch.cat([self.total, counted[None]])).tolist()
+        return {name: value / count if count else float("nan") for name, value in zip(self.names, sums, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors only."""
+        return {"names": self.names, "total": self.total, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.names, self.count = state["names"], state["count"]
+        self.total = None if state["total"] is None else state["total"].to(device)
+        if isinstance(self.count, Tensor):
+            self.count = self.count.to(device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every global generator, in tensors and numbers."""
+    _, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device),
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators where :func:`random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and state["device"] is not None:
+        torch.get_device_module(device).set_rng_state(state["device"], device)
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+@contextlib.contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Inside, the global generators may be seeded and used; afterwards they are as they were."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed every global generator, differently for each process."""
+    torch.manual_seed((seed + rank * 1_000_000_007) % 2**63)
+    words = np.random.SeedSequence([seed % 2**64, rank]).generate_state(2, np.uint32)
+    np.random.seed(int(words[0]))
+    random.seed(int(words[1]))

@@ -1,0 +1,114 @@
+"""One step of training, top to bottom: networks, centers, difficulty, weights, losses, backward, optimizer, centers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pckd.engine.precision import autocast
+from pckd.engine.teacher import FrozenTeacher
+from pckd.functional import gather_output, gather_rows
+from pckd.objective import Objective
+from registry import Batch, Context, Output
+
+
+class Moment(NamedTuple):
+    """Where in the run a step is; the fields are those of :class:`registry.Context`."""
+
+    epoch: int
+    """Counted from 1, within the stage; so are the next two."""
+    epochs: int
+    progress: float
+    stage: Literal["initial", "main"] = "main"
+
+
+class Trainee(nn.Module):
+    """All that is trained, in one module: the student, and the objective with its projections.
+
+    In one module, so that data parallelism, wrapped around it, reduces the gradients of both.
+    """
+
+    def __init__(self, student: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(
+        self,
+        batch: Batch,
+        teacher_output: Output | None,
+        teacher: FrozenTeacher | None,
+        moment: Moment,
+        strong: bool,
+    ) -> tuple[dict[str, Tensor], Output, Output]:
+        """The objective's values, the student's output and the teacher's, for all rows.
+
+        Where there is no teacher, the student stands in its place.
+        """
+        views = batch.views.shape[1]
+        output: Output = self.student(batch.views.flatten(0, 1))
+        if teacher_output is None:
+            teacher_output = output.detach()
+        centers = self.objective.centers(self.student, self.student if teacher is None else teacher)
+        context = Context(
+            labels=batch.labels.repeat_interleave(views),
+            index=batch.index.repeat_interleave(views),
+            centers=centers,
+            views=views,
+            epoch=moment.epoch,
+            epochs=moment.epochs,
+            progress=moment.progress,
+            stage=moment.stage,
+            strong=strong,
+        )
+        return self.objective(output, teacher_output, context), output, teacher_output
+
+
+def train_step(
+    batch: Batch,
+    *,
+    trainee: nn.Module,
+    teacher: FrozenTeacher | None,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    precision: str,
+    moment: Moment,
+    strong: bool = False,
+    check: Callable[[dict[str, Tensor]], bool] | None = None,
+    keep: Callable[[Batch, Output], Output] | None = None,
+) -> tuple[dict[str, Tensor], Output]:
+    """One step: what the loop repeats and what the profiler measures.
+
+    Args:
+        trainee: a :class:`Trainee`, or data parallelism around one. strong: whether the last view is a strongly
+            augmented one. check: looks at the values before the optimizer steps, and may refuse the step. keep: is
+            given the teacher's answer, where it was asked, and returns it as it will be recalled.
+
+    Returns:
+        the objective's values, and the student's output for all rows.
+    """
+    with autocast(precision, device):
+        answer = batch.recalled
+        if teacher is not None and answer is None:
+            answer = teacher(batch.views.flatten(0, 1))
+            if keep is not None:
+                answer = keep(batch, answer)
+        values, student_output, teacher_output = trainee(batch, answer, teacher, moment, strong)
+
+    optimizer.zero_grad(set_to_none=True)
+    values["loss"].backward()
+    if check is None or check(values):
+        optimizer.step()
+        update_centers(trainee, student_output.detach(), teacher_output, batch)
+    return values, student_output
+
+
+def update_centers(trainee: nn.Module, student: Output, teacher: Output, batch: Batch) -> None:
+    """Tell the center rule what the step has seen, on all processes together."""
+    inner = getattr(trainee, "module", trainee)
+    assert isinstance(inner, Trainee)
+    labels = gather_rows(batch.labels.repeat_interleave(batch.views.shape[1]))
+    inner.objective.centers.update(gather_output(student), gather_output(teacher), labels)
