@@ -240,7 +240,8 @@ class Objective(nn.Module):
     def weights(self, student: Output, teacher: Output, context: Context) -> Tensor:
         """Weight of each image, [B], from the upright rows; a constant of the step.
 
-        Difficulty is relative to the batch, so that processes that train together look at all their images. A student that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
+        Difficulty is relative to the batch, so that processes that train together look at all their images. A student
+        that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
         """
         if self._head:
             student = student._replace(logits=self.predict(student))
