@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -45,13 +46,18 @@ class Ranks(NamedTuple):
         if self.size == 1:
             return trainee
         index = [device.index] if device.type == "cuda" and device.index is not None else None
-        return nn.parallel.DistributedDataParallel(
-            trainee,
-            device_ids=index,
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # Newer releases rename the option and mean to keep this one until there is another way not to broadcast.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            # Buffers need no broadcast: statistics are those of all processes. Unused are the parameters of terms that
+            # rest in a stage, and of a classifier that no term looks at.
+            return nn.parallel.DistributedDataParallel(
+                trainee,
+                device_ids=index,
+                broadcast_buffers=False,
+                find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )
 
     def synchronize_statistics(self, module: nn.Module, device: torch.device) -> None:
         """Make every batch normalization inside use the statistics of all processes, in place."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,9 +39,20 @@ def gather_rows_with_gradient(x: Tensor) -> Tensor:
     """Like :func:`gather_rows`; what the losses of all processes say of a row flows back to the process that has it."""
     if world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
 
-    return torch.cat(cast("tuple[Tensor, ...]", all_gather(x.contiguous())))
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_rows(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return own_rows(total)
 
 
 def gather_output(output: Output) -> Output:

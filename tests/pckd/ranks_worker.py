@@ -1,0 +1,80 @@
+"""First-step gradients of every loss, in as many processes as torchrun has started; the first writes them to a file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_zoo import probe
+from pckd.engine.optimizer import make_optimizer
+from pckd.engine.ranks import joined
+from pckd.engine.sources import make_objective
+from pckd.engine.step import Moment, Trainee, train_step
+from pckd.engine.teacher import FrozenTeacher
+from registry import BACKBONES, LOSSES, Batch, Setup, Term
+
+IMAGES, VIEWS, CLASSES, SIDE, SAMPLES = 8, 4, 5, 16, 64
+TERMS = [*LOSSES.names(), "category_contrast(gather=True)"]
+CPU = torch.device("cpu")
+
+
+def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = None) -> dict[str, Any]:
+    """Gradients, values and the center rule's state after one step on this process's part of one fixed batch."""
+    torch.manual_seed(0)
+    teacher = FrozenTeacher(BACKBONES.get("resnet14")(CLASSES))
+    student = BACKBONES.get("resnet8")(CLASSES)
+    setup = Setup(probe(student, 3, SIDE), probe(teacher, 3, SIDE), SAMPLES, teacher.classifier)
+    previewed = bool(getattr(LOSSES.get(loss.partition("(")[0]), "per_sample", True))
+    terms = [Term("cross_entropy", 1e-3), Term(loss, views="all", previewed=previewed, name="probed")]
+    # Where a loss trains the centers, they are the classifier's rows; elsewhere those that are updated after the step.
+    centers = "classifier" if loss.startswith(("center", "category")) else "ema(momentum=0.5)"
+    objective = make_objective(
+        terms, setup, difficulty="cross_entropy", scheduler="preview(growth=1.0)", centers=centers
+    )
+    for module in (student, objective):
+        if prepare is not None:
+            prepare(module, CPU)
+    optimizer = make_optimizer(student, objective, CPU, lr=0.0, momentum=0.0, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(IMAGES, VIEWS, 3, SIDE, SIDE, generator=generator)
+    labels, index = torch.tensor([0, 1, 2, 0, 1, 3, 4, 0]), torch.arange(IMAGES)
+    own = slice(rank * IMAGES // size, (rank + 1) * IMAGES // size)
+    student.train()
+    objective.train()
+    trainee: nn.Module = Trainee(student, objective)
+    if wrap is not None:
+        trainee = wrap(trainee, CPU)
+    torch.manual_seed(2)
+    values, _ = train_step(
+        Batch(images[own], labels[own], index[own]),
+        trainee=trainee,
+        teacher=teacher,
+        optimizer=optimizer,
+        device=CPU,
+        precision="fp32",
+        moment=Moment(120, 240, 0.5),
+    )
+    named = [*student.named_parameters(), *objective.named_parameters()]
+    return {
+        "gradients": {name: p.grad.clone() for name, p in named if p.grad is not None},
+        "centers": objective.centers.state_dict(),
+        "statistics": {name: b.clone() for name, b in student.named_buffers()},
+        "preview_weight": values.get("preview_weight", torch.zeros(())).detach(),
+    }
+
+
+def main(path: str) -> None:
+    with joined(CPU) as (ranks, _):
+        found = {
+            loss: gradients(loss, ranks.size, ranks.rank, ranks.wrap, ranks.synchronize_statistics) for loss in TERMS
+        }
+        if ranks.first:
+            torch.save(found, path)
+        ranks.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
