@@ -484,6 +484,11 @@ def train_teacher(
                 said = True
                 time.sleep(POLL_SECONDS)
                 continue
+            except UserError:
+                # Another process has just finished it, and removed the folder under this one.
+                if path.exists():
+                    continue
+                raise
             if ranks.first:
                 save_weights(network, path, **key)
                 shutil.rmtree(unfinished, ignore_errors=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,15 @@ __all__ = [
 ]
 
 
-class Absent(tuple):
-    """Maps that are not there: an empty tuple whose every use raises NotApplicable with the reason.
+if TYPE_CHECKING:
+    _Maps = tuple[Any, ...]
+else:
+    # No tuple when it runs: data parallelism looks into every tuple it meets for tensors.
+    _Maps = object
+
+
+class Absent(_Maps):
+    """Stands for a tuple of maps that is not there: every use raises NotApplicable with the reason.
 
     A network without maps has ``()``; this is for answers of a network that has some, where they were not kept.
 
@@ -41,12 +48,8 @@ class Absent(tuple):
         reason: one line that says what is missing and what to do.
     """
 
-    reason: str
-
-    def __new__(cls, reason: str) -> Absent:
-        absent = super().__new__(cls)
-        absent.reason = reason
-        return absent
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise NotApplicable(self.reason)
@@ -58,17 +61,11 @@ class Absent(tuple):
         # A comparison with () is a question for the maps, too.
         return self.reason == other.reason if isinstance(other, Absent) else self._refuse()
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
     def __hash__(self) -> int:
         return hash(self.reason)
 
     def __repr__(self) -> str:
         return f"Absent({self.reason!r})"
-
-    def __reduce__(self) -> tuple[type[Absent], tuple[str]]:
-        return Absent, (self.reason,)
 
 
 class Output(NamedTuple):

@@ -56,8 +56,6 @@ log = logging.getLogger("pckd")
 # Text, so that no digest looks like the ZIP signature that torch.load searches for from the end.
 _SEAL = b"\npckd sha256 %s\n"
 _SEAL_SIZE = len(_SEAL % bytes(64))
-# How a ZIP archive without a comment ends: 22 bytes that begin with this.
-_ZIP_END = b"PK\x05\x06"
 _THEN = "continue with --resume"
 
 
@@ -301,16 +299,13 @@ def _unseal(content: bytes) -> dict[str, Any]:
     """The state in the bytes of a checkpoint file.
 
     Raises:
-        _Damaged: not one bit may be another. A file that ends as a ZIP archive does, and not with our line, is an
-            earlier version's and is believed.
+        _Damaged: a bit is another than was written, or the checksum is missing.
     """
     if not content:
         raise _Damaged("is empty")
     body = memoryview(content)[:-_SEAL_SIZE]
     if content[-_SEAL_SIZE:] != _seal_of(body):
-        if content[-22:-18] != _ZIP_END:
-            raise _Damaged("is damaged (cut short, changed, or no checkpoint of this program)")
-        body = memoryview(content)
+        raise _Damaged("is damaged (cut short, changed, or no checkpoint of this version)")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:

@@ -8,9 +8,10 @@ import hashlib
 import http.server
 import os
 import pickle
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,31 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["student.pt"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
     path = save_weights(net(), tmp_path / "student.pt", run=1)
     content = path.read_bytes()
-
-    def fail(_: object, file: Any) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_weights(net(), path, run=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(UserError) as caught:
+            save_weights(net(), path, run=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == (
+        f"cannot write {path}: File too large; raise the limit on the size of files (ulimit -f) and try again"
+    )
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["student.pt"]
+
+
+def test_what_is_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "below" / "x.pth", tmp_path):
+        with pytest.raises(UserError, match=r"cannot write .*; check the path and the disk and try again") as caught:
+            save_weights(net(), path)
+        assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -144,14 +157,48 @@ def test_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"nothing of the kind")
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "safetensors.torch", None)
-        refused(path, r"pip install 'pckd\[safetensors\]'")
+        for name in ("safetensors", "safetensors.torch"):
+            patch.setitem(sys.modules, name, None)
+        missing = r"needs safetensors, which is not installed: pip install 'pckd\[safetensors\]'"
+        refused(path, f"x.safetensors: reading it {missing}")
+        with pytest.raises(UserError, match=f"y.safetensors: writing it {missing}"):
+            save_weights(net(), tmp_path / "y.safetensors")
+    assert os.listdir(tmp_path) == ["x.safetensors"]
     save_file = pytest.importorskip("safetensors.torch").save_file
     refused(path, "not a safetensors file, or a damaged one")
     source, target = net(), net()
     save_file(source.state_dict(), path)
-    load_weights(target, path)
+    assert load_weights(target, path).meta == {}
     assert same(source, target)
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    # As training leaves it: another memory layout, which the format does not know.
+    source, target = net().to(memory_format=torch.channels_last), net()
+    path = save_weights(source, tmp_path / "new" / "x.safetensors", accuracy=71.5, method="kd", epochs=[1, 2])
+    loaded = load_weights(target, path)
+    assert same(source, target)
+    assert loaded.meta == {"format": "pt", "accuracy": "71.5", "method": "kd", "epochs": "[1, 2]"}
+    assert os.listdir(path.parent) == ["x.safetensors"]
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert set(file.keys()) == set(source.state_dict())
+        assert np.array_equal(file.get_tensor("fc.weight"), source.state_dict()["fc.weight"].numpy())
+        assert file.metadata() == loaded.meta
+    content = path.read_bytes()
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        refused(path, "not a safetensors file, or a damaged one")
+
+
+def test_safetensors_of_tensors_that_share_memory(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
+    tied["two"].weight = tied["one"].weight
+    path = save_weights(tied, tmp_path / "x.safetensors")
+    again = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
+    load_weights(again, path)
+    assert same(tied, again)
 
 
 def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
@@ -269,6 +316,118 @@ def test_failed_downloads(server: tuple[str, Path, list[str]], tmp_path: Path) -
     refused("http://127.0.0.1:9/x.pth", "the download failed: .*check the address and the network", cache_dir=tmp_path)
     refused(f"{address}/", "not the address of a file", cache_dir=tmp_path)
     refused(f"{address}/../../x.pth", "not the address of a file", cache_dir=tmp_path)
+
+
+@pytest.fixture
+def halting(tmp_path: Path) -> Iterator[tuple[str, bytes, list[Callable[[], object]]]]:
+    """A server of one file that stops halfway: its address, the file, and what it does then.
+
+    It does what comes first in the list (before the connection is closed), and after the last sends the whole file.
+    ``/known.pth`` has its length in the header, ``/unknown.pth`` has not.
+    """
+    content = save_weights(net(), tmp_path / "source.pth").read_bytes()
+    halts: list[Callable[[], object]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if "unknown" not in self.path:
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            if halts:
+                halts.pop(0)()
+            else:
+                self.wfile.write(content[len(content) // 2 :])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}", content, halts
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.mark.parametrize("name", ["known", "unknown"])
+def test_half_a_download_is_not_taken_for_the_whole(
+    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
+) -> None:
+    address, content, halts = halting
+    cache, halt = tmp_path / "cache", lambda: None
+    halts += [halt, halt]
+    said = "the download failed: .*got only" if name == "known" else "a damaged one; the download was removed; try"
+    refused(f"{address}/{name}.pth", said, cache_dir=cache)
+    assert not [path for path in cache.rglob(f"{name}*") if path.suffix != ".lock"]
+    # With a hash it is noticed before the file is looked into.
+    said = "the download failed" if name == "known" else "its SHA-256 is .* the download was removed"
+    refused(f"{address}/{name}.pth", said, cache_dir=cache, sha256=hashlib.sha256(content).hexdigest())
+    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["known", "unknown"])
+def test_a_download_that_is_interrupted_is_begun_again(
+    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle."""
+    address, content, halts = halting
+    cache, over = tmp_path / "cache", threading.Event()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        over.wait(30)
+
+    halts.append(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+    finally:
+        over.set()
+    assert not [path for path in cache.rglob(f"{name}*") if path.suffix != ".lock"]
+    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
+@pytest.mark.parametrize("name", ["known", "unknown"])
+def test_a_download_that_is_killed_is_begun_again(
+    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
+) -> None:
+    address, content, halts = halting
+    cache, arrived, over = tmp_path / "cache", threading.Event(), threading.Event()
+    halts.append(lambda: (arrived.set(), over.wait(30)))
+    child = os.fork()
+    if child == 0:
+        try:
+            load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+        finally:
+            os._exit(1)
+    try:
+        assert arrived.wait(30)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    finally:
+        over.set()
+    assert not list(cache.rglob(f"{name}.pth"))
+    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+
+
+def test_a_download_that_finds_no_room_is_one_line(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    address, folder, _ = server
+    save_weights(net(), folder / "x.pth")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        refused(f"{address}/x.pth", "cannot write .*: File too large; raise the limit", cache_dir=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [path for path in (tmp_path / "cache").rglob("x*") if path.suffix != ".lock"]
 
 
 def test_published_teachers(

@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import Dataset
 
 from pckd.data import Loader, hold_out, limit
-from registry import DataSplit, UserError
+from pckd.data.views import apply_views, draw_pool, draw_views
+from registry import Absent, DataSplit, Output, UserError
 
 
 class Noisy(Dataset):
@@ -334,3 +335,161 @@ def test_parts_keep_the_memory_layout():
 def test_hold_out_refuses_a_fraction_that_leaves_nothing(fraction):
     with pytest.raises(UserError, match=f"fraction {fraction}"):
         hold_out(make_split(), fraction)
+
+
+def pooled(pool=4, **options):
+    return Loader(make_split(), **{"batch_size": 10, "train": True, "views": 2, "pool": pool, **options})
+
+
+def shown_by(loader, epochs):
+    """{(image, entry): its views} over some epochs, and the pairs in the order in which they came."""
+    views, order = {}, []
+    for epoch in epochs:
+        for batch in loader.epoch(epoch):
+            assert batch.drawn.dtype == torch.int64
+            pairs = list(zip(batch.index.tolist(), batch.drawn.tolist(), strict=True))
+            for pair, image in zip(pairs, batch.views, strict=True):
+                assert pair not in views or torch.equal(views[pair], image)
+                views[pair] = image
+            order += pairs
+    return views, order
+
+
+def test_without_a_pool_batches_are_drawn_as_ever():
+    split = make_split()
+    loader = Loader(split, 10, train=True, views=2, seed=3, pool=0)
+    # What the loader's docstring says, drawn by hand: numbers 1 and 2 are the order and the augmentation.
+    order = torch.randperm(50, generator=generator_of(3, 1, 5)).split(10)
+    for number, (batch, index) in enumerate(zip(loader.epoch(5), order, strict=True)):
+        draw = draw_views(10, 2, padding=2, flip=True, generator=generator_of(3, 2, 5, number))
+        views = apply_views(split.images[index], views=2, mean=split.mean, std=split.std, padding=2, draw=draw)
+        assert torch.equal(batch.index, index)
+        assert torch.equal(batch.views, views)
+        assert batch.drawn is None
+        assert batch.recalled is None
+
+
+def generator_of(*numbers):
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("first", [1, 3])
+def test_every_entry_of_the_pool_is_shown_once_in_as_many_epochs(seed, first):
+    views, order = shown_by(pooled(seed=seed), range(first, first + 4))
+    assert len(order) == len(views) == 50 * 4
+    assert set(views) == {(image, entry) for image in range(50) for entry in range(4)}
+
+
+def test_images_take_turns_from_a_place_that_the_seed_says():
+    def entries(seed, epoch):
+        return torch.tensor([entry for _, entry in sorted(shown_by(pooled(seed=seed), [epoch])[1])])
+
+    first = entries(0, 1)
+    assert torch.equal(entries(0, 2), (first + 1) % 4)
+    assert torch.equal(entries(0, 5), first)
+    assert first.unique().tolist() == [0, 1, 2, 3]
+    assert not torch.equal(entries(1, 1), first)
+
+
+def test_an_entry_looks_the_same_in_every_epoch_of_every_run():
+    views, _ = shown_by(pooled(), range(1, 9))
+    other, _ = shown_by(pooled(seed=5, batch_size=7), range(4, 8))
+    assert len(other) > 150
+    assert all(torch.equal(views[pair], image) for pair, image in other.items())
+
+
+def test_one_view_is_the_first_of_four():
+    four, _ = shown_by(pooled(views=4), range(1, 5))
+    one, _ = shown_by(pooled(views=1), range(1, 5))
+    assert all(torch.equal(one[pair][0], four[pair][0]) for pair in four)
+
+
+def test_without_flips_the_pool_is_the_same_but_for_them():
+    split = make_split()
+    flipped, plain = (shown_by(pooled(flip=flip), range(1, 5))[0] for flip in (True, False))
+    unchanged = 0
+    for image, entry in plain:
+        draw = draw_pool(torch.tensor([image]), torch.tensor([entry]), 2, padding=2, flip=True)
+        unchanged += not draw.flips[0]
+        assert torch.equal(flipped[image, entry], plain[image, entry]) == (not draw.flips[0])
+        by_hand = draw._replace(flips=torch.tensor([False]))
+        shown = apply_views(split.images[[image]], views=2, mean=split.mean, std=split.std, padding=2, draw=by_hand)
+        assert torch.equal(shown[0], plain[image, entry])
+    assert 60 < unchanged < 140
+
+
+@pytest.mark.parametrize("start", [1, 4])
+def test_resuming_with_a_pool_continues_the_epoch(start):
+    whole, rest = list(pooled().epoch(3)), list(pooled().epoch(3, start=start))
+    assert len(rest) == 5 - start
+    for one, other in zip(whole[start:], rest, strict=True):
+        assert same(one, other)
+        assert torch.equal(one.drawn, other.drawn)
+
+
+def test_ranks_with_a_pool_share_what_one_process_would_see():
+    whole = pooled(batch_size=12)
+    ranks = [pooled(batch_size=6, rank=rank, world_size=2) for rank in range(2)]
+    for batch, *parts in zip(whole.epoch(3), *(rank.epoch(3) for rank in ranks), strict=True):
+        for field in ("views", "index", "drawn"):
+            assert torch.equal(getattr(batch, field), torch.cat([getattr(part, field) for part in parts]))
+
+
+def test_what_is_recalled_comes_with_the_batch():
+    asked = []
+
+    def recall(index, drawn, views):
+        asked.append((index, drawn, views))
+        if len(asked) % 2:
+            return None
+        return Output(torch.zeros(10 * views, 5), index.repeat_interleave(views)[:, None].double(), Absent("none"))
+
+    batches = list(pooled(recall=recall).epoch(2))
+    assert [batch.recalled is None for batch in batches] == [True, False, True, False, True]
+    for batch, (index, drawn, views) in zip(batches, asked, strict=True):
+        assert index.device.type == drawn.device.type == "cpu"
+        assert torch.equal(index, batch.index)
+        assert torch.equal(drawn, batch.drawn)
+        assert views == 2
+    assert torch.equal(batches[1].recalled.embedding[::2, 0], batches[1].index.double())
+    assert isinstance(batches[1].recalled.maps, Absent)
+
+
+def test_a_pool_and_what_is_recalled_follow_the_loader_to_its_device():
+    def recall(index, drawn, views):
+        return Output(torch.zeros(20, 5), torch.zeros(20, 4), (torch.zeros(20, 1, 2, 2),))
+
+    loader = pooled(device="meta", resident=False, recall=recall)
+    batch = next(loader.epoch(1))
+    assert batch.views.device.type == batch.index.device.type == "meta"
+    assert {t.device.type for t in (batch.recalled.logits, batch.recalled.embedding, *batch.recalled.maps)} == {"meta"}
+    assert batch.drawn.device.type == "cpu"
+
+
+def test_evaluation_has_no_pool():
+    one, other = (Loader(make_split(), 10, train=False, pool=pool) for pool in (3, 0))
+    for batch, expected in zip(one.epoch(1), other.epoch(1), strict=True):
+        assert same(batch, expected)
+        assert batch.drawn is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"pool": -1}, "pool=-1: an image has 1 to 65535"),
+        ({"pool": 65536}, "pool=65536: an image has 1 to 65535"),
+        ({"pool": 2, "strong": True}, "pool=2: the strongly augmented view is drawn anew .*; leave out the pool"),
+        ({"pool": 2, "split": make_split(stream=True)}, "pool=2: made up is streamed .*; leave out the pool"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused(options, said):
+    with pytest.raises(UserError, match=said) as caught:
+        Loader(**{"split": make_split(), "batch_size": 8, "train": True, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_recalling_needs_a_pool():
+    with pytest.raises(TypeError, match="needs a pool"):
+        pooled(pool=0, recall=lambda index, drawn, views: None)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pckd.data import make_views
-from pckd.data.views import apply_views, draw_views
+from pckd.data.views import POOL_VERSION, apply_views, draw_pool, draw_views
 from registry import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -136,3 +136,47 @@ def test_the_input_is_not_changed():
 def test_errors_name_what_is_wrong(images, views, mean, said):
     with pytest.raises(UserError, match=said):
         make_views(images, views=views, mean=mean, std=STD[: len(mean)], train=False)
+
+
+def pool_of(images=6, entries=10, views=4, flip=True, padding=4):
+    """The draws of all entries of all images, image by image."""
+    index, entry = torch.arange(images).repeat_interleave(entries), torch.arange(entries).repeat(images)
+    return draw_pool(index, entry, views, padding=padding, flip=flip)
+
+
+def test_an_entry_of_a_pool_is_always_the_same():
+    whole = pool_of()
+    one = draw_pool(torch.tensor([4, 2]), torch.tensor([7, 0]), 4, padding=4, flip=True)
+    assert torch.equal(one.flips, whole.flips[[47, 20]])
+    assert torch.equal(one.offsets, whole.offsets[[47, 20]])
+    # Written down: these numbers are on the disks of those who have a teacher cache. Others need a new POOL_VERSION.
+    assert POOL_VERSION == 1
+    assert one.flips.tolist() == [False, True]
+    assert one.offsets.tolist() == [[[1, 1], [8, 2], [1, 1], [1, 4]], [[1, 2], [1, 3], [4, 7], [7, 7]]]
+
+
+def test_fewer_views_of_an_entry_are_its_first_ones():
+    for views in (1, 2, 3):
+        assert torch.equal(pool_of(views=views).offsets, pool_of().offsets[:, :views])
+        assert torch.equal(pool_of(views=views).flips, pool_of().flips)
+    assert pool_of(views=2).offsets.is_contiguous()
+
+
+def test_without_flips_an_entry_has_the_same_crops():
+    assert torch.equal(pool_of(flip=False).offsets, pool_of().offsets)
+    assert not pool_of(flip=False).flips.any()
+
+
+def test_entries_reach_every_place_and_differ_between_images_entries_and_views():
+    draw = pool_of(images=300, entries=40, padding=2)
+    assert draw.offsets.dtype == torch.int64
+    assert draw.flips.dtype == torch.bool
+    # 12,000 of each: five places alike to 6 standard deviations.
+    for numbers in draw.offsets.flatten(1).T:
+        assert torch.bincount(numbers, minlength=5).tolist() == [pytest.approx(2400, abs=264)] * 5
+    assert draw.flips.sum().item() == pytest.approx(6000, abs=330)
+    columns = torch.cat([draw.offsets.flatten(1), draw.flips[:, None]], 1).float()
+    for table in (columns, draw.offsets[:, 0, 0].view(300, 40).float(), draw.offsets[:, 0, 0].view(300, 40).T.float()):
+        correlations = torch.corrcoef(table.T).fill_diagonal_(0)
+        assert correlations.abs().max() < 6 / len(table) ** 0.5
+    assert pool_of(padding=0).offsets.unique().tolist() == [0]

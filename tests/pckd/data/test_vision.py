@@ -3,12 +3,15 @@
 import contextlib
 import gzip
 import hashlib
+import io
+import os
 import pickle
+import signal
 import struct
 import tarfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -34,8 +37,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+def serve(folder, handler=Quiet):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
@@ -138,6 +141,72 @@ def test_a_damaged_or_missing_file_is_not_taken_for_whole(cifar):
     assert len(cifar.load()) == 4 * len(cifar.source.train_list)
 
 
+def escaping(cifar):
+    """The published archive with one more file, which wants to lie beside the root."""
+    with tarfile.open(cifar.archive, "w:gz") as tar:
+        tar.add(cifar.archive.parent / cifar.source.base_folder, cifar.source.base_folder)
+        member = tarfile.TarInfo("../escaped")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    cifar.root.mkdir()
+    (cifar.root / cifar.archive.name).write_bytes(cifar.archive.read_bytes())
+
+
+def test_an_archive_of_another_md5_is_not_unpacked(cifar):
+    escaping(cifar)
+    fails(cifar.load, "download failed")
+    assert not (cifar.root / cifar.source.base_folder).exists()
+    assert not (cifar.root.parent / "escaped").exists()
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="a Python without filters for archives")
+def test_an_archive_of_the_same_md5_does_not_write_outside_the_root(cifar, monkeypatch):
+    escaping(cifar)
+    monkeypatch.setattr(cifar.source, "tgz_md5", md5(cifar.archive))
+    fails(cifar.load, "download failed", "escaped")
+    assert not (cifar.root.parent / "escaped").exists()
+    assert tarfile.TarFile.extraction_filter is None
+
+
+@contextlib.contextmanager
+def halting(folder, part):
+    """A server that sends half of a file and, when ``part`` of it is there, interrupts this process (Ctrl-C)."""
+    over, asked = Event(), []
+
+    class Halting(Quiet):
+        def copyfile(self, source, outputfile):
+            asked.append(self.path)
+            if len(asked) == 1:
+                # torchvision's first request asks only where the address leads.
+                return super().copyfile(source, outputfile)
+            content = source.read()
+            outputfile.write(content[: len(content) // 2])
+            outputfile.flush()
+            while not part.exists() and not over.wait(0.01):
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+            return over.wait(30)
+
+    with serve(folder, Halting) as address:
+        try:
+            yield address
+        finally:
+            over.set()
+
+
+def test_an_interrupted_download_is_not_taken_for_whole(cifar, monkeypatch):
+    name, part = cifar.archive.name, cifar.root / cifar.archive.name
+    with halting(cifar.archive.parent, part) as address, monkeypatch.context() as patch:
+        patch.setattr(cifar.source, "url", address + name)
+        with pytest.raises(KeyboardInterrupt):
+            cifar.load()
+    assert part.stat().st_size < cifar.archive.stat().st_size
+    fails(cifar.load, "download failed")
+    with serve(cifar.archive.parent) as address:
+        monkeypatch.setattr(cifar.source, "url", address + name)
+        assert len(cifar.load()) == 4 * len(cifar.source.train_list)
+
+
 def test_a_served_archive_that_is_damaged_is_refused(cifar, monkeypatch):
     cifar.archive.write_bytes(cifar.archive.read_bytes()[:-10])
     with serve(cifar.archive.parent) as address:
@@ -231,6 +300,20 @@ def test_fashion_mnist_is_downloaded_and_read(fashion, monkeypatch):
     color = load_fashion(root, channels=3)
     assert torch.equal(color.images, train.images.expand(-1, 3, -1, -1))
     assert color.mean == train.mean * 3
+
+
+def test_fashion_mnist_whose_download_is_interrupted(fashion, monkeypatch):
+    published, root = fashion
+    part = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    with halting(published, part) as address, monkeypatch.context() as patch:
+        patch.setattr(datasets.FashionMNIST, "mirrors", [address])
+        with pytest.raises(KeyboardInterrupt):
+            load_fashion(root)
+    assert part.stat().st_size < (published / part.name).stat().st_size
+    fails(lambda: load_fashion(root), "download failed")
+    with serve(published) as address:
+        monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address])
+        assert len(load_fashion(root)) == 6
 
 
 def test_fashion_mnist_fetched_by_hand_is_found(fashion):

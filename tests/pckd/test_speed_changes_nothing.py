@@ -1,0 +1,256 @@
+"""What makes training faster must not change it: curves of fixed seeds, prepared teachers, the cache, compiling."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pckd
+from pckd.engine.compiling import WORTH_IT, resolve_compile
+from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
+from registry import BACKBONES, LOSSES, Output, Term, UserError
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "compile": False}
+
+
+def teacher_net(name: str = "resnet8", classes: int = 3) -> nn.Module:
+    torch.manual_seed(5)
+    network: nn.Module = BACKBONES.get(name)(classes)
+    # Statistics as training leaves them: at their start, folding a batch norm would be the identity.
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return network.eval()
+
+
+def run(data: pckd.Data, **options: Any) -> pckd.Result:
+    return pckd.distill(**{"student": "resnet8", "teacher": teacher_net(), "data": data, **SMALL, **options})
+
+
+class Quiet:
+    """A display that keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
+    def advance(self, epoch: int, step: int) -> None: ...
+    def epoch(self, row: dict[str, Any]) -> None: ...
+    def end(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("kd", [1.128307, 1.106882, 1.022407, 0.956868]),
+        ("pckd", [73.484177, 37.189896, 36.707489, 36.581036]),
+    ],
+)
+def test_fp32_curve_of_a_fixed_seed_stays(method: str, expected: list[float], tiny_data: pckd.Data) -> None:
+    # Recorded before teachers were prepared, with one step an epoch to see single steps.
+    rows = run(tiny_data, method=method, epochs=4, batch_size=48, lr=0.01).history
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES.names() if n not in ("torchvision", "timm")])
+def test_prepared_teacher_answers_as_before(name: str) -> None:
+    network = teacher_net(name, 7)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        before = network(images)
+    state = copy.deepcopy(network.state_dict())
+    teacher = FrozenTeacher(network)
+    assert teacher.prepare(images, "fp32")
+    after = teacher(images)
+    for a, b in zip(before.maps + before.preacts + before[:2], after.maps + after.preacts + after[:2], strict=True):
+        assert (a - b).norm() <= 1e-4 * a.norm()
+    # A batch norm that reads a convolution is folded away; only pre-activation networks have others.
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in teacher.answering.modules())
+    assert left == 0 or name.startswith("wrn")
+    assert left < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    # The network itself is as it was, and so are the centers that it gives.
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+    assert teacher.classifier is network.classifier
+    assert not teacher.answering.training
+
+
+class Branches(nn.Module):
+    """Cannot be traced: what it does depends on the values it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Output:
+        x = self.bn(self.conv(x))
+        if x.sum() > 0:
+            x = -x
+        embedding = x.mean((2, 3))
+        return Output(self.classifier(embedding), embedding)
+
+
+def test_teacher_that_cannot_be_traced_answers_as_it_is(tiny_data: pckd.Data) -> None:
+    teacher = FrozenTeacher(Branches().eval())
+    images = torch.randn(2, 3, 8, 8)
+    before = teacher(images)
+    assert fold_batch_norms(teacher.network) is None
+    assert not teacher.prepare(images, "fp32")
+    torch.testing.assert_close(teacher(images).logits, before.logits)  # in another memory layout
+    assert len(run(tiny_data, teacher=Branches(), method="kd", epochs=1).history) == 1
+
+
+class Shared(nn.Module):
+    """One convolution before two batch norms, and one batch norm after two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.classifier = nn.Linear(3, 3)
+        for bn in (self.first, self.second):
+            bn.running_mean.normal_()
+            bn.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Output:
+        x = self.first(self.conv(x)) + self.second(self.conv(x)) + self.second(self.other(x))
+        embedding = x.mean((2, 3))
+        return Output(self.classifier(embedding), embedding)
+
+
+def test_shared_layers_are_not_folded_for_one_of_their_places() -> None:
+    network = Shared().eval()
+    images = torch.randn(2, 3, 4, 4)
+    folded = fold_batch_norms(network)
+    assert folded is not None
+    torch.testing.assert_close(folded(images).logits, network(images).logits)
+
+
+def test_bf16_teacher_keeps_exact_statistics_where_batch_norms_are_left() -> None:
+    teacher = FrozenTeacher(teacher_net("wrn_16_1"))
+    teacher.prepare(torch.randn(2, 3, 16, 16), "bf16")
+    kinds = {type(m): m.weight.dtype for m in teacher.answering.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))}
+    assert kinds == {nn.Conv2d: torch.bfloat16, nn.BatchNorm2d: torch.float32}
+
+
+@pytest.mark.parametrize("method", ["kd", "pckd"])
+def test_cached_run_is_the_uncached_one_but_for_half_precision(
+    method: str, tiny_data: pckd.Data, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"method": method, "epochs": 3, "view_pool": 2, "lr": 0.01}
+    plain = run(tiny_data, **options).history
+    cold = run(tiny_data, **options, teacher_cache=tmp_path).history
+    warm = run(tiny_data, **options, teacher_cache=tmp_path).history
+    # Whether the answers are new or recalled makes no difference at all.
+    assert warm == cold
+    for a, b in zip(plain, cold, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3)
+    other = run(tiny_data, **{**options, "view_pool": 0}).history
+    assert other[0]["loss"] != plain[0]["loss"]
+
+
+def test_warm_cache_does_not_ask_the_teacher(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Counting(Branches):
+        def forward(self, x: Tensor) -> Output:
+            asked.append(len(x))
+            return super().forward(x)
+
+    def teacher() -> nn.Module:
+        torch.manual_seed(0)
+        return Counting()
+
+    options: dict[str, Any] = {"method": "kd", "view_pool": 2, "teacher_cache": tmp_path}
+    run(tiny_data, teacher=teacher(), epochs=2, **options)
+    cold = asked.count(16)
+    asked.clear()
+    # Another seed, another student, another length: the answers are the same.
+    run(tiny_data, teacher=teacher(), epochs=3, seed=7, student="resnet14", **options)
+    assert (cold, asked.count(16)) == (6, 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_cache_serves_a_loss_or_says_why_not(loss: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
+    terms = [Term("cross_entropy"), Term(loss, views="all", name="probed")]
+    message = ""
+    try:
+        rows = run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path).history
+    except UserError as error:
+        message = str(error)
+    if message:
+        assert "teacher cache" in message
+        assert "\n" not in message
+    else:
+        assert rows[0]["probed"] == rows[0]["probed"]
+
+
+def test_strong_view_is_not_cached(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="strongly augmented view"):
+        run(tiny_data, method="mld", epochs=1, teacher_cache=tmp_path)
+
+
+def test_cache_without_a_pool_is_refused(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="view_pool"):
+        run(tiny_data, epochs=1, teacher_cache=tmp_path, view_pool=0)
+
+
+def test_compiling_is_decided_by_the_length_of_the_run() -> None:
+    assert resolve_compile(None, WORTH_IT - 1, CPU) == (False, "")
+    assert resolve_compile(False, 10 * WORTH_IT, CPU) == (False, "")
+    assert resolve_compile(None, 10 * WORTH_IT, torch.device("meta")) == (False, "")
+
+
+def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler\nfound")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert resolve_compile(None, WORTH_IT, CPU) == (
+        False,
+        "not compiled: torch.compile does not work here (no compiler found)",
+    )
+    with pytest.raises(UserError, match=r"torch\.compile does not work here: no compiler found; leave out --compile"):
+        resolve_compile(True, 1, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_run_is_the_same_but_for_rounding(precision: str, tiny_data: pckd.Data) -> None:
+    options: dict[str, Any] = {"method": "pckd", "epochs": 2, "lr": 0.01, "precision": precision}
+    plain, compiled = (run(tiny_data, **options, compile=c).history for c in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3 if precision == "fp32" else 0.05)
+
+
+def test_nothing_is_left_over_from_step_to_step(tiny_data: pckd.Data) -> None:
+    """Over 200 steps neither the number of live tensors nor their bytes grow."""
+    seen: dict[int, tuple[int, int]] = {}
+
+    class Watch(Quiet):
+        steps = 0
+
+        def advance(self, epoch: int, step: int) -> None:
+            self.steps += 1
+            if self.steps in (60, 120, 201):
+                gc.collect()
+                alive = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
+                storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+                seen[self.steps] = (len(alive), sum(storages.values()))
+
+    # Three steps an epoch; the three looks come after the last step of one.
+    run(tiny_data, method="pckd", centers="ema", epochs=67, display=Watch())
+    assert len(seen) == 3
+    assert seen[60] == seen[120] == seen[201]
