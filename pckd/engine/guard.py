@@ -82,8 +82,9 @@ class FiniteGuard:
 
     def _note(self, finite: Tensor, epoch: int, step: int) -> None:
         """Keep which terms of which step were the first not to be finite."""
-        place = torch.tensor([epoch, step + 1], device=finite.device)
-        now = torch.cat([place, (~finite).long()])
+        # Filled on the device: a copy from the host could wait for it.
+        place = [torch.full((1,), number, device=finite.device) for number in (epoch, step + 1)]
+        now = torch.cat([*place, (~finite).long()])
         if self._first is None:
             self._first = torch.where(finite.all(), 0, now)
         else:

@@ -39,6 +39,11 @@ class FrozenTeacher(nn.Module):
         assert isinstance(classifier, nn.Linear)
         return classifier
 
+    @property
+    def prepared(self) -> bool:
+        """Whether :meth:`prepare` was called."""
+        return self.answering is not self.network
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
         output: Output = self.answering(x)

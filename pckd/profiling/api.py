@@ -251,8 +251,11 @@ def _workload(
     objective.to(device)
     if not objective.needs_teacher:
         teacher = None
-    elif teacher is not None:
+    batch = next(iter(loader.epoch(1)))
+    if teacher is not None:
         place(teacher, device)
+        if not teacher.prepared:
+            teacher.prepare(batch.views.flatten(0, 1)[:4], precision)
     return Workload(
         student=network,
         teacher=teacher,
@@ -260,7 +263,7 @@ def _workload(
         setup=setup,
         # A rate of 0 costs what any costs, and the weights stay what they are however many steps are taken.
         optimizer=make_optimizer(network, objective, device, lr=0.0, momentum=0.9, weight_decay=5e-4),
-        batch=next(iter(loader.epoch(1))),
+        batch=batch,
         strong=loader.strong,
         device=device,
         precision=precision,

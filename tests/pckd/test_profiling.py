@@ -383,8 +383,8 @@ def test_the_optimizer_really_steps_and_hooks_are_gone() -> None:
     with seams(work, lambda: 0) as seen:
         work.step()
     assert [part for part, _ in seen if part != "other"] == [
-        "student",
         "teacher",
+        "student",
         "preview",
         *(f"term:{label}" for label in work.objective.terms),
         "backward",
