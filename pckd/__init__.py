@@ -14,12 +14,14 @@ from pckd.engine.guard import Interrupted
 from pckd.engine.sources import Data, load_data
 from pckd.objective import Objective
 from pckd.profiling import profile
+from pckd.rehearsal import check
 
 __all__ = [
     "Data",
     "Interrupted",
     "Objective",
     "Result",
+    "check",
     "distill",
     "evaluate",
     "functional",

@@ -18,6 +18,7 @@ from pckd import distill
 from pckd.api import POOL
 from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Silent, make_display
+from pckd.rehearsal import check
 from registry import UserError, parse
 
 __all__ = ["LISTS", "main"]
@@ -74,6 +75,7 @@ def make_parser() -> Parser:
     add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
     add("--num-workers", type=int, default=DEFAULTS["num_workers"], help="processes that read a streamed data set")
     add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
+    add("--check", action="store_true", help="hold all that would be used to its contract, take one step, and stop")
     parser.add_common()
     return parser
 
@@ -110,42 +112,46 @@ def run(args: argparse.Namespace) -> int:
         for option in ("epochs", "teacher_epochs", "batch_size", "lr", "teacher_lr"):
             if getattr(args, option) is None:
                 setattr(args, option, DEMONSTRATION[option])
-    result = distill(
-        student=args.student,
-        teacher=args.teacher,
-        teacher_weights=args.teacher_weights,
-        teacher_epochs=args.teacher_epochs,
-        teacher_lr=args.teacher_lr,
-        method=args.method,
-        data=dataset,
-        data_root=args.data_root,
-        limit_train=args.limit_train,
-        limit_test=args.limit_test,
-        val_fraction=args.val_fraction,
-        epochs=recipe_for(args.student, args.teacher).epochs if args.epochs is None else args.epochs,
-        batch_size=DEFAULTS["batch_size"] if args.batch_size is None else args.batch_size,
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        difficulty=args.difficulty,
-        scheduler=args.scheduler,
-        centers=args.centers,
-        views=args.views,
-        flip=args.flip,
-        seed=args.seed,
-        device=args.device,
-        precision=args.precision,
-        compile=args.compile,
-        num_workers=args.num_workers,
-        teacher_cache=args.teacher_cache,
-        view_pool=args.view_pool,
-        checkpoint_every=args.checkpoint_every,
-        on_nonfinite=args.on_nonfinite,
-        profile=args.profile,
-        output=args.output,
-        resume=args.resume,
-        display=display,
-    )
+    options: dict[str, Any] = {
+        "student": args.student,
+        "teacher": args.teacher,
+        "teacher_weights": args.teacher_weights,
+        "teacher_epochs": args.teacher_epochs,
+        "teacher_lr": args.teacher_lr,
+        "method": args.method,
+        "data": dataset,
+        "data_root": args.data_root,
+        "limit_train": args.limit_train,
+        "limit_test": args.limit_test,
+        "val_fraction": args.val_fraction,
+        "epochs": recipe_for(args.student, args.teacher).epochs if args.epochs is None else args.epochs,
+        "batch_size": DEFAULTS["batch_size"] if args.batch_size is None else args.batch_size,
+        "lr": args.lr,
+        "momentum": args.momentum,
+        "weight_decay": args.weight_decay,
+        "difficulty": args.difficulty,
+        "scheduler": args.scheduler,
+        "centers": args.centers,
+        "views": args.views,
+        "flip": args.flip,
+        "seed": args.seed,
+        "device": args.device,
+        "precision": args.precision,
+        "compile": args.compile,
+        "num_workers": args.num_workers,
+        "teacher_cache": args.teacher_cache,
+        "view_pool": args.view_pool,
+        "checkpoint_every": args.checkpoint_every,
+        "on_nonfinite": args.on_nonfinite,
+        "profile": args.profile,
+        "output": args.output,
+        "resume": args.resume,
+        "display": display,
+    }
+    if args.check:
+        check(**options)
+        return 0
+    result = distill(**options)
     teacher = ""
     if result.teacher_top1 is not None:
         teacher = f" (teacher {result.record['teacher']}: {result.teacher_top1:.2f} %)"

@@ -155,3 +155,52 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "category_contrast" in done.stdout
+
+
+TINY = ["--dataset", "shapes(num_classes=4, image_size=12, train_size=64, test_size=40)", "--student", "resnet8"]
+
+
+def test_check_takes_a_step_and_leaves_nothing(
+    load_tool: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool("train_net")
+    output = tmp_path / "run"
+    command = [*TINY, "--teacher", "resnet8", "--centers", "ema", "--output", str(output), "--check"]
+    assert tool.main(command) == 0
+    said = capsys.readouterr().out
+    for name in ("loss kd", "loss category_contrast", "scheduler preview", "center rule ema", "backbone resnet8"):
+        assert f"checked {name}\n" in said
+    assert "checked one step of 32 images" in said
+    assert not output.exists()
+    # No teacher was trained either.
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "clause"),
+    [
+        (
+            "DIFFICULTY_SCHEDULERS.register('mine')(lambda difficulty, context: 2 + difficulty)",
+            "--scheduler",
+            "scheduler mine",
+        ),
+        ("DIFFICULTY_METRICS.register('mine')(lambda s, t, c: c.labels.float()[:, None])", "--difficulty", "mine"),
+    ],
+)
+def test_check_names_the_clause_that_a_plugin_breaks(
+    plugin: str,
+    options: str,
+    clause: str,
+    load_tool: Callable[[str], ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    registries: None,
+) -> None:
+    path = tmp_path / "plugin.py"
+    path.write_text(f"from registry import DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS\n{plugin}\n")
+    command = [*TINY, "--teacher", "resnet8", "--plugin", str(path), options, "mine", "--check"]
+    assert load_tool("train_net").main(command) == 2
+    error = capsys.readouterr().err
+    assert clause in error
+    assert "clause" in error
+    assert error.count("\n") == 1
