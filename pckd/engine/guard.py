@@ -1,15 +1,18 @@
-"""What can end a run early: a term that is not finite, and a signal."""
+"""What can end a run early: a term that is not finite, a signal, and a process that read the data and died."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pckd.functional import world_size
 from registry import UserError
@@ -33,11 +36,12 @@ class Interrupted(KeyboardInterrupt):
 class FiniteGuard:
     """Lets no step with a term that is not finite change a weight.
 
-    On the CPU the host looks at every step. On an accelerator the optimizer itself passes over such a step, without
-    waiting for the host, which looks every ``LOOK_EVERY`` steps and at the end of the epoch.
+    On the CPU the host looks at every step. On an accelerator a fused optimizer itself passes over such a step, without
+    waiting for the host, which looks every ``LOOK_EVERY`` steps, before each checkpoint and at the end of the epoch.
 
     Args:
-        action: ``"stop"`` raises; ``"skip"`` goes on without the step.
+        action: ``"stop"`` raises; ``"skip"`` goes on without the step: statistics, memories and centers, which change
+            before anyone can look, are put back, for which they are copied before each step.
     """
 
     def __init__(self, device: torch.device, action: Literal["stop", "skip"]) -> None:
@@ -48,6 +52,22 @@ class FiniteGuard:
         self.skipped: Tensor | int = 0
         self.names: list[str] = []
         self._first: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}
+
+    def before(self, trainee: nn.Module) -> None:
+        """Keep the buffers as they are before a step, where it may be left out."""
+        if self.action == "skip":
+            self._kept = {name: buffer.detach().clone() for name, buffer in trainee.named_buffers()}
+
+    @torch.no_grad()
+    def after(self, trainee: nn.Module) -> None:
+        """Put back the buffers that the step has changed, where it does not count."""
+        if not self._kept or self.valid is None or (self.device.type == "cpu" and bool(self.valid)):
+            return
+        for name, buffer in trainee.named_buffers():
+            kept = self._kept.get(name)
+            if kept is not None and kept.shape == buffer.shape:
+                buffer.copy_(torch.where(self.valid, buffer, kept))
 
     def check(self, values: dict[str, Tensor], optimizer: Any, epoch: int, step: int) -> bool:
         """Look at a step before the optimizer does; whether the optimizer may be called.
@@ -63,9 +83,12 @@ class FiniteGuard:
             finite = finite.to(torch.int32)
             dist.all_reduce(finite, dist.ReduceOp.MIN)
             finite = finite.bool()
-        self.names = list(values)
+        if list(values) != self.names:
+            # Another stage, with other terms: where the old ones were not finite, it is said before they are forgotten.
+            self.look()
+            self.names, self._first = list(values), None
         self.valid = finite.all()
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
             if bool(self.valid):
                 return True
             self._note(finite, epoch, step)
@@ -91,7 +114,7 @@ class FiniteGuard:
             self._first = torch.where((self._first[0] == 0) & ~finite.all(), now, self._first)
 
     def look(self) -> None:
-        """Raise if a step so far was not finite.
+        """Raise if a step so far was not finite, unless such steps are left out.
 
         Raises:
             NonFinite: see :meth:`check`.
@@ -106,22 +129,42 @@ class FiniteGuard:
                 "lower the learning rate or that term's weight, or leave such steps out with --on-nonfinite skip"
             )
 
+    @torch.no_grad()
+    def look_before_saving(self, trainee: nn.Module, epoch: int, step: int) -> None:
+        """Keep a checkpoint that no run could go on from out of the way of the last good one.
 
-class Signals:
-    """While entered, SIGINT and SIGTERM are kept for the loop to look at between two steps.
+        Args:
+            epoch, step: the newest, both counted from 1.
 
-    A second one acts at once, as it would have without this. Off the main thread, where no handler can be set,
-    nothing is kept.
+        Raises:
+            NonFinite: a step was not finite (:meth:`look`), or a weight is not.
+        """
+        self.look()
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in trainee.parameters()]).all()):
+            raise NonFinite(
+                f"epoch {epoch}, step {step}: weights are not finite, though every term was: a gradient was not; "
+                "lower the learning rate, or the weight of a term whose gradient has no bound"
+            )
+
+
+Own = TypeVar("Own", bound="Handlers")
+
+
+class Handlers:
+    """While entered, SIGINT and SIGTERM go to :meth:`handle`, which is told their number.
+
+    Not off the main thread, where no handler can be set, and not a signal that is ignored (as a shell does for what it
+    starts in the background) or that the program around Python handles.
     """
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.number = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
+    def __enter__(self: Own) -> Own:
         for number in (signal.SIGINT, signal.SIGTERM) if self.enabled else ():
-            self._before[number] = signal.signal(number, self._keep)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,7 +172,46 @@ class Signals:
             signal.signal(number, handler)
         self._before.clear()
 
-    def _keep(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.handle(number)
+
+    def handle(self, number: int) -> None:
+        raise NotImplementedError
+
+
+class EndOnSignals(Handlers):
+    """While entered, SIGTERM ends the program in the way that SIGINT does: with time to tidy up, and one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+
+    def handle(self, number: int) -> None:
+        """Raise.
+
+        Raises:
+            Interrupted: always, but in a forked process.
+        """
+        if os.getpid() == self._process:
+            raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        # A terminal sends SIGINT to all. Processes that read data end when this one, which may still need them, does.
+
+
+class Signals(Handlers):
+    """While entered, SIGINT and SIGTERM are kept for the loop to look at between two steps.
+
+    A second one acts at once, as it would have without this.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        super().__init__(enabled)
+        self.number = 0
+
+    def handle(self, number: int) -> None:
+        """Keep it, and the next one no more."""
         self.number = number
         self.__exit__()
 
@@ -142,3 +224,28 @@ class Signals:
         worst = torch.tensor([self.number], device=device)
         dist.all_reduce(worst, dist.ReduceOp.MAX)
         return int(worst)
+
+
+@contextlib.contextmanager
+def dead_readers_named(signals: Signals | None = None) -> Iterator[None]:
+    """Inside, the death of a process that reads the data is an error of one line.
+
+    Args:
+        signals: where one of them has come, the other processes may have been told too.
+
+    Raises:
+        UserError: instead of PyTorch's RuntimeError, which reaches the main thread at any moment.
+        Interrupted: instead of that, where a signal has come.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        if not said.startswith("DataLoader worker (pid"):
+            raise
+        if signals is not None and signals.number:
+            raise Interrupted(signals.number, "stopped, as were the processes that read the data") from None
+        raise UserError(
+            f"a process that reads the data has died ({said}); continue with --resume, "
+            "with fewer --num-workers if memory has run out"
+        ) from None

@@ -6,9 +6,12 @@ import copy
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pckd.engine.lean import Head, WithoutMaps, without_maps
+from pckd.engine.precision import autocast
 from registry import Output
 
 
@@ -26,6 +29,7 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False)
         self.answering: nn.Module = self.network
+        self.maps = True
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -47,22 +51,23 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
         output: Output = self.answering(x)
-        return output
+        return output if self.maps else without_maps(output)
 
-    def prepare(self, images: Tensor, precision: str, *, compile: bool = False) -> bool:
+    def prepare(self, images: Tensor, precision: str, *, maps: bool = True, compile: bool = False) -> bool:
         """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
 
-        The copy is used only if it gives the same answers on ``images``; the network itself is left as it is.
+        The copy is used only if it gives the same answers on some of ``images``; the network itself is left as it is.
 
         Args:
-            images: [N, C, H, W], a few, on the network's device. precision: ``"fp32"`` or ``"bf16"``.
+            images: [N, C, H, W], as many as in a step, on the network's device. precision: ``"fp32"`` or ``"bf16"``.
+            maps: whether feature maps are in the answers; without them they need not be kept until the step's end.
             compile: through torch.compile, with the weights as constants.
 
         Returns:
             whether batch norms were folded; a network that cannot be traced answers as it is.
         """
         folded = fold_batch_norms(self.network)
-        same = folded is not None and same_answers(self.network, folded, images)
+        same = folded is not None and same_answers(self.network, folded, images[:4])
         prepared = folded if folded is not None and same else copy.deepcopy(self.network)
         if precision == "bf16":
             # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.
@@ -70,11 +75,15 @@ class FrozenTeacher(nn.Module):
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
                     module.to(torch.bfloat16)
         prepared.to(memory_format=torch.channels_last).eval()
+        self.maps = maps
         if compile:
-            # A network that never changes: on the CPU its weights become constants, laid out as the kernels like them.
-            options: Any = {"freezing": True} if images.device.type == "cpu" else None
-            compiled: Any = torch.compile(prepared, options=options)
-            self.answering = compiled
+            compiled: Any = torch.compile(prepared if maps else Head(prepared))
+            self.answering = compiled if maps else WithoutMaps(compiled, self.network)
+            # Compiled at the first call. The weights of a network that never changes become constants, which on the
+            # CPU are laid out as the kernels like them; the setting is looked up before torch.compile's own options.
+            frozen = torch._inductor.config.patch(freezing=images.device.type == "cpu")
+            with frozen, autocast(precision, images.device):
+                self(images)
         else:
             self.answering = prepared
         return same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,9 +13,9 @@ from torch import nn
 
 from pckd.data import Loader, ahead
 from pckd.engine.cache import TeacherCache
-from pckd.engine.compiling import resolve_compile
+from pckd.engine.compiling import prepare, resolve_compile
 from pckd.engine.evaluate import Scores, evaluate_network
-from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals
+from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.optimizer import make_optimizer, reset_momentum
 from pckd.engine.precision import autocast
 from pckd.engine.progress import History, Meter, random_state, seed_everything, set_random_state
@@ -24,7 +25,7 @@ from pckd.engine.schedule import Schedule
 from pckd.engine.step import Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
-from registry import Batch, Output
+from registry import Batch, Output, UserError
 
 __all__ = ["Display", "History", "NonFinite", "fit", "place"]
 
@@ -73,6 +74,7 @@ def fit(
 
     Raises:
         NonFinite: a term is not finite; the optimizer step is not taken and the last checkpoint stays.
+        UserError: more epochs are done than asked for, or a process that reads the data has died.
         Interrupted: a signal came; a checkpoint has been written, where there is a folder.
     """
     ranks = these()
@@ -92,25 +94,45 @@ def fit(
         history.rows, first, start = state["history"], state["epoch"], state["step"]
         own = state["processes"][ranks.rank if len(state["processes"]) == ranks.size else 0]
         meter.load_state_dict(own["meter"], device)
-        display.note(f"resuming after {f'step {start} of ' if start else ''}epoch {first - (not start)} of {epochs}")
+        if (first, start) > (schedule.epochs + 1, 0):
+            done = f"{first - 1} epochs" + (f" and {start} steps" if start else "")
+            raise UserError(
+                f"cannot resume: {done} are done, and {schedule.epochs} epochs are asked for; "
+                "give at least as many --epochs as before or another --output"
+            )
+        display.note(
+            f"resuming after {f'step {start} of ' if start else ''}epoch {first - (not start)} of {schedule.epochs}"
+        )
     if folder is not None:
         folder.keep_metrics(len(history.rows))
 
-    steps = (schedule.epochs - first + 1) * schedule.steps
-    compile, reason = resolve_compile(compile, steps, device)
+    # By the whole run and its first images, so that a resumed run decides as the uninterrupted one did.
+    left = first <= schedule.epochs
+    compile, reason = resolve_compile(compile, schedule.epochs * schedule.steps if left else 0, device)
     if reason:
         display.note(reason)
-    if teacher is not None and steps > 0:
-        place(teacher, device)
-        sample = next(train_loader.epoch(first)).views.flatten(0, 1)[:4]
-        teacher.prepare(sample, precision, compile=compile)
-    run_student: Any = torch.compile(student) if compile else student
+    run_student = student
+    if left:
+        if teacher is not None:
+            place(teacher, device)
+        run_student = prepare(
+            student,
+            teacher,
+            objective,
+            next(iter(train_loader.epoch(1))),
+            compile=compile,
+            precision=precision,
+            device=device,
+            strong=train_loader.strong,
+        )
     trainee = ranks.wrap(Trainee(run_student, objective), device)
     guard = FiniteGuard(device, on_nonfinite)
     if state is not None:
+        guard.skipped = state["skipped"]
         set_random_state(own["random"], device)
 
     def checkpoint(epoch: int, step: int) -> None:
+        """Keep all that a run needs to go on in ``epoch`` after ``step`` of its steps."""
         processes = ranks.everyone({"random": random_state(device), "meter": meter.state_dict()})
         if folder is not None:
             folder.save_checkpoint(
@@ -120,6 +142,7 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch,
                     "step": step,
+                    "skipped": int(guard.skipped),
                     "processes": processes,
                     "history": history.rows,
                     "arguments": arguments,
@@ -136,7 +159,11 @@ def fit(
         display.note(f"the method asks for {initial} initial epochs before its schedule of {epochs}")
     predictor = objective.predictor(student)
     display.begin(title, schedule.epochs, schedule.steps, first - 1)
-    with Signals(enabled=folder is not None) as signals:
+    with contextlib.ExitStack() as ends:
+        # Whatever ends the loop, a terminal is left as it was.
+        ends.callback(display.end)
+        signals = ends.enter_context(Signals(enabled=folder is not None))
+        ends.enter_context(dead_readers_named(signals))
         for epoch in range(first, schedule.epochs + 1):
             if start == 0:
                 meter = Meter()
@@ -151,6 +178,7 @@ def fit(
                 moment, rate = schedule.at(epoch, step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+                guard.before(trainee)
                 values, student_output = train_step(
                     batch,
                     trainee=trainee,
@@ -163,6 +191,7 @@ def fit(
                     check=partial(guard.check, optimizer=optimizer, epoch=epoch, step=step),
                     keep=keep,
                 )
+                guard.after(trainee)
                 with autocast(precision, device):
                     upright = objective.predict(student_output.upright(batch.views.shape[1]).detach())
                 top1 = 100 * (upright.argmax(1) == batch.labels).float().mean()
@@ -172,12 +201,12 @@ def fit(
                 stop = signals.pending(device, step)
                 last = step + 1 == schedule.steps
                 if stop or (checkpoint_every != "epoch" and (step + 1) % checkpoint_every == 0 and not last):
+                    guard.look_before_saving(trainee, epoch, step + 1)
                     checkpoint(epoch, step + 1)
                 if stop:
-                    display.end()
                     raise Interrupted(stop, f"stopped in epoch {epoch} after step {step + 1} of {schedule.steps}")
             start = 0
-            guard.look()
+            guard.look_before_saving(trainee, epoch, schedule.steps)
             means = meter.means()
             seconds = time.perf_counter() - started
             history.seconds += seconds
@@ -189,9 +218,11 @@ def fit(
             if folder is not None:
                 folder.append_metrics(row)
             checkpoint(epoch + 1, 0)
-    display.end()
+            stop = signals.pending(device, 0)
+            if stop:
+                raise Interrupted(stop, f"stopped after epoch {epoch} of {schedule.epochs}")
     if int(guard.skipped):
-        display.note(f"{int(guard.skipped)} steps were left out: a term was not finite")
+        display.note(f"steps left out because a term was not finite: {int(guard.skipped)}")
     return history
 
 

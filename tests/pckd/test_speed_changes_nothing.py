@@ -179,7 +179,8 @@ def test_warm_cache_does_not_ask_the_teacher(tiny_data: pckd.Data, tmp_path: Pat
     asked.clear()
     # Another seed, another student, another length: the answers are the same.
     run(tiny_data, teacher=teacher(), epochs=3, seed=7, student="resnet14", **options)
-    assert (cold, asked.count(16)) == (6, 0)
+    # Six steps, and once before the first to see what the terms read.
+    assert (cold, asked.count(16)) == (7, 0)
 
 
 @pytest.mark.parametrize("loss", LOSSES.names())
@@ -205,6 +206,26 @@ def test_strong_view_is_not_cached(tiny_data: pckd.Data, tmp_path: Path) -> None
 def test_cache_without_a_pool_is_refused(tiny_data: pckd.Data, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="view_pool"):
         run(tiny_data, epochs=1, teacher_cache=tmp_path, view_pool=0)
+
+
+def test_maps_are_left_out_only_where_nobody_reads_them(tiny_data: pckd.Data) -> None:
+    seen: dict[str, Any] = {}
+
+    class Look(nn.Module):
+        def __init__(self, setup: Any, *, maps: bool) -> None:
+            super().__init__()
+            self.maps = maps
+
+        def forward(self, student: Output, teacher: Output, context: Any) -> Tensor:
+            seen["teacher"] = type(teacher.maps)
+            if self.maps:
+                assert [len(m) for m in teacher.maps] == [16] * 4
+                assert [len(m) for m in student.maps] == [16] * 4
+            return student.embedding.sum(1)
+
+    for maps in (False, True):
+        run(tiny_data, method=[Term("cross_entropy"), Term(Look, options={"maps": maps})], epochs=1)
+        assert (seen["teacher"] is tuple) == maps
 
 
 def test_compiling_is_decided_by_the_length_of_the_run() -> None:

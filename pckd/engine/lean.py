@@ -1,0 +1,50 @@
+"""Networks that return logits and embedding only, where nobody reads their feature maps.
+
+A map that is returned has to be written and kept; and a compiled network adds up its gradient, though it is zero.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from registry import Absent, Output
+
+UNREAD = Absent("feature maps are left out, because no term read them when the run began")
+"""What stands for maps that nobody reads."""
+
+
+def without_maps(output: Output) -> Output:
+    """Logits and embedding only."""
+    return Output(output.logits, output.embedding, UNREAD, UNREAD)
+
+
+class Head(nn.Module):
+    """A network that returns its logits and its embedding, as plain tensors."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        output: Output = self.network(x)
+        return output.logits, output.embedding
+
+
+class WithoutMaps(nn.Module):
+    """A compiled :class:`Head` in the place of the network that is in it."""
+
+    def __init__(self, head: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        # Not a second time among the submodules.
+        self._network = [network]
+
+    @property
+    def classifier(self) -> nn.Linear:
+        classifier = self._network[0].classifier
+        assert isinstance(classifier, nn.Linear)
+        return classifier
+
+    def forward(self, x: Tensor) -> Output:
+        logits, embedding = self.head(x)
+        return Output(logits, embedding, UNREAD, UNREAD)
