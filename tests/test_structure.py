@@ -134,6 +134,14 @@ def test_objective_is_below_the_engine() -> None:
     assert {name for name in ours(ROOT / "pckd" / "objective.py") if not under(name, *allowed)} == set()
 
 
+@each("pckd/testing")
+def test_checks_of_plugins_know_no_plugin_and_no_engine(path: Path) -> None:
+    allowed = ("registry", "model_zoo.probe", "pckd.functional", "pckd.objective", "pckd.data", "pckd.testing")
+    found = ours(path)
+    assert {name for name in found if not under(name, *allowed)} == set()
+    assert found & {module_name(other) for other in sources("pckd/data") if registers(other)} == set()
+
+
 @each("pckd/engine")
 def test_engine_does_not_name_plugins(path: Path) -> None:
     """The engine gets its parts as objects, or by name from the registry."""

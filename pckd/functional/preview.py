@@ -14,7 +14,10 @@ PUBLISHED_EPOCHS = 240
 
 
 def relative(values: Tensor) -> Tensor:
-    """Non-negative values [B] over their mean, so that an average sample has difficulty 1; all zero stays zero."""
+    """Non-negative values [B] over their mean, so that an average sample has difficulty 1; all zero stays zero.
+
+    A mean below the smallest normal number counts as that number: such values stay close to zero.
+    """
     values = full(values)
     return values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)
 

@@ -14,6 +14,7 @@ class CorrelationCongruence(nn.Module):
     """
 
     per_sample = False
+    order_matters = True
 
     def __init__(self, setup: Setup, *, width: int = 128) -> None:
         super().__init__()

@@ -23,6 +23,8 @@ class SelfSupervision(nn.Module):
     """
 
     needs_views = 2
+    # Of two rows that the teacher's head gets equally wrong, the earlier one is kept.
+    order_matters = True
 
     def __init__(self, setup: Setup, *, temperature: float = 0.5, ratio: float = 0.75) -> None:
         super().__init__()

@@ -11,6 +11,8 @@ class TransformedDistillation(nn.Module):
     """KD on the rotated views, on those the teacher is least wrong in; [N] (Xu et al., arXiv 2006.07114, L_T)."""
 
     needs_views = 2
+    # With a ratio below 1: of two rows that the teacher gets equally wrong, the earlier one is kept.
+    order_matters = True
 
     def __init__(self, setup: Setup, *, temperature: float = 4.0, ratio: float = 1.0) -> None:
         super().__init__()

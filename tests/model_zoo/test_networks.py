@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_zoo import probe
+from pckd.testing import check_backbone
 from registry import BACKBONES, Output, Shapes, UserError, build
 
 FAMILIES = ("torchvision", "timm")
@@ -45,14 +46,15 @@ def assert_near(got: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_keeps_the_contract(name: str) -> None:
+    check_backbone(name, in_channels=(1,), image_sizes=(16, (28, 36)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_are_those_of_the_stages_with_what_precedes_their_relu(name: str) -> None:
     network = shake(build(BACKBONES, name, 7, in_channels=1)).eval()
     with torch.no_grad():
         output = network(torch.randn(2, 1, 28, 36))
-    assert isinstance(output, Output)
-    assert isinstance(network.classifier, nn.Linear)
     assert [m for m in network.modules() if isinstance(m, nn.Linear)][-1] is network.classifier
-    assert output.logits.shape == (2, 7)
-    assert output.embedding.shape == (2, network.classifier.in_features)
     torch.testing.assert_close(output.logits, network.classifier(output.embedding))
     assert len(output.maps) >= 4
     assert [m.shape for m in output.preacts] == [m.shape for m in output.maps]
@@ -61,11 +63,6 @@ def test_keeps_the_contract(name: str) -> None:
         for feature_map, preact in zip(output.maps, output.preacts, strict=True):
             assert torch.equal(feature_map, F.relu(preact))
             assert (preact < 0).any()
-    assert all(torch.isfinite(t).all() for t in tensors(output))
-    # Tied or aliased weights would be counted, saved and optimized twice.
-    pointers = [p.data_ptr() for p in network.parameters()]
-    assert len(set(pointers)) == len(pointers)
-    assert {key for key, _ in network.named_parameters()} <= set(network.state_dict())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,10 +82,9 @@ def test_layout_and_tracing_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_reaches_every_parameter(name: str) -> None:
+def test_gradient_other_than_zero_reaches_every_parameter(name: str) -> None:
     network = build(BACKBONES, name, 7).train()
     output = network(torch.randn(4, 3, 16, 16))
-    # Everything returned can be in a loss: an in-place change of a returned tensor would be an error here.
     sum(t.square().mean() for t in tensors(output)).backward()
     without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []

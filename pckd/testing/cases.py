@@ -1,0 +1,180 @@
+"""What the checks show to plug-ins: outputs of two small networks that never were.
+
+Shapes: B images, V views of each, N = B * V rows, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pckd.functional import cross_entropy_difficulty, preview_weights, published_epoch
+from pckd.objective import Objective
+from registry import CenterRule, Centers, Context, Output, Setup, Shapes, Term
+
+IMAGES, CLASSES, SAMPLES, WIDTH = 6, 7, 50, 12
+SIZES = (16, 16, 8, 4, 4)
+"""Of the maps: as many as any built-in network has."""
+VIEWS = (1, 4)
+TEACHER_WIDTHS = (12, 20)
+ORDER = (2, 0, 1, 5, 3, 4)
+"""Another order of the images."""
+
+
+class Case(NamedTuple):
+    """A pair of networks' outputs, all of it leaves of the graph."""
+
+    student: Output
+    teacher: Output
+    context: Context
+    setup: Setup
+
+    def __str__(self) -> str:
+        strong = ", the last one strong" if self.context.strong else ""
+        return (
+            f"views={self.context.views}{strong}, student width {self.setup.student.embedding}, "
+            f"teacher width {self.setup.teacher.embedding}"
+        )
+
+    @property
+    def shown(self) -> tuple[Output, Output, Context]:
+        """What a loss is called with: the teacher's output is a constant."""
+        return self.student, self.teacher.detach(), self.context
+
+    @property
+    def upright(self) -> tuple[Output, Output, Context]:
+        """What a difficulty metric is called with."""
+        views = self.context.views
+        return self.student.upright(views), self.teacher.upright(views), self.context.upright()
+
+    def images(self, chosen: Iterable[int]) -> Case:
+        """The same case for these images, in this order."""
+        views = self.context.views
+        rows = torch.tensor([image * views + view for image in chosen for view in range(views)])
+        context = replace(self.context, labels=self.context.labels[rows], index=self.context.index[rows])
+        student, teacher = (output.apply(lambda x: x[rows]) for output in (self.student, self.teacher))
+        return self._replace(student=student, teacher=teacher, context=context)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same case with the networks' outputs in another precision; what is the centers' stays."""
+        return self._replace(student=cast(self.student, dtype), teacher=cast(self.teacher, dtype))
+
+
+def make_case(views: int, teacher_width: int, *, seed: int = 0, grad: bool = True, strong: bool = False) -> Case:
+    """Random outputs for 6 images; two pairs of these share a class, two images are alone in theirs.
+
+    The teacher's classifier asks for gradient, so that a loss that trains it is found out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = IMAGES * views
+    student = make_output(generator, rows, WIDTH, grad)
+    teacher = make_output(generator, rows, teacher_width, grad)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    context = Context(
+        labels=torch.tensor([0, 3, 0, 6, 3, 1]).repeat_interleave(views),
+        index=torch.tensor([4, 49, 0, 7, 21, 8]).repeat_interleave(views),
+        centers=Centers(
+            normal(CLASSES, WIDTH).requires_grad_(grad),
+            normal(CLASSES, teacher_width),
+            normal(CLASSES).requires_grad_(grad),
+            normal(CLASSES),
+        ),
+        views=views,
+        epoch=3,
+        epochs=10,
+        progress=0.25,
+        strong=strong,
+    )
+    classifier = nn.utils.skip_init(nn.Linear, teacher_width, CLASSES)
+    with torch.no_grad():
+        classifier.weight.copy_(normal(CLASSES, teacher_width))
+        classifier.bias.copy_(normal(CLASSES))
+    return Case(student, teacher, context, Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES, classifier))
+
+
+def enough_views(views: int, losses: Iterable[nn.Module]) -> int:
+    """``views``, or as many as these losses ask for: of an image, or of 6 images to make up their rows."""
+    asked = [(getattr(loss, "needs_views", 1), getattr(loss, "needs_rows", 1)) for loss in losses]
+    return max([views, *(max(needed, -(-rows // IMAGES)) for needed, rows in asked)])
+
+
+def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -> Output:
+    """Random outputs shaped as those of a small residual network with a last stage of ``width`` channels."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    channels = (width // 3, width // 3, width // 2, width, width)
+    preacts = tuple(normal(rows, c, size, size) for c, size in zip(channels, SIZES, strict=True))
+    maps = tuple(preact.relu() for preact in preacts)
+    output = Output(normal(rows, CLASSES), normal(rows, width).relu(), maps, preacts)
+    for tensor in tensors_of(output):
+        tensor.requires_grad_(grad)
+    return output
+
+
+def tensors_of(output: Output) -> list[Tensor]:
+    """Every tensor of an output."""
+    return [output.logits, output.embedding, *output.maps, *output.preacts]
+
+
+def cast(output: Output, dtype: torch.dtype) -> Output:
+    """The same output in another precision, as leaves that ask for gradient where the output did."""
+    return output.apply(lambda x: x.detach().to(dtype).requires_grad_(x.requires_grad))
+
+
+def reached(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether any gradient other than zero has come here."""
+    return any(t is not None and t.grad is not None and bool(t.grad.any()) for t in tensors)
+
+
+def near(value: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    """Whether two tensors agree on the scale of the expected one."""
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    return value.shape == expected.shape and torch.allclose(value, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+def saved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it comes back from a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Tensor] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def objective_of(terms: Sequence[Term], setup: Setup) -> Objective:
+    """An objective of these terms, with what is published as the rest; the centers are those of the context."""
+    return Objective(
+        terms,
+        setup,
+        difficulty=lambda student, teacher, context: cross_entropy_difficulty(student.logits, context.labels),
+        scheduler=lambda difficulty, context: preview_weights(difficulty, published_epoch(context)),
+        centers=CenterRule(),
+    )
+
+
+def hidden_parts(module: nn.Module) -> list[str]:
+    """Attributes, of a module and those below it, whose tensors or layers neither an optimizer nor a file would see."""
+    own = set(vars(nn.Module()))
+
+    def holds(value: object) -> bool:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        return any(isinstance(part, (nn.Module, Tensor)) for part in parts)
+
+    return [
+        f"{path}.{key}".lstrip(".")
+        for path, part in module.named_modules()
+        # PyTorch's own layers keep lists of their parameters (nn.LSTM does).
+        if not type(part).__module__.startswith("torch.")
+        for key, value in vars(part).items()
+        if key not in own and holds(value)
+    ]
