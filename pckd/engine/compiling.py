@@ -15,7 +15,7 @@ from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
 from registry import Batch, NotApplicable, Output, UserError
 
-WORTH_IT = 1500
+WORTH_IT = 1000
 """Steps from which on compiling saves more time than it takes; see the README for the measurement."""
 
 
@@ -39,7 +39,7 @@ def resolve_compile(compile: bool | None, steps: int, device: torch.device) -> t
         if compile:
             raise UserError(f"torch.compile does not work here: {reason}; leave out --compile") from None
         return False, f"not compiled: torch.compile does not work here ({reason})"
-    return True, "" if compile else f"compiling the networks: {steps} steps repay it (--no-compile leaves it out)"
+    return True, "" if compile else f"compiling: {steps} steps repay it (--no-compile leaves it out)"
 
 
 def prepare(
@@ -48,7 +48,8 @@ def prepare(
     objective: Objective,
     batch: Batch,
     *,
-    compile: bool,
+    compile_teacher: bool,
+    compile_student: bool,
     precision: str,
     device: torch.device,
     strong: bool,
@@ -58,12 +59,12 @@ def prepare(
     Args:
         teacher: answers from here on through a faster copy (:meth:`FrozenTeacher.prepare`). batch: any one.
     """
-    if teacher is None and not compile:
+    if teacher is None and not compile_student:
         return student
     maps = reads_maps(student, teacher, objective, batch, precision=precision, device=device, strong=strong)
     if teacher is not None:
-        teacher.prepare(batch.views.flatten(0, 1), precision, maps=maps, compile=compile)
-    if not compile:
+        teacher.prepare(batch.views.flatten(0, 1), precision, maps=maps, compile=compile_teacher)
+    if not compile_student:
         return student
     # A map that is returned must be written, and its gradient, which is zero where nobody reads it, added up.
     compiled: Any = torch.compile(student if maps else Head(student))
