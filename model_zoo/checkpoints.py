@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ def load_weights(
         _check_keys(path, network, own, state, missing, unexpected, reshaped)
     elif not matching:
         raise UserError(f"{path}: no key matches {type(network).__name__}'s{_fitting(state)}")
+    _check_finite(path, {key: state[key] for key in matching})
     network.load_state_dict({key: state[key] for key in matching}, strict=False)
     meta = content.get("meta")
     return Loaded(
@@ -167,8 +169,9 @@ def fetch(
         raise UserError(f"{text}: cannot read {scheme}:// addresses; use a path, file://, http:// or https://")
     else:
         path = Path(text).expanduser()
-    if not path.is_file():
-        kind = "is a folder; give the checkpoint's file" if path.is_dir() else "no such file"
+    # Unlike Path.is_file, os.path.isfile takes a name that no file can have for one that none has.
+    if not os.path.isfile(path):
+        kind = "is a folder; give the checkpoint's file" if os.path.isdir(path) else "no such file"
         raise UserError(f"{path}: {kind}")
     if sha256 is not None:
         _check_hash(path, text, sha256, downloaded)
@@ -217,7 +220,9 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        with torch.serialization.safe_globals(_PLAIN_DATA):
+        with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
+            # Of files in formats that are no checkpoints; they are refused.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if UNSAFE.search(str(error)):
@@ -324,6 +329,16 @@ def _check_keys(
     ]
     if problems:
         raise UserError(f"{path}: the keys don't fit {type(network).__name__}{_fitting(state)}; {'; '.join(problems)}")
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(
+            f"{path}: values that are not finite in {broken[0]}{more}: the training that wrote it broke down; "
+            "give another file"
+        )
 
 
 def _fitting(state: Mapping[str, Tensor]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from registry import Output, Shapes, UserError
+from registry.errors import place_of
 
 __all__ = ["probe"]
 
@@ -38,10 +39,10 @@ def probe(
         with _evaluating(network), torch.no_grad():
             output = network(images)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
         raise UserError(
-            f"{label} cannot run on images of {in_channels} x {height} x {width} "
-            f"(channels, height, width): {reason[:300]}; use another image size or another network"
+            f"{label} cannot run on images of {in_channels} x {height} x {width} (channels, height, width): "
+            f"{reason[:300]}{where and f' ({where})'}; use another image size or another network"
         ) from error
     return _checked(network, output, label)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from model_zoo import load_weights, recipe_for, save_weights, usual_teacher
 from model_zoo.pairs import bare
 from pckd import profiling
 from pckd.data import Loader, limit
+from pckd.data.loader import LARGEST_POOL, MOST_WORKERS
 from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.evaluate import Scores, evaluate_network
@@ -32,6 +35,8 @@ from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.sources import (
     DATA_SEED,
     Data,
+    check_choices,
+    check_one_row,
     describe,
     load_data,
     make_network,
@@ -160,7 +165,7 @@ def distill(
         seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
-            where the run is long enough to repay it.
+            where the run is long enough to repay it, and on a CPU the teacher alone.
         num_workers: processes that read a streamed data set.
         teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
             that look at its logits and embedding, and data in memory.
@@ -186,14 +191,20 @@ def distill(
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         batch_size=batch_size,
+        limit_train=limit_train,
+        limit_test=limit_test,
         lr=lr,
         teacher_lr=teacher_lr,
         momentum=momentum,
         weight_decay=weight_decay,
         lr_decay=lr_decay,
+        views=views,
         view_pool=view_pool,
+        seed=seed,
+        num_workers=num_workers,
         checkpoint_every=None if checkpoint_every == "epoch" else checkpoint_every,
     )
+    _check_paths(data_root=data_root, teacher_weights=teacher_weights, teacher_cache=teacher_cache, output=output)
     if on_nonfinite not in ("stop", "skip"):
         raise UserError(f"on_nonfinite must be stop or skip, not {on_nonfinite!r}")
     target = resolve_device(device)
@@ -250,6 +261,15 @@ def distill(
             )
             display.note(cost.short())
         terms, scheduler = schedule_terms(terms, scheduler)
+        check_choices(
+            loaded,
+            terms,
+            views=views,
+            view_pool=view_pool,
+            difficulty=difficulty,
+            scheduler=scheduler,
+            centers=centers,
+        )
         lr = _learning_rate(lr, method, student, batch_size, display)
 
         torch.manual_seed(seed)
@@ -296,7 +316,9 @@ def distill(
         objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
         if views is None:
             views = 4 if objective.needs_rotations else 1
-        objective.check_views(views)
+        smallest = min(batch_size, len(loaded.train))
+        objective.check_views(views, smallest)
+        check_one_row(student_net, loaded, smallest * views)
         if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
             display.note(
                 f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "
@@ -579,20 +601,52 @@ def _learning_rate(
     return lr
 
 
+_WHOLE: dict[str, tuple[int, float]] = {
+    "epochs": (1, math.inf),
+    "teacher_epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "limit_train": (1, math.inf),
+    "limit_test": (1, math.inf),
+    "checkpoint_every": (1, math.inf),
+    "views": (1, 4),
+    "view_pool": (0, LARGEST_POOL),
+    "num_workers": (0, MOST_WORKERS),
+    "seed": (-(2**63), 2**63 - 2),
+}
+"""The lowest and the highest of arguments that are whole numbers. Generators take 64 bits, and seed + 1 is used."""
+
+
 def _check_numbers(**numbers: float | None) -> None:
     """Refuse what no run can use.
 
     Raises:
         UserError: names the argument and its range.
     """
-    lowest = {"epochs": 1, "teacher_epochs": 1, "batch_size": 1, "checkpoint_every": 1}
     for name, value in numbers.items():
         if value is None:
             continue
-        if not lowest.get(name, 0) <= value < float("inf"):
-            raise UserError(f"{name} must be a finite number of at least {lowest.get(name, 0)}, not {value}")
-        if value == 0 and name in ("lr", "teacher_lr"):
-            raise UserError(f"{name} must be above 0, not 0")
+        if name in _WHOLE:
+            low, high = _WHOLE[name]
+            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+                allowed = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise UserError(f"{name} must be a whole number {allowed}, not {value!r}")
+        elif not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise UserError(f"{name} must be a finite number of at least 0, not {value!r}")
+        elif name in ("lr", "teacher_lr") and value == 0:
+            raise UserError(f"{name} must be above 0, not {value!r}")
+        elif name == "momentum" and value >= 1:
+            raise UserError(f"momentum must be at least 0 and below 1, not {value!r}")
+
+
+def _check_paths(**paths: Any) -> None:
+    """Refuse an empty path, as of a variable that is not set: it would be the current folder.
+
+    Raises:
+        UserError: names the argument.
+    """
+    for name, path in paths.items():
+        if path is not None and (not isinstance(path, (str, os.PathLike)) or not os.fspath(path)):
+            raise UserError(f"{name} must be a path, not {path!r}; give one, or leave {name} out")
 
 
 def _version() -> str:

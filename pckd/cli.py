@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import registry
 from pckd.display import print_registry
-from pckd.engine.guard import Interrupted
+from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
 from registry import REGISTRIES, UserError, load_plugin
+from registry.errors import is_out_of_memory
 
 LISTS = {
     "backbones": registry.BACKBONES,
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {_one_line(message)} (see --help)\n")
 
     def add_common(self) -> None:
         """--device, --precision, --plugin, --list, --debug."""
@@ -69,23 +70,41 @@ def run_tool(
         run: does the work of the parsed arguments. interrupted: a hint to add where the user interrupts it.
 
     Returns:
-        what ``run`` returns; 2 after a :class:`registry.UserError`, printed in one line; 130 when interrupted, 143
-        when terminated.
+        what ``run`` returns; 2 after a :class:`registry.UserError`, or an error of the system, printed in one line;
+        130 when interrupted, 143 when terminated.
     """
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        for plugin in args.plugin:
-            load_plugin(plugin)
-        if args.list:
-            print_registry(LISTS[args.list])
-            return 0
-        return run(args)
-    except UserError as error:
-        if args.debug:
+        with EndOnSignals(), dead_readers_named():
+            for plugin in args.plugin:
+                load_plugin(plugin)
+            if args.list:
+                print_registry(LISTS[args.list])
+                return 0
+            return run(args)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if args.debug or not (text := _reason(error)):
             raise
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"{parser.prog}: {error or 'interrupted'}{interrupted(args)}", file=sys.stderr)
+        print(f"{parser.prog}: {str(error) or 'interrupted'}{interrupted(args)}", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
+
+
+def _reason(error: Exception) -> str:
+    """What to say of an error that is not this program's; "" where it is."""
+    if isinstance(error, UserError):
+        return _one_line(error)
+    if is_out_of_memory(error):
+        return f"out of memory ({_one_line(error)[:200]}); use a smaller batch, network or data set"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _one_line(f"{where}{error.strerror or error}; check the path, its permissions and the disk")
+    return ""
+
+
+def _one_line(text: object) -> str:
+    """Names that a user gave may have line breaks in them."""
+    return " ".join(str(text).splitlines())

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import torch
@@ -21,12 +22,15 @@ from registry import (
     Context,
     NotApplicable,
     Output,
+    PluginError,
     Setup,
     Term,
     UserError,
+    ask,
     build,
     parse,
 )
+from registry.held import check_per_image, check_term, check_values, hold_rule, name_of
 
 log = logging.getLogger("pckd")
 
@@ -121,19 +125,25 @@ class Objective(nn.Module):
         super().__init__()
         self.difficulty = difficulty
         self.scheduler = scheduler
-        self.centers = centers
+        self._metric_says = f"difficulty metric {name_of(difficulty)}"
+        self._scheduler_says = f"scheduler {name_of(scheduler)}"
+        self._lowest: Tensor | None = None
+        self._looked_at: tuple[str, int] | None = None
+        # The rule itself is the submodule, so that its state has its own names; what is called is in a list, as below.
+        self._rule = [hold_rule(centers, setup)]
+        self._modules["centers"] = centers
         self.terms: dict[str, Term] = {}
         self.losses = nn.ModuleDict()
         for label, term in zip(labels_of(terms), terms, strict=True):
+            check_term(label, term)
             if term.weight == 0:
                 continue
             try:
-                factory = term.loss
-                self.losses[label] = (
-                    build(LOSSES, factory, setup, **term.options)
-                    if isinstance(factory, str)
-                    else factory(setup, **term.options)
-                )
+                factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else term.loss
+                loss = ask(f"loss {label!r}", factory, setup, **term.options)
+                if not isinstance(loss, nn.Module):
+                    raise PluginError(f"loss {label!r}: its factory made {type(loss).__name__}, not an nn.Module")
+                self.losses[label] = loss
             except NotApplicable as error:
                 if not term.optional:
                     raise
@@ -142,6 +152,8 @@ class Objective(nn.Module):
             self.terms[label] = term
         if not self.terms:
             raise UserError("the method has no term with a weight other than 0")
+        if not any(term.main for term in self.terms.values()):
+            raise UserError("the method has only terms for initial epochs: give it one with main=True")
         self.previews = any(term.previewed for term in self.terms.values())
         self.needs_teacher = needs_teacher(list(self.terms.values()))
         self.needs_rotations = any(term.views == "all" for term in self.terms.values())
@@ -151,17 +163,32 @@ class Objective(nn.Module):
             raise UserError("two terms both say how the student answers; use one of them")
         self._head = heads[:1]
 
-    def check_views(self, views: int) -> None:
-        """Refuse too few views before the first step.
+    @property
+    def centers(self) -> CenterRule:
+        """The center rule, held to its contract."""
+        return self._rule[0]
+
+    def check_views(self, views: int, images: int | None = None) -> None:
+        """Refuse too few views, or too small a batch, before the first step.
+
+        Args:
+            images: of the smallest batch.
 
         Raises:
-            NotApplicable: a loss compares more views of an image than the loader will show.
+            NotApplicable: a loss compares more views of an image, or more rows, than the loader will show.
         """
         for label, loss in self.losses.items():
             needed = getattr(loss, "needs_views", 1)
             if views < needed:
                 raise NotApplicable(
                     f"{label} compares {needed} or more views of an image, but views={views}; leave views out"
+                )
+            needed = getattr(loss, "needs_rows", 1)
+            rows = {"upright": 1, "all": views, "strong": 2}[self.terms[label].views] * (images or needed)
+            if rows < needed:
+                raise NotApplicable(
+                    f"{label} compares {needed} or more rows of a batch, and a batch of {images} has {rows} for it; "
+                    "use a larger batch"
                 )
 
     def initial_epochs(self, epochs: int) -> int:
@@ -180,7 +207,7 @@ class Objective(nn.Module):
         head = self._head[0]
         was_training = head.training
         head.eval()
-        logits: Tensor = head.predict(student)  # type: ignore[operator]
+        logits: Tensor = ask(f"loss {type(head).__name__!r}", head.predict, student)  # type: ignore[arg-type]
         head.train(was_training)
         return logits
 
@@ -198,7 +225,8 @@ class Objective(nn.Module):
             student: [N, ...]; teacher: [N, ...], a constant; context: labels and index [N].
 
         Raises:
-            UserError: a loss or the scheduler returned values of another shape than its contract says.
+            UserError: a loss, the metric or the scheduler breaks its contract; names it.
+            PluginError: one of them raised an error.
         """
         teacher = teacher.detach()
         views = context.views
@@ -215,12 +243,8 @@ class Objective(nn.Module):
         for label, term in self.terms.items():
             if not (term.initial if context.stage == "initial" else term.main):
                 continue
-            value = self.losses[label](*shown[term.views])
-            if value.ndim and value.shape != shown[term.views][2].labels.shape:
-                raise UserError(
-                    f"{label} returned values of shape {tuple(value.shape)} for "
-                    f"{len(shown[term.views][2].labels)} rows: it must return one value a row, or a scalar"
-                )
+            value = ask(f"loss {label!r}", self.losses[label], *shown[term.views])
+            value = check_values(label, value, len(shown[term.views][2].labels))
             if term.previewed and weights is not None:
                 if value.ndim == 0:
                     raise UserError(f"{label} is about the whole batch: it has no samples to preview")
@@ -231,6 +255,8 @@ class Objective(nn.Module):
                 weight = term.initial_weight
             values[label] = ramp * weight * value.mean()
         values["loss"] = torch.stack(list(values.values())).sum()
+        if student.logits.requires_grad and not values["loss"].requires_grad:
+            raise UserError(f"nothing to train by: none of {', '.join(self.terms)} has a gradient; add a term with one")
         if weights is not None:
             values["preview_weight"] = weights.mean()
             values["previewed"] = (weights < 1).float().mean()
@@ -248,11 +274,33 @@ class Objective(nn.Module):
         if world_size() > 1:
             student, teacher = gather_output(student), gather_output(teacher)
             context = replace(context, labels=gather_rows(context.labels), index=gather_rows(context.index))
-        difficulty = self.difficulty(student, teacher, context)
-        weights = self.scheduler(difficulty, context)
-        if weights.shape != context.labels.shape:
-            raise UserError(
-                f"the scheduler returned weights of shape {tuple(weights.shape)} for {len(context.labels)} images: "
-                "it must return one weight an image"
-            )
+        difficulty = ask(self._metric_says, self.difficulty, student, teacher, context)
+        difficulty = check_per_image(self._metric_says, "difficulty", difficulty, context)
+        weights = ask(self._scheduler_says, self.scheduler, difficulty, context)
+        weights = check_per_image(self._scheduler_says, "weight", weights, context)
+        self._look(difficulty, weights, (student, teacher), context)
         return own_rows(weights)
+
+    def _look(self, difficulty: Tensor, weights: Tensor, seen: tuple[Output, Output], context: Context) -> None:
+        """Refuse weights below 0, and those that are not finite though all that they came of is.
+
+        On the CPU every step's. An accelerator remembers the lowest, and is asked for it at the first step of each
+        epoch, where the host does not wait long; what is not finite there is also found by the guard of the loop.
+        """
+        lowest = weights.amin()
+        if weights.device.type != "cpu":
+            self._lowest = lowest if self._lowest is None else torch.fmin(self._lowest, lowest)
+            moment = context.stage, context.epoch
+            if moment == self._looked_at:
+                return
+            self._looked_at = moment
+            if float(self._lowest) < 0:
+                lowest = self._lowest
+        if float(lowest) < 0:
+            raise UserError(f"{self._scheduler_says} gave a weight of {float(lowest):g}: a weight must be 0 or above")
+        if bool(weights.isfinite().all()):
+            return
+        if bool(difficulty.isfinite().all()):
+            raise UserError(f"{self._scheduler_says} gave a weight that is not finite: a weight must be 0 to 1")
+        if all(bool(x.isfinite().all()) for output in seen for x in (output.logits, output.embedding)):
+            raise UserError(f"{self._metric_says} gave a difficulty that is not finite: it must be 0 or above")

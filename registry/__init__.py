@@ -20,7 +20,7 @@ from registry.contracts import (
     Shapes,
     Term,
 )
-from registry.errors import NameTaken, NotApplicable, PluginError, UnknownName, UserError
+from registry.errors import NameTaken, NotApplicable, PluginError, UnknownName, UserError, ask
 from registry.plugins import load_entry_points, load_plugin
 from registry.registry import Registry
 from registry.spec import build, check_options, options_of, parse
@@ -120,6 +120,7 @@ __all__ = [
     "Term",
     "UnknownName",
     "UserError",
+    "ask",
     "build",
     "check_options",
     "load_entry_points",

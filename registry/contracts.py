@@ -233,6 +233,8 @@ class Loss(Protocol):
     - ``needs_teacher = False``: it never looks at the teacher;
     - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
+    - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
+    - ``order_matters = True``: what it makes of an image depends on the order of the batch;
     - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
       its own classifier.
     """

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-__all__ = ["NameTaken", "NotApplicable", "PluginError", "UnknownName", "UserError"]
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+__all__ = [
+    "NameTaken",
+    "NotApplicable",
+    "PluginError",
+    "UnknownName",
+    "UserError",
+    "ask",
+    "is_out_of_memory",
+    "place_of",
+]
+
+T = TypeVar("T")
+
+# Whose lines say nothing about a plug-in: what calls it, and what it calls.
+_PASSED_THROUGH = (Path(__file__).parent, Path(torch.__file__).parent)
+_LONGEST_REASON = 300
+_ONE_ROW = "more than 1 value per channel"
 
 
 class UserError(ValueError):
@@ -21,8 +44,54 @@ class NameTaken(UserError):
 
 
 class PluginError(UserError):
-    """A plug-in that cannot be loaded, with its file and the reason."""
+    """A plug-in that cannot be loaded, or that failed when it was asked, with its line and the reason."""
 
 
 class NotApplicable(UserError):
     """Raised by a loss that cannot work for this pair of networks or this data; says what would work."""
+
+
+def ask(what: str, function: Callable[..., T], /, *args: Any, **options: Any) -> T:
+    """``function(*args, **options)``; where it fails, the error names it.
+
+    Args:
+        what: for messages: ``"scheduler 'preview'"``.
+
+    Raises:
+        UserError: as it was raised.
+        PluginError: any other error of the function, which is the cause (``__cause__``). What is not about the function
+            passes: an interrupt, and memory that is used up.
+    """
+    try:
+        return function(*args, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        where = place_of(error)
+        remedy = "; use a batch of 2 or more images" if _ONE_ROW in reason else ""
+        raise PluginError(
+            f"{what} raised {type(error).__name__}{reason and f': {reason}'}{where and f' ({where})'}{remedy}"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of an accelerator, is used up."""
+    # What PyTorch raises where the machine has none left is a plain RuntimeError.
+    plain = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return plain or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def place_of(error: BaseException) -> str:
+    """Where a plug-in failed, as ``line 7 of mine.py``: the deepest line of its own; ``""`` where there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.suffix == ".py" and "importlib" not in frame.filename and not _passed_through(path):
+            return f"line {frame.lineno} of {path.name}"
+    return ""
+
+
+def _passed_through(path: Path) -> bool:
+    return any(folder in path.parents for folder in _PASSED_THROUGH)

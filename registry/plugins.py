@@ -10,13 +10,12 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from registry.errors import PluginError
+from registry.errors import PluginError, place_of
 
 ENTRY_POINT_GROUP = "pckd.plugins"
 
@@ -38,8 +37,9 @@ def load_plugin(source: str | os.PathLike[str]) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise PluginError(f"plug-in {path}: no such file")
+    if not os.path.isfile(path):
+        folder = ", but a folder; give a .py file or the name of a module" if os.path.isdir(path) else ""
+        raise PluginError(f"plug-in {path}: no such file{folder}")
     path = path.resolve()
     name = f"pckd_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -94,10 +94,6 @@ def _all_or_nothing(label: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         return f"line {error.lineno} of {Path(error.filename or '?').name}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
     message = " ".join(str(error).split())
-    # The plug-in's own line, not the place in the registry that refused it.
-    here = Path(__file__).parent
-    own = [f for f in frames if "importlib" not in f.filename and Path(f.filename).parent != here]
-    where = f"line {own[-1].lineno} of {Path(own[-1].filename).name}: " if own else ""
-    return f"{where}{type(error).__name__}: {message}"
+    where = place_of(error)
+    return f"{where and f'{where}: '}{type(error).__name__}: {message}"

@@ -25,6 +25,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: the text has another form.
     """
+    if not isinstance(spec, str):
+        raise UserError(f"cannot read {spec!r}: expected text, as in 'name' or 'name(key=value, ...)'")
     shown = repr(spec if len(spec) <= 120 else spec[:120] + "...")
     match = _SPEC.fullmatch(spec)
     if match is None:
@@ -135,7 +137,10 @@ def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:
         if args:
             raise TypeError(f"{registry.name} holds functions: build() binds options only")
         check_options(label, obj, options)
-        return functools.partial(obj, **options)
+        bound = functools.partial(obj, **options)
+        # For messages about it.
+        bound.__name__ = name  # type: ignore[attr-defined]
+        return bound
     try:
         taken = signature.bind_partial(*args).arguments
         check_options(label, obj, options, taken)

@@ -19,9 +19,13 @@ from model_zoo import probe
 from pckd import distill, load_data, train_teacher
 from pckd.cli import Parser, run_tool
 from pckd.display import make_display, print_table
+from pckd.engine.record import METRICS, RESULT
 from pckd.engine.sources import make_objective, method_terms, split_methods
 from pckd.engine.teacher import FrozenTeacher
 from registry import BACKBONES, METHODS, NotApplicable, Setup, UserError
+
+SHOWN = ("terms", "last_top1", "best_top1", "images_per_second", "loss_parameters")
+"""What the table takes of a run's result.json."""
 
 FAMILIES = {
     "resnet-resnet": ("resnet20", "resnet8"),
@@ -86,10 +90,8 @@ def matrix(methods: Sequence[str]) -> list[list[str]]:
 
 def run_one(args: argparse.Namespace, method: str, seed: int, teacher: Any, data: Any, folder: Path) -> dict[str, Any]:
     """One run, or what it wrote when it was run before."""
-    result = folder / "result.json"
-    if result.exists():
-        done: dict[str, Any] = json.loads(result.read_text())
-        return done
+    if (folder / RESULT).exists():
+        return read_result(args, method, seed, data, folder)
     return distill(
         student=args.student,
         teacher=teacher,
@@ -106,6 +108,38 @@ def run_one(args: argparse.Namespace, method: str, seed: int, teacher: Any, data
         resume=folder.exists(),
         display=make_display(),
     ).record
+
+
+def read_result(args: argparse.Namespace, method: str, seed: int, data: Any, folder: Path) -> dict[str, Any]:
+    """What a finished run has written, if it is the one that is asked for.
+
+    Raises:
+        UserError: the files cannot be read, or are of a run with other arguments; says which.
+    """
+    advice = "choose another --output, or remove the folder"
+    try:
+        done = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        there = {**done["arguments"], **{key: done[key] for key in ("train_images", "measured_on", *SHOWN)}}
+        json.loads((folder / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{folder}: not the folder of a finished run ({type(error).__name__}: {error}); {advice}"
+        ) from error
+    asked = {
+        "student": args.student,
+        "method": method,
+        "data": data.name,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "seed": seed,
+        "teacher_weights": args.teacher_weights,
+        "train_images": len(data.train),
+        "measured_on": data.measured_on,
+    }
+    other = [f"{key} was {there.get(key)!r}, is {value!r}" for key, value in asked.items() if there.get(key) != value]
+    if other:
+        raise UserError(f"{folder} holds a run with other arguments ({'; '.join(other)}); {advice}")
+    return dict(done)
 
 
 def summary(method: str, records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -130,6 +164,8 @@ def summary(method: str, records: Sequence[dict[str, Any]], rows: Sequence[dict[
 
 def run(args: argparse.Namespace) -> int:
     methods = chosen_methods(args.methods)
+    if not methods:
+        raise UserError(f"--methods {args.methods!r} names none; give some with commas between, or all")
     for method in methods:
         method_terms(method)  # a misspelled name is refused before hours of the others
     if args.matrix:
@@ -142,6 +178,11 @@ def run(args: argparse.Namespace) -> int:
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds must be whole numbers with commas between, not {args.seeds!r}") from None
+    root = Path(args.output).expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {root}: {error.strerror or error}; choose another --output") from None
     display = make_display()
     data = load_data(
         args.dataset,
@@ -164,7 +205,6 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         teacher = args.teacher
-    root = Path(args.output)
     table, refused = [], []
     for method in methods:
         safe = "".join(c if c.isalnum() or c in "-_+" else "_" for c in method)
@@ -175,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
             refused.append(f"{method}: {error}")
             display.note(refused[-1])
             continue
-        rows = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folders[0] / METRICS).read_text().splitlines()]
         table.append(summary(method, records, rows))
     columns = ["method", "last top-1", "best top-1", "terms in the last epoch", "images/s", "extra parameters"]
     print_table(columns, table, header=True)

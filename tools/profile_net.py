@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,9 +102,13 @@ def refuse_early(args: argparse.Namespace) -> None:
         if not args.rounds:
             raise UserError("--plot needs timings: --rounds of at least 1")
         require_matplotlib()
+    if not -(2**63) <= args.seed < 2**63:
+        raise UserError(f"--seed must have 64 bits, and {args.seed} has more")
     for file in (args.json, args.markdown, args.plot):
-        if file and not Path(file).expanduser().parent.is_dir():
+        if file and not os.path.isdir(Path(file).expanduser().parent):
             raise UserError(f"{file}: there is no folder {Path(file).expanduser().parent}")
+        if file and os.path.isdir(Path(file).expanduser()):
+            raise UserError(f"{file}: is a folder; give the name of a file")
 
 
 def write(file: str, text: str) -> None:

@@ -81,7 +81,11 @@ def make_parser() -> Parser:
 
 
 def _steps(text: str) -> int | str:
-    return text if text == "epoch" else int(text)
+    if text == "epoch":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a number of steps, or epoch, not {text!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,8 +55,9 @@ def find_split(root: str | Path, names: Sequence[str]) -> Path:
         UserError: the root or all of them are missing; says what is there.
     """
     base = Path(root).expanduser()
-    if not base.is_dir():
-        raise UserError(f"no folder {base}: give the root that holds train/ and {' or '.join(f'{n}/' for n in names)}")
+    # Unlike Path.is_dir, os.path.isdir takes a name that no file can have for one that none has.
+    if not os.path.isdir(base):
+        raise UserError(f"no folder {base}: give the root that holds train/ and test/ or val/")
     for name in names:
         if (base / name).is_dir():
             return base / name

@@ -62,8 +62,9 @@ def imagefolder(
     if (mean is None) != (std is None):
         raise UserError("imagefolder: give both mean and std, or neither")
     for option, value in (("mean", mean), ("std", std)):
-        if value is not None and len(value) != 3:
-            raise UserError(f"imagefolder: {option} has {len(value)} numbers; give 3, for red, green and blue")
+        numbers = len(value) if isinstance(value, (list, tuple)) else 1
+        if value is not None and numbers != 3:
+            raise UserError(f"imagefolder: {option} has {numbers} numbers; give 3, for red, green and blue")
     training = find_split(root, ("train",))
     split = training
     try:

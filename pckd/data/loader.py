@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pckd.data.check import check_alike, check_split
 from pckd.data.strong import strong_augment
 from pckd.data.views import apply_views, draw_pool, draw_views
-from registry import Batch, DataSplit, Output, UserError
+from registry import Batch, DataSplit, Output, UserError, ask
 
 __all__ = ["Loader"]
 
@@ -23,6 +24,8 @@ __all__ = ["Loader"]
 _ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
 
 LARGEST_POOL = 65535
+MOST_WORKERS = 1024
+"""More processes than any machine has use for, and fewer than bring one down."""
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
@@ -87,19 +90,16 @@ class Loader:
         pool: int = 0,
         recall: Callable[[Tensor, Tensor, int], Output | None] | None = None,
     ) -> None:
+        check_split(split)
         label = split.name or "the data set"
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: it must be at least 1")
         if not 1 <= views <= 4:
             raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
-        if num_workers < 0:
-            raise UserError(f"num_workers={num_workers}: it must be 0 (read in this process) or more")
+        if not 0 <= num_workers <= MOST_WORKERS:
+            raise UserError(f"num_workers={num_workers}: it must be 0 (read in this process) to {MOST_WORKERS}")
         if not 0 <= rank < world_size:
             raise UserError(f"rank={rank} with world_size={world_size}: ranks count from 0 to world_size - 1")
-        if len(split) == 0:
-            raise UserError(f"{label}: the split has no images")
-        if len(split.images) != len(split):
-            raise UserError(f"{label}: {len(split.images)} images but {len(split)} labels; give one label an image")
         if train and len(split) < world_size:
             raise UserError(f"{label}: {len(split)} images cannot be shared by {world_size} processes")
         if not 0 <= pool <= LARGEST_POOL:
@@ -135,11 +135,6 @@ class Loader:
         self._pixels: Tensor | None = None
         self._labels = split.labels.to(torch.int64)
         if isinstance(split.images, Tensor):
-            if split.images.dtype != torch.uint8 or split.images.ndim != 4:
-                raise UserError(
-                    f"{label}: images must be uint8 [M, C, H, W], not "
-                    f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
-                )
             small = split.images.numel() <= _RESIDENT_BYTES
             if resident or (resident is None and self.device.type != "cpu" and small):
                 self._pixels = split.images.to(self.device)
@@ -280,7 +275,8 @@ class _Stream(Dataset):
             items = []
             for position, seed in keys:
                 with _seeded(seed):
-                    items.append(self.images[position])
+                    items.append(ask(f"image {position} of the data set", self.images.__getitem__, position))
+                check_alike(items[-1], items[0], position)
             return torch.stack(items)
         except UserError as error:
             # As a value: raised in a worker it would arrive wrapped in the worker's traceback.

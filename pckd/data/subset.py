@@ -23,7 +23,8 @@ def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
         UserError: ``n`` is below 1 or above the split's size.
     """
     if not 1 <= n <= len(split):
-        raise UserError(f"cannot take {n} images of {split.name or 'the data set'}: it has {len(split)}")
+        name = split.name or "the data set"
+        raise UserError(f"cannot take {n} images of {name}: it has {len(split)}; give 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return _part(split, order[:n].sort().values, split.name)
 

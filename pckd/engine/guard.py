@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data._utils import signal_handling
 
 from pckd.functional import world_size
 from registry import UserError
@@ -228,24 +230,59 @@ class Signals(Handlers):
 
 @contextlib.contextmanager
 def dead_readers_named(signals: Signals | None = None) -> Iterator[None]:
-    """Inside, the death of a process that reads the data is an error of one line.
+    """Inside, the death of a process that reads the data is an error of one line, raised where its data are waited for.
 
     Args:
         signals: where one of them has come, the other processes may have been told too.
 
     Raises:
-        UserError: instead of PyTorch's RuntimeError, which reaches the main thread at any moment.
+        UserError: instead of what PyTorch raises.
         Interrupted: instead of that, where a signal has come.
     """
+    with _deaths_seen_by_waiting():
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_of_a_dead_reader(error):
+                raise
+            if signals is not None and signals.number:
+                raise Interrupted(signals.number, "stopped, as were the processes that read the data") from None
+            raise UserError(
+                f"a process that reads the data has died ({' '.join(str(error).split()).rstrip('.')}); "
+                "continue with --resume, with fewer --num-workers if memory has run out"
+            ) from None
+
+
+@contextlib.contextmanager
+def _deaths_seen_by_waiting() -> Iterator[None]:
+    """Inside, PyTorch notices the death of a reader as it waits for it, within 5 seconds, and not by SIGCHLD.
+
+    Its handler of that signal raises wherever the main thread happens to be: in the middle of a step or of a file, or
+    where Python can but print the error and go on.
+    """
+    flag, before = "_SIGCHLD_handler_set", getattr(signal_handling, "_SIGCHLD_handler_set", None)
+    number = getattr(signal, "SIGCHLD", None)
+    theirs = None
+    if number is not None and threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(number)
+        if getattr(handler, "__module__", None) == signal_handling.__name__:
+            theirs = signal.signal(number, signal.SIG_DFL)
+    if before is not None:
+        setattr(signal_handling, flag, True)
     try:
         yield
-    except RuntimeError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        if not said.startswith("DataLoader worker (pid"):
-            raise
-        if signals is not None and signals.number:
-            raise Interrupted(signals.number, "stopped, as were the processes that read the data") from None
-        raise UserError(
-            f"a process that reads the data has died ({said}); continue with --resume, "
-            "with fewer --num-workers if memory has run out"
-        ) from None
+    finally:
+        if before is not None:
+            setattr(signal_handling, flag, before)
+        if number is not None and theirs is not None:
+            signal.signal(number, theirs)
+
+
+def _is_of_a_dead_reader(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    # Its end of a connection may be gone a moment before the process is.
+    return any(
+        frame.f_globals.get("__name__") == "torch.utils.data.dataloader" and frame.f_code.co_name == "_try_get_data"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from model_zoo import method_options, method_recipe, probe
 from model_zoo.recipes import LEFT_OUT
 from pckd.data import hold_out, limit
+from pckd.data.check import check_item, check_split
 from pckd.objective import Metric, Objective, Scheduler, preview_all
 from registry import (
     BACKBONES,
@@ -22,11 +24,14 @@ from registry import (
     METHODS,
     CenterRule,
     DataSplit,
+    PluginError,
     Setup,
     Shapes,
     Term,
     UserError,
+    ask,
     build,
+    check_options,
     parse,
 )
 
@@ -51,13 +56,19 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.train.classes != self.test.classes:
-            raise UserError(
-                f"{self.name}: training and test split have different classes "
-                f"({self.train.num_classes} and {self.test.num_classes})"
-            )
+            numbers = self.train.num_classes, self.test.num_classes
+            names = [pair for pair in zip(self.train.classes, self.test.classes, strict=False) if pair[0] != pair[1]]
+            one, other = numbers if numbers[0] != numbers[1] else names[0]
+            raise UserError(f"{self.name}: training and test split have different classes ({one} and {other})")
+        if self.train.num_classes < 2:
+            raise UserError(f"{self.name}: there is one class only; to learn to tell classes apart takes 2 or more")
         for label, split in (("training", self.train), ("test", self.test)):
-            if not len(split):
+            if not len(split.labels):
                 raise UserError(f"{self.name}: the {label} split is empty")
+            check_split(split)
+        channels, others = check_item(self.train)[0], check_item(self.test)[0]
+        if channels != others:
+            raise UserError(f"{self.name}: training images have {channels} channels, test images {others}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,9 +103,9 @@ def load_data(
     if isinstance(data, Data):
         train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
     else:
-        train = build(DATASETS, data, root, True)
+        train = _read(data, root, True)
         # With a validation split the test split is not even read.
-        test = train if val_fraction else build(DATASETS, data, root, False)
+        test = train if val_fraction else _read(data, root, False)
         name, measured_on = data, "test"
     if limit_train is not None:
         train = limit(train, limit_train, DATA_SEED)
@@ -106,11 +117,68 @@ def load_data(
     return Data(train, test, name, measured_on)
 
 
+def _read(name: str, root: str | None, train: bool) -> DataSplit:
+    split = ask(f"data set {name!r}", build, DATASETS, name, root, train)
+    if not isinstance(split, DataSplit):
+        raise PluginError(f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit")
+    return split
+
+
+def check_choices(
+    data: Data,
+    terms: Sequence[Term],
+    *,
+    views: int | None,
+    view_pool: int,
+    difficulty: str | Metric,
+    scheduler: str | Scheduler | None,
+    centers: str | CenterRule,
+) -> None:
+    """Refuse, before a teacher is trained for hours, what would be refused after it.
+
+    Raises:
+        UserError: unknown names or options of the objective's parts; rotated views of images that are not square, or
+            a pool of augmentations, where the data cannot have them.
+    """
+    for registry, spec in ((DIFFICULTY_METRICS, difficulty), (DIFFICULTY_SCHEDULERS, scheduler)):
+        if isinstance(spec, str):
+            build(registry, spec)
+    if isinstance(centers, str):
+        name, options = parse(centers)
+        check_options(f"{CENTER_RULES.name}: {name}", CENTER_RULES.get(name), options, ("setup",))
+    _, height, width = data.image_shape
+    rotated = any(term.views == "all" for term in terms if term.weight) if views is None else views > 1
+    if rotated and height != width:
+        raise UserError(f"rotated views need square images, and those of {data.name} are {height}x{width}; use views=1")
+    if view_pool and not isinstance(data.train.images, torch.Tensor):
+        raise UserError(
+            f"view_pool={view_pool}: {data.name} is streamed and augmented anew as it is read; leave out the pool "
+            "(and the teacher cache), or use a data set that is held in memory"
+        )
+
+
+def check_one_row(network: nn.Module, data: Data, rows: int) -> None:
+    """Refuse a student that normalizes over a batch of ``rows`` rows where that is one.
+
+    Raises:
+        UserError: it cannot be trained on one row; says what would work.
+    """
+    if rows == 1:
+        weight = next(network.parameters(), torch.empty(0))
+        image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
+        with torch.no_grad():
+            # Of a copy, because training it changes its statistics.
+            ask("the student, trained on a batch of one image,", copy.deepcopy(network).train(), image)
+
+
 def make_network(network: str | nn.Module, data: Data) -> nn.Module:
     """Build a backbone by name for this data, or pass a module through."""
     if isinstance(network, nn.Module):
         return network
-    built: nn.Module = build(BACKBONES, network, data.train.num_classes, in_channels=data.image_shape[0])
+    classes, channels = data.train.num_classes, data.image_shape[0]
+    built = ask(f"backbone {network!r}", build, BACKBONES, network, classes, in_channels=channels)
+    if not isinstance(built, nn.Module):
+        raise PluginError(f"backbone {network!r} returned {type(built).__name__}: it must return an nn.Module")
     return built
 
 
@@ -145,10 +213,15 @@ def method_terms(
     options = pair_options(method, student, teacher)
     terms: list[Term] = []
     for part in split_methods(method):
+        if not part:
+            raise UserError(f"method {method!r}: a name is missing; see --list methods")
         name = parse(part)[0]
         if name in LEFT_OUT and name not in METHODS:
             raise UserError(f"method {name!r} is left out: {LEFT_OUT[name]}")
-        for term in build(METHODS, part, **options.get(name, {})):
+        built = ask(f"method {name!r}", build, METHODS, part, **options.get(name, {}))
+        if not isinstance(built, (list, tuple)) or not all(isinstance(term, Term) for term in built):
+            raise PluginError(f"method {name!r} returned {built!r:.100}: it must return a list of registry.Term")
+        for term in built:
             if term.loss != "cross_entropy" or not any(t.loss == "cross_entropy" for t in terms):
                 terms.append(term)
     return terms
@@ -208,12 +281,13 @@ def make_objective(
     centers: str | CenterRule,
 ) -> Objective:
     """The objective of these terms; its other parts by name or as objects."""
+    rule = ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup) if isinstance(centers, str) else centers
     return Objective(
         terms,
         setup,
         difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
         scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
-        centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
+        centers=rule,
     )
 
 

@@ -25,7 +25,7 @@ from pckd.engine.schedule import Schedule
 from pckd.engine.step import Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
-from registry import Batch, Output, UserError
+from registry import Batch, Output, UserError, ask
 
 __all__ = ["Display", "History", "NonFinite", "fit", "place"]
 
@@ -88,9 +88,10 @@ def fit(
     history, meter, first, start = History(), Meter(), 1, 0
     state = ranks.same(folder.load_checkpoint(arguments) if folder is not None and resume else None)
     if state is not None:
-        student.load_state_dict(state["student"])
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
+        # The same names may stand for other plug-ins than when the checkpoint was written.
+        for part, module in (("student", student), ("objective", objective), ("optimizer", optimizer)):
+            what = f"cannot resume: the {part} is another than before (give the same plug-ins, or another --output): it"
+            ask(what, module.load_state_dict, state[part])
         history.rows, first, start = state["history"], state["epoch"], state["step"]
         own = state["processes"][ranks.rank if len(state["processes"]) == ranks.size else 0]
         meter.load_state_dict(own["meter"], device)
@@ -103,12 +104,12 @@ def fit(
         display.note(
             f"resuming after {f'step {start} of ' if start else ''}epoch {first - (not start)} of {schedule.epochs}"
         )
-    if folder is not None:
+    if folder is not None and resume:
         folder.keep_metrics(len(history.rows))
 
     # By the whole run and its first images, so that a resumed run decides as the uninterrupted one did.
     left = first <= schedule.epochs
-    compile, reason = resolve_compile(compile, schedule.epochs * schedule.steps if left else 0, device)
+    compiled, reason = resolve_compile(compile, schedule.epochs * schedule.steps if left else 0, device)
     if reason:
         display.note(reason)
     run_student = student
@@ -120,7 +121,9 @@ def fit(
             teacher,
             objective,
             next(iter(train_loader.epoch(1))),
-            compile=compile,
+            compile_teacher=compiled,
+            # Left to itself a CPU runs the student as it is: compiled, its backward pass takes longer there.
+            compile_student=compiled and (bool(compile) or device.type != "cpu"),
             precision=precision,
             device=device,
             strong=train_loader.strong,

@@ -348,7 +348,7 @@ def give_up(*_):
     raise InterruptedError
 
 signal.signal(signal.SIGALRM, give_up)
-signal.setitimer(signal.ITIMER_REAL, 1)
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
 try:
     TeacherCache(sys.argv[1], key={"teacher": "x"}, samples=6, pool=3, classes=5, embedding=4, say=print)
     print("opened")
@@ -361,8 +361,8 @@ def test_a_process_waits_while_another_one_opens_the_same_cache(tmp_path):
     path = open_cache(tmp_path).path
     with open(path / "lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert python(WAIT, tmp_path).communicate(timeout=120)[0] == "waited\n"
-    assert python(WAIT, tmp_path).communicate(timeout=120)[0] == "opened\n"
+        assert python(WAIT, tmp_path, 1).communicate(timeout=120)[0] == "waited\n"
+    assert python(WAIT, tmp_path, 60).communicate(timeout=120)[0] == "opened\n"
 
 
 # What a cache is known by

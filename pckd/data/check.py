@@ -1,0 +1,98 @@
+"""What a data set returns, held to the contract before anything is trained on it."""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from registry import DataSplit, UserError, ask
+
+__all__ = ["check_alike", "check_item", "check_split"]
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_split(split: DataSplit) -> None:
+    """Labels, images in memory, mean and standard deviation of a split.
+
+    Raises:
+        UserError: the split is empty or inconsistent; names it.
+    """
+    label, labels, images = split.name or "the data set", split.labels, split.images
+    if isinstance(labels, Tensor) and labels.shape == (0,):
+        _refuse(label, "the split has no images")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in _WHOLE:
+        _refuse(label, f"labels must be whole numbers [M], not {_kind(labels)}")
+    if len(images) != len(labels):
+        _refuse(label, f"{len(images)} images but {len(labels)} labels; give one label an image")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= split.num_classes:
+        _refuse(
+            label,
+            f"labels run from {low} to {high}, and there are {split.num_classes} classes: "
+            f"each must be 0 to {split.num_classes - 1}",
+        )
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            _refuse(label, f"images must be uint8 [M, C, H, W], not {_kind(images)}")
+        _check_statistics(label, split, images.shape[1])
+
+
+def check_item(split: DataSplit) -> tuple[int, int, int]:
+    """(C, H, W) of the first image, which of a streamed split is read.
+
+    Raises:
+        UserError: it cannot be read, or it is no uint8 tensor [C, H, W]; names the split.
+    """
+    label = split.name or "the data set"
+    item = ask(f"{label}: image 0", split.images.__getitem__, 0)
+    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
+        _refuse(label, f"an image must be uint8 [C, H, W], not {_kind(item)}")
+    channels, height, width = item.shape
+    if min(item.shape) < 1:
+        _refuse(label, f"its images are {height}x{width} with {channels} channels: there is nothing to see")
+    _check_statistics(label, split, channels)
+    return channels, height, width
+
+
+def check_alike(item: object, first: object, position: int) -> None:
+    """Refuse an image that no batch can hold together with the first one.
+
+    Args:
+        position: of ``item`` in the data set.
+
+    Raises:
+        UserError: it is no uint8 tensor [C, H, W] of the same shape.
+    """
+    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
+        _refuse(f"image {position} of the data set", f"it must be uint8 [C, H, W], not {_kind(item)}")
+    if isinstance(first, Tensor) and item.shape != first.shape:
+        shapes = f"{list(item.shape)}, and another one {list(first.shape)}"
+        _refuse(f"image {position} of the data set", f"its shape is {shapes}; all must have the same")
+
+
+def _check_statistics(label: str, split: DataSplit, channels: int) -> None:
+    for option, values in (("mean", split.mean), ("std", split.std)):
+        try:
+            numbers = [float(x) for x in values]
+        except (TypeError, ValueError):
+            _refuse(label, f"{option} must be numbers, one a channel, not {values!r}")
+        if len(numbers) != channels:
+            _refuse(label, f"{option} has {len(numbers)} numbers, the images have {channels} channels; give one each")
+        if not all(math.isfinite(x) and (option == "mean" or x > 0) for x in numbers):
+            _refuse(label, f"{option} must be {'finite' if option == 'mean' else 'above 0'}, not {values!r}")
+    if not isinstance(split.padding, int) or split.padding < 0:
+        _refuse(label, f"padding must be a whole number of pixels of at least 0, not {split.padding!r}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return type(value).__name__
+
+
+def _refuse(label: str, text: str) -> NoReturn:
+    raise UserError(f"{label}: {text}")
