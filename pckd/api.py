@@ -187,7 +187,7 @@ def distill(
     """
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
     display = display or Silent()
-    _check_numbers(
+    check_numbers(
         epochs=epochs,
         teacher_epochs=teacher_epochs,
         batch_size=batch_size,
@@ -616,7 +616,7 @@ _WHOLE: dict[str, tuple[int, float]] = {
 """The lowest and the highest of arguments that are whole numbers. Generators take 64 bits, and seed + 1 is used."""
 
 
-def _check_numbers(**numbers: float | None) -> None:
+def check_numbers(**numbers: float | None) -> None:
     """Refuse what no run can use.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import nn
 
 from model_zoo import save_weights, usual_teacher
 from pckd import testing
-from pckd.api import distill
+from pckd.api import check_numbers, distill
 from pckd.display import Silent
 from pckd.engine.record import RunFolder
 from pckd.engine.sources import Data, load_data, make_network, method_terms, schedule_terms
@@ -37,6 +37,9 @@ def check(*, display: Display | None = None, **options: Any) -> None:
             fail at its first step; in one line.
     """
     display = display or Silent()
+    for name in ("epochs", "batch_size"):
+        # They are others in the step that is taken.
+        check_numbers(**{name: options.get(name)})
     data = options.get("data", "shapes")
     loaded = load_data(data, root=options.get("data_root"), val_fraction=options.get("val_fraction", 0.0))
     for limit in ("limit_train", "limit_test"):
