@@ -291,8 +291,8 @@ def test_the_only_term_is_compared_with_the_cheapest_one() -> None:
 
 def workload(method: str) -> Workload:
     """A step on random data, as profile() makes it."""
-    from pckd.engine.teacher import FrozenTeacher
     from pckd.engine.optimizer import make_optimizer
+    from pckd.engine.teacher import FrozenTeacher
     from registry import Batch, Shapes
 
     student, teacher = build(BACKBONES, "resnet8", K), FrozenTeacher(build(BACKBONES, "resnet8", K))

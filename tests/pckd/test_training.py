@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -128,11 +130,22 @@ def test_same_seed_same_metrics_and_weights(tiny_data: pckd.Data) -> None:
 
 def test_caller_random_state_is_left_alone(tiny_data: pckd.Data) -> None:
     teacher = teacher_net()
-    torch.manual_seed(11)
-    expected = torch.rand(3)
-    torch.manual_seed(11)
-    run(tiny_data, teacher=teacher, epochs=1)
-    assert torch.equal(torch.rand(3), expected)
+
+    def draws() -> list[float]:
+        return [float(torch.rand(())), np.random.randn(), np.random.rand(), random.gauss(0, 1), random.random()]
+
+    def seed() -> None:
+        torch.manual_seed(11)
+        np.random.seed(11)
+        random.seed(11)
+        # An odd number of normal draws: a second one is kept for the next call.
+        np.random.randn(), random.gauss(0, 1)
+
+    seed()
+    expected = draws()
+    seed()
+    run(tiny_data, teacher=teacher, epochs=1, method=STATEFUL["global generators"])
+    assert draws() == expected
 
 
 class Interrupted(Exception):
@@ -154,6 +167,92 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_data: pckd.Data, tmp_path
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     for a, b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+class StopAt(Recorder):
+    """Ends the run, as a kill does, after a step of an epoch."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__()
+        self.place = epoch, step
+
+    def advance(self, epoch: int, step: int) -> None:
+        if (epoch, step) == self.place:
+            raise Interrupted
+
+
+class Draws(nn.Module):
+    """Random numbers of every global generator, normal ones too, of which NumPy and Python keep a second half."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+        drawn = np.random.randn() + random.gauss(0, 1) + float(torch.randn(())) + np.random.rand() + random.random()
+        return student.logits.square().mean(1) * drawn
+
+
+STATEFUL: dict[str, Any] = {
+    "momentum and a memory": "crd(negatives=8)",
+    "initial epochs": "ft",
+    "initial epochs alone": "fsp",
+    "global generators": [Term("cross_entropy"), Term(Draws, name="draws")],
+}
+
+
+@pytest.mark.parametrize("method", STATEFUL.values(), ids=STATEFUL)
+def test_a_run_cut_anywhere_goes_on_bit_by_bit(method: Any, tiny_data: pckd.Data, tmp_path: Path) -> None:
+    """Three times: in the middle of an epoch, at the border of two (of the two stages, where there are), and beyond."""
+    options: dict[str, Any] = {"epochs": 3, "method": method, "centers": "ema", "checkpoint_every": 2, "views": 1}
+    whole = run(tiny_data, output=tmp_path / "whole", **options)
+    for place in ((1, 3), (2, 1), (2, 3)):
+        with pytest.raises(Interrupted):
+            run(tiny_data, output=tmp_path / "cut", resume=True, display=StopAt(*place), **options)
+    display = Recorder()
+    resumed = run(tiny_data, output=tmp_path / "cut", resume=True, display=display, **options)
+    assert f"resuming after step 2 of epoch 2 of {len(whole.history)}" in display.notes
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    for a, b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_resumed_run_decides_as_the_whole_one_did(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On compiling by the run's whole length, on the prepared teacher by the same images."""
+    lengths: list[int] = []
+    samples: list[Tensor] = []
+    prepare = FrozenTeacher.prepare
+
+    def decide(compile: bool | None, steps: int, device: torch.device) -> tuple[bool, str]:
+        lengths.append(steps)
+        return False, ""
+
+    def spy(self: FrozenTeacher, images: Tensor, *args: Any, **options: Any) -> bool:
+        samples.append(images)
+        return prepare(self, images, *args, **options)
+
+    monkeypatch.setattr(loop, "resolve_compile", decide)
+    monkeypatch.setattr(FrozenTeacher, "prepare", spy)
+    with pytest.raises(Interrupted):
+        run(tiny_data, output=tmp_path, epochs=3, display=StopAt(3, 1))
+    run(tiny_data, output=tmp_path, epochs=3, resume=True)
+    run(tiny_data, output=tmp_path, epochs=3, resume=True)
+    # Three steps an epoch; the last time there was nothing left to do.
+    assert lengths == [9, 9, 0]
+    assert len(samples) == 2
+    assert torch.equal(samples[0], samples[1])
+
+
+def test_resume_with_fewer_epochs_than_are_done_is_refused(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"output": tmp_path, "checkpoint_every": 1, "method": "vanilla"}
+    with pytest.raises(Interrupted):
+        run(tiny_data, epochs=3, display=StopAt(2, 2), **options)
+    with pytest.raises(UserError, match="1 epochs and 1 steps are done, and 1 epochs are asked for; give at least"):
+        run(tiny_data, epochs=1, resume=True, **options)
+    assert len(run(tiny_data, epochs=2, resume=True, **options).history) == 2
+    with pytest.raises(UserError, match="2 epochs are done, and 1 epochs are asked for"):
+        run(tiny_data, epochs=1, resume=True, **options)
 
 
 def test_resume_refuses_other_arguments(tiny_data: pckd.Data, tmp_path: Path) -> None:
