@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,9 @@ from registry import REGISTRIES, Centers, Context, Output, Setup, Shapes
 
 # The tensors of these tests are small: more threads only cost time, and one thread sums in one order.
 torch.set_num_threads(1)
+
+# A job that a shell starts in the background ignores the interrupt that some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "pckd" / "golden"
 
