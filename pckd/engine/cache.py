@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd.data.views import POOL_VERSION
-from registry import Absent, DataSplit, Output, UserError
+from registry import Absent, Batch, DataSplit, Output, UserError
 from registry.files import write_atomically
 
 __all__ = ["NO_MAPS", "TeacherCache", "cache_key"]
@@ -159,6 +159,11 @@ class TeacherCache:
         kept = torch.where(half.isfinite(), half.float(), both.float())
         logits, embedding = kept.split([self._classes, kept.shape[1] - self._classes], 1)
         return Output(logits.contiguous(), embedding.contiguous(), NO_MAPS, NO_MAPS)
+
+    def keep(self, batch: Batch, output: Output) -> Output:
+        """:meth:`store` the answer to a batch that was drawn from the pool."""
+        assert batch.drawn is not None
+        return self.store(batch.index, batch.drawn, batch.views.shape[1], output)
 
     def describe(self) -> str:
         """Where it is, how full, and how large: one line."""

@@ -85,7 +85,7 @@ def reads_maps(
     """Whether anything in the objective looks at feature maps: a copy of it is shown outputs whose maps refuse that."""
     images = batch.views.flatten(0, 1)
     trial = Trainee(student, copy.deepcopy(objective))
-    with autocast(precision, device), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with autocast(precision, device):
         was_training = student.training
         student.eval()
         seen = Recorded(without_maps(student(images)), student)

@@ -46,5 +46,4 @@ class WithoutMaps(nn.Module):
         return classifier
 
     def forward(self, x: Tensor) -> Output:
-        logits, embedding = self.head(x)
-        return Output(logits, embedding, UNREAD, UNREAD)
+        return without_maps(Output(*self.head(x)))

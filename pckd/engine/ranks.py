@@ -42,7 +42,7 @@ class Ranks(NamedTuple):
         return batch_size // self.size
 
     def wrap(self, trainee: nn.Module, device: torch.device) -> nn.Module:
-        """Data parallelism around what is trained, and batch statistics over all processes."""
+        """Data parallelism around what is trained: each process has the gradients of all."""
         if self.size == 1:
             return trainee
         index = [device.index] if device.type == "cuda" and device.index is not None else None

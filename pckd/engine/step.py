@@ -58,11 +58,8 @@ class Trainee(nn.Module):
             index=batch.index.repeat_interleave(views),
             centers=centers,
             views=views,
-            epoch=moment.epoch,
-            epochs=moment.epochs,
-            progress=moment.progress,
-            stage=moment.stage,
             strong=strong,
+            **moment._asdict(),
         )
         return self.objective(output, teacher_output, context), output, teacher_output
 

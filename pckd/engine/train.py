@@ -25,7 +25,7 @@ from pckd.engine.schedule import Schedule
 from pckd.engine.step import Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
-from registry import Batch, Output, UserError, ask
+from registry import UserError, ask
 
 __all__ = ["Display", "History", "NonFinite", "fit", "place"]
 
@@ -152,12 +152,6 @@ def fit(
                 }
             )
 
-    def keep_answer(batch: Batch, answer: Output) -> Output:
-        assert cache is not None
-        assert batch.drawn is not None
-        return cache.store(batch.index, batch.drawn, batch.views.shape[1], answer)
-
-    keep = None if cache is None else keep_answer
     if initial:
         display.note(f"the method asks for {initial} initial epochs before its schedule of {epochs}")
     predictor = objective.predictor(student)
@@ -192,7 +186,7 @@ def fit(
                     moment=moment,
                     strong=train_loader.strong,
                     check=partial(guard.check, optimizer=optimizer, epoch=epoch, step=step),
-                    keep=keep,
+                    keep=None if cache is None else cache.keep,
                 )
                 guard.after(trainee)
                 with autocast(precision, device):
