@@ -1,9 +1,15 @@
-"""Fixtures of all tests: one thread, registries that forget, and the golden numbers of the published step."""
+"""Fixtures of all tests: one thread, registries that forget, the published step's numbers, and disks that refuse."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,3 +95,50 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     with np.load(GOLDEN / f"losses_{request.param}_width.npz") as file:
         arrays = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
     return Golden(arrays=arrays, name=request.param)
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """In ``with file_size_limit(size):`` no file may grow beyond ``size`` bytes: the system refuses as it does over a
+    quota. Python ignores SIGXFSZ."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+
+    @contextlib.contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system in memory of as many KiB as the module's SMALL_DISK says, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.module.SMALL_DISK}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A folder that may be read and not be written, not even where the tests run as root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a").write_bytes(b"old")
+        folder.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)

@@ -9,14 +9,13 @@ import io
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +27,10 @@ from pckd.engine.record import CHECKPOINT, LOCK, MAY_CHANGE, METRICS, PREVIOUS, 
 from registry import UserError
 from registry.files import write_atomically
 
-resource = pytest.importorskip("resource", reason="kills, limits and locks of POSIX")
+pytest.importorskip("resource", reason="kills, limits and locks of POSIX")
+
+SMALL_DISK = 256
+"""KiB."""
 
 ARGUMENTS = {"method": "kd", "lr": 0.05, "epochs": 3, "output": "here", "milestones": [0.5, 0.75], "views": None}
 
@@ -74,46 +76,6 @@ def refused(call: Callable[[], object], *said: str) -> None:
     assert "\n" not in str(caught.value)
     for part in said:
         assert part in str(caught.value)
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: the system refuses as it does over a quota. Python ignores SIGXFSZ."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB in memory, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture
-def forbidden() -> Iterator[Path]:
-    """A folder that may be read and not be written, not even where the tests run as root."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "a").write_bytes(b"old")
-        folder.chmod(0o555)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield folder
-        finally:
-            os.seteuid(user)
-            folder.chmod(0o755)
 
 
 # Checkpoints
@@ -485,7 +447,9 @@ def test_a_full_disk(small_disk: Path) -> None:
     refuses_and_goes_on(RunFolder(small_disk / "run"), 400_000, "No space left on device; free some space")
 
 
-def test_over_the_limit_of_a_file(tmp_path: Path) -> None:
+def test_over_the_limit_of_a_file(
+    tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     with file_size_limit(20_000):
         said = "File too large; raise the limit on the size of files (ulimit -f)"
         refuses_and_goes_on(RunFolder(tmp_path), 400_000, said)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,47 +18,10 @@ import pytest
 from registry import UserError
 from registry.files import DISK_ERRORS, append_whole, cannot_write, remove_temporaries, write_atomically
 
-resource = pytest.importorskip("resource", reason="kills, limits and permissions of POSIX")
+pytest.importorskip("resource", reason="kills, limits and permissions of POSIX")
 
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: the system refuses as it does over a quota. Python ignores SIGXFSZ."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB in memory, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture
-def forbidden() -> Iterator[Path]:
-    """A folder that may be read and not be written, not even where the tests run as root."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "a").write_bytes(b"old")
-        folder.chmod(0o555)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        try:
-            yield folder
-        finally:
-            os.seteuid(user)
-            folder.chmod(0o755)
+SMALL_DISK = 128
+"""KiB."""
 
 
 def killed_at(step: int, work: Callable[[], object]) -> bool:
@@ -186,7 +147,9 @@ def test_what_kills_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 9999])
-def test_over_the_limit(size: int, tmp_path: Path) -> None:
+def test_over_the_limit(
+    size: int, tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     path = write_atomically(tmp_path / "a", b"old")
     with file_size_limit(size):
         refused(
@@ -247,7 +210,9 @@ def test_appends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 1, 9])
-def test_what_cannot_be_appended_whole_is_not_there_at_all(room: int, tmp_path: Path) -> None:
+def test_what_cannot_be_appended_whole_is_not_there_at_all(
+    room: int, tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
     append_whole(tmp_path / "a", b"first\n")
     with file_size_limit(6 + room):
         refused(lambda: append_whole(tmp_path / "a", b"0123456789"), "File too large", "and try again")

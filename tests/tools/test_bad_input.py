@@ -5,7 +5,6 @@ Each case runs in this process; some run again as processes of their own, where 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
@@ -686,17 +685,8 @@ class World(NamedTuple):
         return [*(part.format(**places) for part in BASE[tool]), *given]
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory, load_module: Callable[[str], ModuleType]) -> World:
     root = tmp_path_factory.mktemp("world")
     (root / "empty").mkdir()
     places = {"world": root, "empty": root / "empty", **{path.name: path for path in bad_folders(root)}}
@@ -705,7 +695,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     runs = {name: root / name for name in ("finished", "two_epochs", "damaged", "compared", "broken_result")}
     for name, folder in runs.items():
         tool, more = ("benchmark", "") if name in ("compared", "broken_result") else ("train_net", "--lr 0.02")
-        assert load(tool).main(made.command(tool, more + " --epochs 2" * (name == "two_epochs"), folder)) == 0
+        assert load_module(tool).main(made.command(tool, more + " --epochs 2" * (name == "two_epochs"), folder)) == 0
     (runs["damaged"] / "checkpoint.pth").write_bytes(b"no checkpoint")
     (runs["broken_result"] / "kd-seed0" / "result.json").write_text("{")
     return World({**made.places, **{name: str(folder) for name, folder in runs.items()}})
@@ -726,6 +716,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
+    load_module: Callable[[str], ModuleType],
 ) -> Callable[[str, list[str]], Ran]:
     """Run a tool's command line in this process, in an empty folder and with a cache of its own."""
     (tmp_path / "here").mkdir()
@@ -734,7 +725,7 @@ def run(
 
     def run(tool: str, command: list[str]) -> Ran:
         monkeypatch.setattr(sys, "argv", [f"{tool}.py"])
-        module = load(tool)
+        module = load_module(tool)
         known = [(registry, registry._snapshot()) for registry in REGISTRIES]
         capfd.readouterr()
         recwarn.clear()

@@ -392,13 +392,6 @@ def test_compiled_networks_are_timed_part_by_part(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, refusal: Callable[[list[str]], str]
 ) -> None:
-    try:
-        code = tool.main([*QUICK, *arguments])
-    except SystemExit as error:
-        code = error.code
-    err = capsys.readouterr().err
-    assert code == 2
-    assert message in err
-    assert len(err.strip().splitlines()) == 1, err
+    assert message in refusal([*QUICK, *arguments])
