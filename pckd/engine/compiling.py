@@ -19,17 +19,21 @@ WORTH_IT = 1000
 """Steps from which on compiling saves more time than it takes; see the README for the measurement."""
 
 
-def resolve_compile(compile: bool | None, steps: int, device: torch.device) -> tuple[bool, str]:
+def resolve_compile(
+    compile: bool | None, steps: int, device: torch.device, *, teacher: bool = True
+) -> tuple[bool, str]:
     """Decide, and say why where that is not what was asked for or expected.
 
     Args:
         compile: yes, no, or None: where the run is long enough to repay the compilation, and it works here.
         steps: of the run.
+        teacher: whether there is one: left to itself a CPU compiles nothing else (:func:`prepare`).
 
     Raises:
         UserError: compiling was asked for and does not work here.
     """
-    if compile is False or (compile is None and (steps < WORTH_IT or device.type not in ("cpu", "cuda"))):
+    worth_it = steps >= WORTH_IT and (device.type == "cuda" or (device.type == "cpu" and teacher))
+    if compile is False or (compile is None and not worth_it):
         return False, ""
     try:
         # A trial, because the compiler itself is looked for only now.

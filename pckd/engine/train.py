@@ -109,7 +109,8 @@ def fit(
 
     # By the whole run and its first images, so that a resumed run decides as the uninterrupted one did.
     left = first <= schedule.epochs
-    compiled, reason = resolve_compile(compile, schedule.epochs * schedule.steps if left else 0, device)
+    steps = schedule.epochs * schedule.steps if left else 0
+    compiled, reason = resolve_compile(compile, steps, device, teacher=teacher is not None)
     if reason:
         display.note(reason)
     run_student = student

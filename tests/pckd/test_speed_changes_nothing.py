@@ -232,6 +232,8 @@ def test_compiling_is_decided_by_the_length_of_the_run() -> None:
     assert resolve_compile(None, WORTH_IT - 1, CPU) == (False, "")
     assert resolve_compile(False, 10 * WORTH_IT, CPU) == (False, "")
     assert resolve_compile(None, 10 * WORTH_IT, torch.device("meta")) == (False, "")
+    # Nothing would be compiled, so nothing is tried or said.
+    assert resolve_compile(None, 10 * WORTH_IT, CPU, teacher=False) == (False, "")
 
 
 def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

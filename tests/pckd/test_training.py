@@ -224,7 +224,7 @@ def test_a_resumed_run_decides_as_the_whole_one_did(
     samples: list[Tensor] = []
     prepare = FrozenTeacher.prepare
 
-    def decide(compile: bool | None, steps: int, device: torch.device) -> tuple[bool, str]:
+    def decide(compile: bool | None, steps: int, device: torch.device, *, teacher: bool) -> tuple[bool, str]:
         lengths.append(steps)
         return False, ""
 
