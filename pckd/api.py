@@ -27,6 +27,7 @@ from pckd.data import Loader, limit
 from pckd.data.loader import LARGEST_POOL, MOST_WORKERS
 from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
+from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
@@ -132,6 +133,7 @@ def distill(
     num_workers: int = 0,
     teacher_cache: str | os.PathLike[str] | None = None,
     view_pool: int | None = None,
+    report_difficulty: bool = False,
     profile: bool = False,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -171,6 +173,9 @@ def distill(
             that look at its logits and embedding, and data in memory.
         view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default
             16 where there is a teacher cache, else 0.
+        report_difficulty: after each epoch also ask every difficulty metric about the training images
+            (:class:`pckd.engine.difficulty_report.DifficultyReport`); in the history and metrics.jsonl as
+            ``difficulty_report``.
         profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one.
@@ -314,6 +319,7 @@ def distill(
         classifier = None if teacher_net is None else teacher_net.classifier
         setup = Setup(student_shapes, teacher_shapes, len(loaded.train), classifier)
         objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
+        objective.start(student_net, None if teacher_net is None else teacher_net.network)
         if views is None:
             views = 4 if objective.needs_rotations else 1
         smallest = min(batch_size, len(loaded.train))
@@ -366,6 +372,9 @@ def distill(
             cache=cache,
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
+            report=DifficultyReport(loaded.train, loaded.test, device=target, precision=precision)
+            if report_difficulty
+            else None,
         )
         last = history.rows[-1]
         best_top1 = max(row["top1"] for row in history.rows)
@@ -394,6 +403,7 @@ def distill(
             "best_top1": best_top1,
             "last_top5": last["top5"],
             "images_per_second": history.images / history.seconds if history.seconds else None,
+            "train_seconds": history.seconds,
             "device": str(target),
             "processes": ranks.size,
             "precision": precision,

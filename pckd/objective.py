@@ -197,6 +197,13 @@ class Objective(nn.Module):
         return max(1, round(asked * epochs / PUBLISHED_EPOCHS)) if asked else 0
 
     @torch.no_grad()
+    def start(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Let the losses that ask for it set weights of the student, once, before the first step of a new run."""
+        for label, loss in self.losses.items():
+            if hasattr(loss, "start"):
+                ask(f"loss {label!r}", loss.start, student, teacher)
+
+    @torch.no_grad()
     def predict(self, student: Output) -> Tensor:
         """Logits [N, K] of the trained student, to measure by: its own, unless a loss answers with another head.
 

@@ -236,7 +236,9 @@ class Loss(Protocol):
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
     - ``order_matters = True``: what it makes of an image depends on the order of the batch;
     - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
-      its own classifier.
+      its own classifier;
+    - a method ``start(student: Network, teacher: Network) -> None``: called once before the first step of a new run,
+      without gradient; it may set weights of the student, whose shapes it leaves as they are.
     """
 
     def __call__(self, student: Output, teacher: Output, context: Context) -> Tensor:

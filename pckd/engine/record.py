@@ -46,6 +46,7 @@ MAY_CHANGE = frozenset(
         "on_nonfinite",
         "output",
         "profile",
+        "report_difficulty",
         "resume",
     }
 )

@@ -14,8 +14,10 @@ from torch import nn
 from pckd.data import Loader, ahead
 from pckd.engine.cache import TeacherCache
 from pckd.engine.compiling import prepare, resolve_compile
+from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
+from pckd.engine.memory import kept_for
 from pckd.engine.optimizer import make_optimizer, reset_momentum
 from pckd.engine.precision import autocast
 from pckd.engine.progress import History, Meter, random_state, seed_everything, set_random_state
@@ -65,6 +67,7 @@ def fit(
     cache: TeacherCache | None = None,
     checkpoint_every: int | Literal["epoch"] = "epoch",
     on_nonfinite: Literal["stop", "skip"] = "stop",
+    report: DifficultyReport | None = None,
 ) -> History:
     """Train ``student`` in place and return the history.
 
@@ -160,6 +163,7 @@ def fit(
     with contextlib.ExitStack() as ends:
         # Whatever ends the loop, a terminal is left as it was.
         ends.callback(display.end)
+        ends.enter_context(kept_for(device))
         signals = ends.enter_context(Signals(enabled=folder is not None))
         ends.enter_context(dead_readers_named(signals))
         for epoch in range(first, schedule.epochs + 1):
@@ -212,6 +216,10 @@ def fit(
             scores = evaluate_network(predictor, test_loader, device=device, precision=precision)
             history.rows.append(epoch_row(epoch, optimizer.param_groups[0]["lr"], means, scores))
             row = history.rows[-1]
+            if report is not None:
+                with torch.no_grad():
+                    centers = objective.centers(student, student if teacher is None else teacher)
+                row["difficulty_report"] = report(predictor, teacher, centers, moment)
             display.epoch({**row, "seconds": seconds})
             if folder is not None:
                 folder.append_metrics(row)

@@ -35,6 +35,7 @@ from pckd.functional.preview import (
     published_epoch,
     relative,
 )
+from pckd.functional.rank_correlation import rank_correlation
 from pckd.functional.ranks import gather_output, gather_rows, gather_rows_with_gradient, own_rows, world_size
 from pckd.functional.relations import correlation_congruence, pkt, rkd
 from pckd.functional.reused_classifier import (
@@ -102,6 +103,7 @@ __all__ = [
     "pkt",
     "preview_weights",
     "published_epoch",
+    "rank_correlation",
     "read_map",
     "read_shape",
     "relative",

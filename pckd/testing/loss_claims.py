@@ -92,6 +92,31 @@ def check_claims(contract: Contract, case: Case) -> None:
             shape = (IMAGES * case.context.views, CLASSES)
             expect(logits.shape == shape, f"predict returned shape {tuple(logits.shape)}", f"{shape}")
             expect(logits.isfinite().all(), "predict is not finite", "finite logits")
+    if hasattr(loss, "start"):
+        check_start(contract, loss, case)
+
+
+def check_start(contract: Contract, loss: Any, case: Case) -> None:
+    """What a loss does before the first step it does to the student alone."""
+    student, teacher = (Bare(shapes.embedding) for shapes in case.setup[:2])
+    before, theirs = saved(student.state_dict()), saved(teacher.state_dict())
+    with contract.clause("start") as expect:
+        with torch.no_grad():
+            loss.start(student, teacher)
+        after = student.state_dict()
+        same = after.keys() == before.keys() and all(after[name].shape == before[name].shape for name in before)
+        expect(same, "start left the student with weights of other shapes", "the same shapes")
+        expect(all(value.isfinite().all() for value in after.values()), "start set weights not finite", "finite ones")
+        kept = all(value.equal(theirs[name]) for name, value in teacher.state_dict().items())
+        expect(kept, "start changed the teacher", "the student alone changed")
+
+
+class Bare(nn.Module):
+    """A network of which only the classifier is there."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, CLASSES)
 
 
 def check_order(contract: Contract, case: Case) -> None:

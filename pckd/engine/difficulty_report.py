@@ -1,0 +1,112 @@
+"""What the difficulty metrics say of the training images, epoch by epoch, and whether that is true."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pckd.data import Loader, limit
+from pckd.engine.precision import autocast
+from pckd.engine.step import Moment
+from pckd.functional import rank_correlation
+from registry import DIFFICULTY_METRICS, Centers, Context, DataSplit, NotApplicable, Output, ask, build
+
+__all__ = ["EDGES", "DifficultyReport"]
+
+EDGES = tuple(round(0.2 * i, 1) for i in range(21))
+"""Lower edges of the histogram's bins; the last bin has no upper edge."""
+IMAGES = 2000
+"""At most so many of the training images are asked about, always the same ones."""
+
+
+class DifficultyReport:
+    """Asks every registered metric about the training images as they are, without augmentation, in eval mode.
+
+    Difficulties are relative to the mean over all of these images. Where the data set knows how difficult its images
+    are, also how well each metric agrees with that, and the accuracy on easy, middle and hard test images.
+
+    Args:
+        train, test: the two splits. device, precision: of the networks. batch_size: images a pass.
+    """
+
+    def __init__(
+        self, train: DataSplit, test: DataSplit, *, device: torch.device, precision: str, batch_size: int = 256
+    ) -> None:
+        self._train = limit(train, min(IMAGES, len(train)))
+        self._test = test
+        loader = partial(Loader, batch_size=batch_size, train=False, device=device)
+        self._loaders = loader(self._train), (loader(test) if test.difficulty is not None else None)
+        self._device, self._precision = device, precision
+        self._metrics = {name: build(DIFFICULTY_METRICS, name) for name in DIFFICULTY_METRICS.names()}
+
+    @torch.no_grad()
+    def __call__(
+        self, student: nn.Module, teacher: nn.Module | None, centers: Centers, moment: Moment
+    ) -> dict[str, Any]:
+        """The entry ``difficulty_report`` of a row of metrics.jsonl.
+
+        Args:
+            student: as it answers when it is measured. teacher: None where there is none: metrics that look at it are
+                left out. centers, moment: as the epoch has left them.
+
+        Returns:
+            ``edges`` and ``metrics``: for each metric its ``histogram`` over :data:`EDGES`, and ``truth``, the rank
+            correlation with the true difficulty, where that is known and the metric is not constant. Where it is known
+            also ``top1_by_truth``: accuracy in percent on the easy, middle and hard third of the test images.
+        """
+        outputs, labels = self._answers(student, self._loaders[0])
+        theirs = NoTeacher() if teacher is None else self._answers(teacher, self._loaders[0])[0]
+        context = Context(
+            labels=labels,
+            index=torch.arange(len(labels), device=labels.device),
+            centers=centers,
+            epoch=moment.epoch,
+            epochs=moment.epochs,
+            progress=moment.progress,
+        )
+        metrics = {}
+        for name, metric in self._metrics.items():
+            try:
+                values = ask(f"difficulty metric {name!r}", metric, outputs, cast(Output, theirs), context)
+            except NotApplicable:
+                continue
+            difficulty = values.float().cpu().numpy()
+            edges = np.array([*EDGES, np.inf])
+            metrics[name] = {"histogram": np.histogram(difficulty.clip(min=0), edges)[0].tolist()}
+            if self._train.difficulty is not None:
+                truth = rank_correlation(values, self._train.difficulty)
+                if not math.isnan(truth):
+                    metrics[name]["truth"] = truth
+        report: dict[str, Any] = {"edges": list(EDGES), "metrics": metrics}
+        if self._loaders[1] is not None and self._test.difficulty is not None:
+            outputs, labels = self._answers(student, self._loaders[1])
+            right = (outputs.logits.argmax(1) == labels).double().cpu()
+            thirds = right[self._test.difficulty.argsort(stable=True)].tensor_split(3)
+            report["top1_by_truth"] = [100 * float(third.mean()) for third in thirds]
+        return report
+
+    def _answers(self, network: nn.Module, loader: Loader) -> tuple[Output, Tensor]:
+        """Logits and embedding of every image, in the split's order, and the labels."""
+        was_training = network.training
+        network.eval()
+        logits, embeddings, labels = [], [], []
+        for batch in loader.epoch(1):
+            with autocast(self._precision, self._device):
+                output = network(batch.views.flatten(0, 1))
+            logits.append(output.logits.float())
+            embeddings.append(output.embedding.float())
+            labels.append(batch.labels)
+        network.train(was_training)
+        return Output(torch.cat(logits), torch.cat(embeddings)), torch.cat(labels)
+
+
+class NoTeacher:
+    """Stands for the answer of a teacher that is not there."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NotApplicable("there is no teacher")
