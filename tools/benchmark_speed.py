@@ -28,6 +28,7 @@ from torch import nn
 from pckd import Data, distill, profile
 from pckd.cli import Parser, run_tool
 from pckd.engine.compiling import resolve_compile
+from pckd.engine.memory import keep_freed, one_arena
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.sources import make_network, method_terms, split_methods
 from pckd.profiling.measure import interleaved
@@ -43,7 +44,7 @@ from pckd.profiling.speed import (
     stages_of,
 )
 from pckd.profiling.speed_sheets import overview, pair_sheets
-from pckd.profiling.turns import Epochs, Turns, give_back_threads
+from pckd.profiling.turns import Epochs, Turn, Turns, give_back_threads
 from registry import DataSplit, UserError
 
 PAIRS = "resnet32x4>resnet8x4,resnet56>resnet20,wrn_40_2>wrn_16_2,vgg13>vgg8"
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     pairs, cases = refuse_early(args)
+    one_arena()  # each case has a thread of its own, where a user's run is in the main one
     device = resolve_device(args.device)
     precision = resolve_precision(args.precision, device)
     if args.peak:
@@ -262,8 +264,8 @@ def measure_pair(
             turns = make_turns(case, args, networks, data, device)
             held.callback(turns.close)
             ready[case] = turns.start()
-            warm_up[case] = [turns.turn() for _ in range(WARM_UP)]
-            measures[case] = turns.turn
+            warm_up[case] = [turn_of(turns, case) for _ in range(WARM_UP)]
+            measures[case] = partial(turn_of, turns, case)
             if case == "default":
                 measures["stages"] = partial(stages_of, turns, device)
                 measures["stages"]()
@@ -298,6 +300,12 @@ def measure_pair(
         if found["compiled"] and "uncompiled" in cases:
             found["compiling"] = compiling_figures(found["cases"]["default"], found["cases"]["uncompiled"])
     return found
+
+
+def turn_of(turns: Turns, case: str) -> Turn:
+    """A turn with the process's memory as it is when the case runs alone: distillation keeps what a step has freed."""
+    keep_freed(case != "plain")
+    return turns.turn()
 
 
 @contextlib.contextmanager
