@@ -15,12 +15,14 @@ from pckd.engine.sources import Data, load_data
 from pckd.objective import Objective
 from pckd.profiling import profile
 from pckd.rehearsal import check
+from pckd.transfer import Transfer, transfer
 
 __all__ = [
     "Data",
     "Interrupted",
     "Objective",
     "Result",
+    "Transfer",
     "check",
     "distill",
     "evaluate",
@@ -29,4 +31,5 @@ __all__ = [
     "profile",
     "train",
     "train_teacher",
+    "transfer",
 ]

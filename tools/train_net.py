@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from model_zoo import recipe_for
@@ -18,7 +19,9 @@ from pckd import distill
 from pckd.api import POOL
 from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Silent, make_display
+from pckd.engine.train import Display
 from pckd.rehearsal import check
+from pckd.tensorboard import TensorBoard
 from registry import UserError, parse
 
 __all__ = ["LISTS", "main"]
@@ -74,6 +77,13 @@ def make_parser() -> Parser:
     add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
     add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
     add("--num-workers", type=int, default=DEFAULTS["num_workers"], help="processes that read a streamed data set")
+    add(
+        "--report-difficulty",
+        action="store_true",
+        help="each epoch also how the difficulty metrics spread over the training images, and with true difficulties "
+        "how well they agree",
+    )
+    add("--tensorboard", action="store_true", help="write each epoch's numbers to OUTPUT/tensorboard, too")
     add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
     add("--check", action="store_true", help="hold all that would be used to its contract, take one step, and stop")
     parser.add_common()
@@ -102,7 +112,13 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and not args.output:
         raise UserError("--resume needs the --output folder of the run to continue")
     first = int(os.environ.get("RANK", "0")) == 0
-    display = make_display() if first else Silent()
+    display: Display = make_display() if first else Silent()
+    told = display
+    if args.tensorboard:
+        if not args.output:
+            raise UserError("--tensorboard needs the --output folder to write its events to")
+        # The first process alone writes, and --check writes nothing.
+        told = TensorBoard(Path(args.output) / "tensorboard", display) if first and not args.check else display
     demonstration = args.dataset is None
     dataset = DEMONSTRATION["data"] if demonstration else args.dataset
     quick = parse(dataset)[0] == "shapes"
@@ -147,10 +163,11 @@ def run(args: argparse.Namespace) -> int:
         "view_pool": args.view_pool,
         "checkpoint_every": args.checkpoint_every,
         "on_nonfinite": args.on_nonfinite,
+        "report_difficulty": args.report_difficulty,
         "profile": args.profile,
         "output": args.output,
         "resume": args.resume,
-        "display": display,
+        "display": told,
     }
     if args.check:
         check(**options)

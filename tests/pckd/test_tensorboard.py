@@ -1,0 +1,224 @@
+"""Events for TensorBoard, written and read back: every number of a row once, whatever stops the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pckd
+from pckd.display import Silent
+from pckd.tensorboard import TensorBoard, scalars
+from registry import UserError
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_net.py"
+SMALL: dict[str, Any] = {"student": "resnet8", "batch_size": 16, "precision": "fp32", "device": "cpu"}
+ROW: dict[str, Any] = {
+    "epoch": 2,
+    "lr": 0.05,
+    "cross_entropy": 1.25,
+    "category_contrast": 35.5,
+    "loss": 36.75,
+    "preview_weight": 0.5,
+    "previewed": 0.125,
+    "train_top1": 40.0,
+    "top1": 61.5,
+    "top5": 99.0,
+    "test_loss": 1.5,
+    "difficulty_report": {
+        "edges": [0.0, 0.2],
+        "metrics": {"margin": {"histogram": [3, 4], "truth": 0.75}, "entropy": {"histogram": [7, 0]}},
+        "top1_by_truth": [90.0, 60.0, 30.0],
+    },
+    "seconds": 3.25,
+}
+
+
+class Recorder(Silent):
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(("note", text))
+
+    def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
+        self.told.append(("begin", title, epochs, steps, done))
+
+    def advance(self, epoch: int, step: int) -> None:
+        self.told.append(("advance", epoch, step))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.told.append(("epoch", row))
+
+    def end(self) -> None:
+        self.told.append(("end",))
+
+
+def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of every scalar in the one training below ``folder``."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (run,) = folder.iterdir()
+    events = accumulator.EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> TensorBoard:
+    pytest.importorskip("tensorboard")
+    return TensorBoard(tmp_path / "board", Recorder())
+
+
+def test_numbers_of_a_row_in_groups_and_no_lists() -> None:
+    assert dict(scalars(ROW)) == {
+        "lr": 0.05,
+        "loss/cross_entropy": 1.25,
+        "loss/category_contrast": 35.5,
+        "loss/loss": 36.75,
+        "preview/weight": 0.5,
+        "preview/previewed": 0.125,
+        "accuracy/train_top1": 40.0,
+        "accuracy/top1": 61.5,
+        "accuracy/top5": 99.0,
+        "accuracy/test_loss": 1.5,
+        "difficulty/metrics/margin/truth": 0.75,
+        "difficulty/top1_by_truth/easy": 90.0,
+        "difficulty/top1_by_truth/middle": 60.0,
+        "difficulty/top1_by_truth/hard": 30.0,
+        "time/seconds": 3.25,
+    }
+    others = {"epoch": 1, "note": "text", "flag": True, "list": [1.0], "none": None, "more": {"a": {"b": 2}, "c": []}}
+    assert dict(scalars(others)) == {"more/a/b": 2.0}
+
+
+def test_rows_are_read_back_and_everything_is_told_on(board: TensorBoard) -> None:
+    board.note("first")
+    board.begin("resnet8 by pckd", 2, 5, 0)
+    board.advance(1, 5)
+    board.epoch({**ROW, "epoch": 1, "top1": 50.0})
+    board.epoch(ROW)
+    board.end()
+    found = read(board.folder)
+    assert found["accuracy/top1"] == [(1, 50.0), (2, 61.5)]
+    assert found["loss/category_contrast"] == [(1, 35.5), (2, 35.5)]
+    assert set(found) == dict(scalars(ROW)).keys()
+    display = board.display
+    assert isinstance(display, Recorder)
+    assert [what[0] for what in display.told] == ["note", "begin", "advance", "epoch", "epoch", "end"]
+    assert display.told[1] == ("begin", "resnet8 by pckd", 2, 5, 0)
+    assert display.told[4] == ("epoch", ROW)
+
+
+def test_an_epoch_that_a_resumed_run_does_again_is_there_once(board: TensorBoard) -> None:
+    board.begin("run", 3, 5, 0)
+    for epoch in (1, 2):
+        board.epoch({"epoch": epoch, "loss": float(epoch)})
+    # Killed before the checkpoint of epoch 2: it is not closed, and the next process begins after epoch 1.
+    again = TensorBoard(board.folder, Silent())
+    again.begin("run", 3, 5, 1)
+    for epoch in (2, 3):
+        again.epoch({"epoch": epoch, "loss": 10.0 * epoch})
+    again.end()
+    assert read(board.folder) == {"loss/loss": [(1, 1.0), (2, 20.0), (3, 30.0)]}
+
+
+def test_a_run_that_begins_anew_hides_all_that_was_there(board: TensorBoard) -> None:
+    board.begin("run", 3, 5, 0)
+    board.epoch({"epoch": 1, "loss": 1.0})
+    board.end()
+    board.begin("run", 3, 5, 0)
+    board.epoch({"epoch": 1, "loss": 2.0})
+    board.end()
+    assert read(board.folder) == {"loss/loss": [(1, 2.0)]}
+
+
+def test_a_killed_process_loses_nothing_of_the_epochs_that_were_done(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    script = f"""
+import os, signal
+from pckd.display import Silent
+from pckd.tensorboard import TensorBoard
+board = TensorBoard({str(tmp_path / "board")!r}, Silent())
+board.begin("run", 9, 5, 0)
+for epoch in (1, 2):
+    board.epoch({{"epoch": epoch, "loss": 0.5 * epoch}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert read(tmp_path / "board") == {"loss/loss": [(1, 0.5), (2, 1.0)]}
+
+
+def test_a_teacher_that_is_trained_first_has_a_folder_of_its_own(board: TensorBoard) -> None:
+    for title, value in (("resnet20 by vanilla on shapes(seed=1)", 1.0), ("resnet8 by kd on shapes(seed=1)", 2.0)):
+        board.begin(title, 1, 5, 0)
+        board.epoch({"epoch": 1, "loss": value})
+        board.end()
+    names = sorted(path.name for path in board.folder.iterdir())
+    assert names == ["resnet20_by_vanilla_on_shapes_seed=1_", "resnet8_by_kd_on_shapes_seed=1_"]
+
+
+def test_a_resumed_training_has_every_epoch_once_and_as_in_metrics(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for epochs in (2, 3):
+        board = TensorBoard(tmp_path / "board", Silent())
+        pckd.train(data=tiny_data, epochs=epochs, output=tmp_path / "run", resume=True, display=board, **SMALL)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    found = read(tmp_path / "board")
+    for tag, name in (("accuracy/top1", "top1"), ("loss/cross_entropy", "cross_entropy"), ("lr", "lr")):
+        assert found[tag] == [(row["epoch"], pytest.approx(row[name])) for row in rows]
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'pckd\[tensorboard\]'") as error:
+        TensorBoard(tmp_path, Silent())
+    assert "\n" not in str(error.value)
+
+
+# The command line
+
+
+@pytest.fixture
+def train_net() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+COMMAND = [
+    *("--student", "resnet8", "--method", "vanilla", "--epochs", "1", "--batch-size", "8", "--device", "cpu"),
+    *("--dataset", "shapes(image_size=8, train_size=24, test_size=12)", "--tensorboard"),
+]
+
+
+def test_flag_writes_below_the_output_folder(train_net: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert train_net.main([*COMMAND, "--output", str(tmp_path), "--report-difficulty"]) == 0
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    found = read(tmp_path / "tensorboard")
+    assert found["accuracy/top1"] == [(1, pytest.approx(row["top1"]))]
+    truth = row["difficulty_report"]["metrics"]["cross_entropy"]["truth"]
+    assert found["difficulty/metrics/cross_entropy/truth"] == [(1, pytest.approx(truth))]
+
+
+def test_flag_needs_an_output_folder_and_a_check_writes_nothing(
+    train_net: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_net.main(COMMAND) == 2
+    error = capsys.readouterr().err
+    assert "--tensorboard needs the --output folder" in error
+    assert error.count("\n") == 1
+    assert train_net.main([*COMMAND, "--output", str(tmp_path / "run"), "--check"]) == 0
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,300 @@
+#!/usr/bin/env python
+"""How far trained students carry to other data: a linear layer on each one's frozen embedding, as CRD and PCKD do.
+
+python tools/transfer.py runs/kd-seed* runs/pckd-seed* --dataset stl10 --data-root data
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pckd import Transfer, load_data, transfer
+from pckd.cli import Parser, run_tool
+from pckd.display import make_display
+from pckd.engine.record import FINAL_MODEL, MAY_CHANGE, RESULT
+from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
+from registry import UserError
+from registry.files import write_atomically
+
+NEEDED = ("student", "method", "dataset", "seed", "last_top1", "arguments")
+"""What is read of a run's result.json."""
+
+NOT_THE_METHOD = (MAY_CHANGE - {"epochs"}) | {"seed"}
+"""Arguments in which the runs of one row of the table may differ."""
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(transfer).parameters.items()}
+
+
+class Subject(NamedTuple):
+    """A network to look at."""
+
+    label: str
+    """The row of the table that it belongs to."""
+    student: str
+    network: nn.Module
+    inputs: Inputs
+    source: str
+    """What it was trained on, for the table."""
+    seed: int | None = None
+    """Of its training; None where that is not known."""
+    own_top1: float | None = None
+    """What it reached there."""
+    folder: str | None = None
+
+
+def make_parser() -> Parser:
+    parser = Parser("Train a linear layer on the frozen embedding of trained students.")
+    add = parser.add_argument
+    add("folders", nargs="*", metavar="RUN_FOLDER", help="of train_net.py --output; the runs of a method are averaged")
+    add("--dataset", metavar="NAME", help="data set to classify")
+    add("--data-root", metavar="DIR", help="where its files are")
+    add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
+    add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
+    add("--weights", metavar="FILE", help="also look at this network without a run folder, for example the teacher")
+    add("--student", metavar="NAME", help="backbone of --weights, or of --random without run folders")
+    add("--random", action="store_true", help="also look at untrained networks: the least that training must exceed")
+    add("--source", metavar="NAME", help="data set that the networks were trained on (default: what the runs say)")
+    add("--source-root", metavar="DIR", help="where its files are (default: what the runs say)")
+    add("--mean", type=_numbers, metavar="A,B,...", help="its mean per channel of 0 to 1, where it cannot be read")
+    add("--std", type=_numbers, metavar="A,B,...", help="its standard deviation per channel, likewise")
+    add("--image-size", type=int, metavar="N", help="pixels per side (default: those of the networks' training)")
+    add("--epochs", type=int, default=DEFAULTS["epochs"], help="of the linear layer")
+    add("--batch-size", type=int, default=DEFAULTS["batch_size"], help="images a step")
+    add("--lr", type=float, default=DEFAULTS["lr"], help="learning rate at the start")
+    add("--seed", type=int, default=DEFAULTS["seed"], help="of the linear layer; the networks have their runs' own")
+    add("--num-workers", type=int, default=DEFAULTS["num_workers"], help="processes that read a streamed data set")
+    add("--output", metavar="FILE", help="write everything as JSON")
+    parser.add_common()
+    return parser
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between, not {text!r}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool(make_parser(), run, argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    refuse_early(args)
+    subjects = trained(args)
+    if args.weights:
+        subjects.append(given(args, subjects))
+    if args.random:
+        subjects += random_ones(args, subjects)
+    data = load_data(args.dataset, root=args.data_root, limit_train=args.limit_train, limit_test=args.limit_test)
+    names = ("image_size", "epochs", "batch_size", "lr", "seed", "device", "precision", "num_workers")
+    options = {name: getattr(args, name) for name in names}
+    say = make_display().note
+    found = []
+    for subject in subjects:
+        found.append(transfer(subject.network, data, source=subject.inputs, **options))
+        say(f"{subject.folder or subject.label}: {found[-1].last_top1:.2f} % top-1 on {data.name}")
+    rows = grouped(subjects, found)
+    if args.output:
+        protocol = {
+            "dataset": data.name,
+            **{name: getattr(args, name) for name in ("limit_train", "limit_test", "image_size", "epochs")},
+            **{name: getattr(args, name) for name in ("batch_size", "lr", "seed", "precision")},
+            "momentum": MOMENTUM,
+            "weight_decay": 0.0,
+            "milestones": MILESTONES,
+        }
+        text = json.dumps({"protocol": protocol, "rows": rows}, indent=2) + "\n"
+        write_atomically(Path(args.output).expanduser(), text.encode())
+    say("\n" + "\n".join(markdown(rows)))
+    return 0
+
+
+def refuse_early(args: argparse.Namespace) -> None:
+    """Say what cannot work before any data is read."""
+    if not args.dataset:
+        raise UserError("--dataset is missing: what to classify; try --dataset stl10, or --list datasets")
+    if not (args.folders or args.weights or args.random):
+        raise UserError("nothing to look at: give run folders, --weights FILE with --student NAME, or --random")
+    if args.weights and not args.student:
+        raise UserError("--weights needs --student: the name of the backbone that they are of; see --list backbones")
+    if args.random and not (args.folders or args.student):
+        raise UserError("--random needs run folders, or --student: which backbone; see --list backbones")
+    if args.student and not (args.weights or args.random):
+        raise UserError("--student goes with --weights or --random; the run folders say what theirs is")
+    if (args.mean is None) != (args.std is None) or len(args.mean or ()) != len(args.std or ()):
+        raise UserError("--mean and --std go together, with a number each for every channel")
+    if args.mean and (args.source or not args.image_size):
+        raise UserError("--mean and --std stand for --source: leave that out, and give --image-size")
+    if args.std and not all(value > 0 for value in args.std):
+        raise UserError("--std must be above 0")
+    output = Path(args.output or "transfer.json").expanduser()
+    if not output.parent.is_dir() or output.is_dir():
+        what = "is a folder; give the name of a file" if output.is_dir() else f"there is no folder {output.parent}"
+        raise UserError(f"--output {output}: {what}")
+
+
+# The networks
+
+
+def trained(args: argparse.Namespace) -> list[Subject]:
+    """The students of the run folders."""
+    records = [read_run(folder) for folder in args.folders]
+    known: dict[tuple[str, str | None], Inputs] = {}
+    subjects = []
+    for folder, record, label in zip(args.folders, records, labels(records), strict=True):
+        source = args.source or record["dataset"]
+        where = source, args.source_root or (None if args.source else record["arguments"].get("data_root"))
+        try:
+            if where not in known:
+                known[where] = shown_as(args, *where)
+            inputs = known[where]
+            weights = Path(folder).expanduser() / FINAL_MODEL
+            network = load_network(record["student"], weights, channels=len(inputs.mean))
+        except UserError as error:
+            text = str(error)
+            raise UserError(text if str(folder) in text else f"{folder}: {text}") from error
+        facts = record["seed"], record["last_top1"], str(folder)
+        subjects.append(Subject(label, record["student"], network, inputs, record["dataset"], *facts))
+    return subjects
+
+
+def shown_as(args: argparse.Namespace, source: str, root: str | None) -> Inputs:
+    """How networks that were trained on ``source`` are shown images."""
+    if args.mean:
+        return Inputs(args.mean, args.std, (args.image_size, args.image_size))
+    try:
+        return inputs_of(source, root)
+    except UserError as error:
+        raise UserError(
+            f"the data set {source!r} of its training cannot be read ({error}); "
+            "say with --source and --source-root where it is, or give --mean, --std and --image-size"
+        ) from error
+
+
+def given(args: argparse.Namespace, runs: Sequence[Subject]) -> Subject:
+    """The network of --weights, which is shown images as those of the run folders are."""
+    inputs, source = (runs[0].inputs, runs[0].source) if runs else elsewhere(args)
+    network = load_network(args.student, args.weights, channels=len(inputs.mean))
+    return Subject(Path(args.weights).name, args.student, network, inputs, source)
+
+
+def random_ones(args: argparse.Namespace, others: Sequence[Subject]) -> list[Subject]:
+    """Untrained networks: of every student of the run folders with the same seeds, or else of --student."""
+    runs = {(run.student, run.seed): run for run in others if run.folder is not None}
+    if not runs:
+        inputs, source = elsewhere(args)
+        runs = {(args.student, args.seed): Subject("", args.student, nn.Module(), inputs, source, args.seed)}
+    subjects = []
+    for (student, seed), run in runs.items():
+        torch.manual_seed(seed or 0)
+        network = untrained(student, channels=len(run.inputs.mean))
+        subjects.append(Subject("untrained", student, network, run.inputs, "", seed))
+    return subjects
+
+
+def elsewhere(args: argparse.Namespace) -> tuple[Inputs, str]:
+    """How networks are shown images where there is no run folder to say it."""
+    if not (args.mean or args.source):
+        raise UserError("--source is missing: what the network was trained on (or --mean, --std and --image-size)")
+    return shown_as(args, args.source or "", args.source_root), args.source or ""
+
+
+def read_run(folder: str) -> dict[str, Any]:
+    """The result.json of a finished run.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    path = Path(folder).expanduser() / RESULT
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"{folder}: not the folder of a finished run: {RESULT} cannot be read ({reason})") from error
+    missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
+    if missing or not isinstance(record["arguments"], dict):
+        raise UserError(f"{path} is not a run's: it has no {', '.join(missing or ['arguments'])}")
+    return dict(record)
+
+
+# The table
+
+
+def labels(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What to call each run: its method, and where runs of it differ in more than their seed, in what."""
+    settings = [{k: v for k, v in record["arguments"].items() if k not in NOT_THE_METHOD} for record in records]
+    names = []
+    for record, own in zip(records, settings, strict=True):
+        alike = [
+            other
+            for some, other in zip(records, settings, strict=True)
+            if (some["method"], some["student"]) == (record["method"], record["student"])
+        ]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
+        details = ", ".join(f"{key}={own[key]}" for key in differing)
+        names.append(record["method"] + (f" [{details}]" if details else ""))
+    return names
+
+
+def grouped(subjects: Sequence[Subject], found: Sequence[Transfer]) -> list[dict[str, Any]]:
+    """A row for each label and student, over its runs."""
+    groups: dict[tuple[str, str], list[tuple[Subject, Transfer]]] = {}
+    for subject, result in zip(subjects, found, strict=True):
+        groups.setdefault((subject.label, subject.student), []).append((subject, result))
+    rows = []
+    for (label, student), runs in groups.items():
+        last, best = [result.last_top1 for _, result in runs], [result.best_top1 for _, result in runs]
+        rows.append(
+            {
+                "label": label,
+                "student": student,
+                "source": runs[0][0].source,
+                "seeds": [subject.seed for subject, _ in runs],
+                "folders": [subject.folder for subject, _ in runs],
+                "own_top1": [subject.own_top1 for subject, _ in runs],
+                "last_top1": last,
+                "best_top1": best,
+                **dict(zip(("mean", "std"), _spread(last), strict=True)),
+                **dict(zip(("best_mean", "best_std"), _spread(best), strict=True)),
+                "history": [result.history for _, result in runs],
+            }
+        )
+    return rows
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a table: accuracies in percent, mean ± standard deviation over the runs."""
+
+    def shown(values: Sequence[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        if not known:
+            return ""
+        mean, deviation = _spread(known)
+        return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+    columns = ["network", "student", "trained on", "runs", "top-1 there", "last top-1", "best top-1"]
+    cells = [
+        [row["label"], row["student"], row["source"], str(len(row["last_top1"]))]
+        + [shown(row[key]) for key in ("own_top1", "last_top1", "best_top1")]
+        for row in rows
+    ]
+    return ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
