@@ -201,7 +201,7 @@ class Objective(nn.Module):
         """Let the losses that ask for it set weights of the student, once, before the first step of a new run."""
         for label, loss in self.losses.items():
             if hasattr(loss, "start"):
-                ask(f"loss {label!r}", loss.start, student, teacher)
+                ask(f"loss {label!r}", loss.start, student, teacher)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def predict(self, student: Output) -> Tensor:

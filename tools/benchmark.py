@@ -1,51 +1,65 @@
 #!/usr/bin/env python
-"""Methods side by side on one pair: the same data, schedule and seeds, one table of what came out.
+"""Methods, or an ablation's cases, side by side: pairs of networks and seeds on one data set, and tables of them.
 
-python tools/benchmark.py --methods kd,pckd --student resnet8 --teacher resnet20 --output runs/compare
-python tools/benchmark.py --matrix                  # which method works on which pair of families
+python tools/benchmark.py --methods vanilla,kd,pckd --pairs 'resnet20>resnet8,resnet20>vgg8' --output runs/a
+python tools/benchmark.py --preset quick --output runs/quick        # less than an hour on two cores
+python tools/benchmark.py --preset quick --ablation pckd --output runs/parts
+python tools/benchmark.py --matrix                                  # which method works on which pair of families
+
+Interrupted, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_zoo import probe
-from pckd import distill, load_data, train_teacher
+from pckd import load_data
 from pckd.cli import Parser, run_tool
+from pckd.comparison.cases import ABLATIONS, GRIDS, Case, ablation_cases, method_cases
+from pckd.comparison.ledger import MARKDOWN, Ledger
+from pckd.comparison.matrix import FAMILIES, matrix
+from pckd.comparison.plan import (
+    SETTINGS,
+    Run,
+    check_settings,
+    make_runs,
+    parse_pairs,
+    parse_seeds,
+    parse_weights,
+    refuse_early,
+)
+from pckd.comparison.presets import PRESETS, preset
+from pckd.comparison.runs import obtain_teachers, read_finished, run_all, run_one_for_parent
+from pckd.comparison.sheets import overview
+from pckd.comparison.statistics import t_quantile
 from pckd.display import make_display, print_table
-from pckd.engine.record import METRICS, RESULT
-from pckd.engine.sources import make_objective, method_terms, split_methods
-from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, METHODS, NotApplicable, Setup, UserError
-
-SHOWN = ("terms", "last_top1", "best_top1", "images_per_second", "loss_parameters")
-"""What the table takes of a run's result.json."""
-
-FAMILIES = {
-    "resnet-resnet": ("resnet20", "resnet8"),
-    "wrn-resnet": ("wrn_16_2", "resnet8"),
-    "vgg-vgg": ("vgg11", "vgg8"),
-    "resnet-vgg": ("resnet8x4", "vgg8"),
-    "resnet-MobileNetV2": ("resnet8x4", "MobileNetV2"),
-    "resnet-ShuffleV2": ("resnet8x4", "ShuffleV2"),
-}
-"""Teacher and student of the columns of ``--matrix``."""
+from pckd.engine.record import Lock
+from registry import UserError
 
 
 def make_parser() -> Parser:
-    parser = Parser("Run methods side by side on one pair of networks.")
+    parser = Parser("Run methods side by side on pairs of networks.")
     add = parser.add_argument
-    add("--methods", default="all", metavar="A,B,...", help="methods to run, or all")
+    add("--preset", choices=PRESETS, help="defaults for the options below: the paper's whole table, or one to try")
+    add("--methods", metavar="A,B,...", help="methods to run, or all (default: all; of an ablation its references)")
+    add("--pairs", metavar="T>S,...", help="teachers and students (default: --teacher and --student)")
     add("--student", default="resnet8", metavar="NAME", help="backbone to train")
     add("--teacher", default="resnet20", metavar="NAME", help="backbone to learn from")
-    add("--teacher-weights", metavar="FILE", help="its weights; trained first, once, if not given")
-    add("--teacher-epochs", type=int, metavar="N", help="length of its training (default: --epochs)")
+    add(
+        "--teacher-weights",
+        metavar="FILE|NAME=FILE,...",
+        help="weights of the teachers; others are trained first",
+    )
+    add("--teacher-epochs", type=int, metavar="N", help="length of their training (default: --epochs)")
+    add("--teacher-lr", type=float, help="their learning rate at the start (default: the recipe's)")
+    add("--ablation", choices=ABLATIONS, help="variants of --base: its parts, difficulty and scheduler, or centers")
+    add("--base", default="pckd", metavar="METHOD", help="what the ablation changes")
+    add("--grid", choices=GRIDS, default="one", help="of parts: each left out and each alone, or all combinations")
+    add("--seeds", default="0", metavar="0,1,...", help="seeds to run each case with")
     add("--dataset", default="shapes", metavar="NAME", help="data set")
     add("--data-root", metavar="DIR", help="where the data set's files are")
     add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
@@ -53,179 +67,134 @@ def make_parser() -> Parser:
     add("--val-fraction", type=float, default=0.0, help="measure on this share of the training set instead")
     add("--epochs", type=int, default=240, help="length of each run")
     add("--batch-size", type=int, default=64, help="images a step")
-    add("--seeds", default="0", metavar="0,1,...", help="seeds to run each method with")
-    add("--compile", action="store_true", help="run the networks through torch.compile")
-    add("--output", metavar="DIR", help="folder for a run folder each and table.md; finished runs are not run again")
+    add("--lr", type=float, help="learning rate at the start (default: the recipe's)")
+    add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
+    add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
+    add("--teacher-cache", metavar="DIR", help="keep the teacher's answers there, for all runs")
+    add("--view-pool", type=int, metavar="P", help="augment each image in P ways")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: where it repays itself)")
+    add("--num-workers", type=int, default=0, help="processes that read a streamed data set")
+    add("--report-difficulty", action="store_true", help="after each epoch ask every difficulty metric")
+    add("--reference", metavar="LABEL", help="what the others are compared with (default: kd)")
+    add("--confidence", type=float, default=0.95, help="of the intervals of differences")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once, each a process with its share of the cores")
+    add("--output", metavar="DIR", help="folder for the runs and benchmark.json, .csv, .md; done runs are kept")
     add("--matrix", action="store_true", help="only say which method works on which pair of families")
+    add("--one-run", help=argparse.SUPPRESS)
     parser.add_common()
     return parser
 
 
-def chosen_methods(text: str) -> list[str]:
-    """The methods of ``--methods``."""
-    return METHODS.names() if text == "all" else [method for method in split_methods(text, ",") if method]
-
-
-def matrix(methods: Sequence[str]) -> list[list[str]]:
-    """A row per method: whether its objective can be built for each pair of families, else the reason."""
-    setups = {}
-    for label, names in FAMILIES.items():
-        teacher, student = (BACKBONES.get(name)(10) for name in names)
-        frozen = FrozenTeacher(teacher)
-        setups[label] = Setup(probe(student, 3, 32), probe(frozen, 3, 32), 1000, frozen.classifier)
-    rows = []
-    for method in methods:
-        row = [method]
-        for label, (teacher_name, student_name) in FAMILIES.items():
-            setup = setups[label]
-            try:
-                terms = method_terms(method, student_name, teacher_name)
-                make_objective(terms, setup, difficulty="cross_entropy", scheduler="preview", centers="classifier")
-                row.append("works")
-            except NotApplicable as error:
-                row.append(str(error))
-        rows.append(row)
-    return rows
-
-
-def run_one(args: argparse.Namespace, method: str, seed: int, teacher: Any, data: Any, folder: Path) -> dict[str, Any]:
-    """One run, or what it wrote when it was run before."""
-    if (folder / RESULT).exists():
-        return read_result(args, method, seed, data, folder)
-    return distill(
-        student=args.student,
-        teacher=teacher,
-        teacher_weights=args.teacher_weights,
-        method=method,
-        data=data,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        seed=seed,
-        device=args.device,
-        precision=args.precision,
-        compile=args.compile,
-        output=folder,
-        resume=folder.exists(),
-        display=make_display(),
-    ).record
-
-
-def read_result(args: argparse.Namespace, method: str, seed: int, data: Any, folder: Path) -> dict[str, Any]:
-    """What a finished run has written, if it is the one that is asked for.
-
-    Raises:
-        UserError: the files cannot be read, or are of a run with other arguments; says which.
-    """
-    advice = "choose another --output, or remove the folder"
-    try:
-        done = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        there = {**done["arguments"], **{key: done[key] for key in ("train_images", "measured_on", *SHOWN)}}
-        json.loads((folder / METRICS).read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{folder}: not the folder of a finished run ({type(error).__name__}: {error}); {advice}"
-        ) from error
-    asked = {
-        "student": args.student,
-        "method": method,
-        "data": data.name,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "seed": seed,
-        "teacher_weights": args.teacher_weights,
-        "train_images": len(data.train),
-        "measured_on": data.measured_on,
-    }
-    other = [f"{key} was {there.get(key)!r}, is {value!r}" for key, value in asked.items() if there.get(key) != value]
-    if other:
-        raise UserError(f"{folder} holds a run with other arguments ({'; '.join(other)}); {advice}")
-    return dict(done)
-
-
-def summary(method: str, records: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line of the table: accuracies over seeds, last epoch's terms of the first seed, speed, extra parameters."""
-
-    def spread(key: str) -> str:
-        values = [record[key] for record in records]
-        deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{deviation}"
-
-    terms = ", ".join(f"{name} {rows[-1][name]:.3g}" for name in records[0]["terms"] if name in rows[-1])
-    speed = statistics.median(record["images_per_second"] or float("nan") for record in records)
-    return [
-        method,
-        spread("last_top1"),
-        spread("best_top1"),
-        terms,
-        f"{speed:.0f}",
-        f"{records[0]['loss_parameters']:,}",
-    ]
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    """Methods, or an ablation's cases and what methods are asked for beside them."""
+    if args.ablation is None:
+        return method_cases("all" if args.methods is None else args.methods)
+    cases = ablation_cases(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs)
+    known = {case.label for case in cases}
+    more = [] if args.methods is None else method_cases(args.methods)
+    return cases + [case for case in more if case.label not in known]
 
 
 def run(args: argparse.Namespace) -> int:
-    methods = chosen_methods(args.methods)
-    if not methods:
-        raise UserError(f"--methods {args.methods!r} names none; give some with commas between, or all")
-    for method in methods:
-        method_terms(method)  # a misspelled name is refused before hours of the others
+    if args.one_run is not None:
+        return run_one_for_parent(args.one_run)
+    cases = chosen_cases(args)
     if args.matrix:
-        columns = ["method", *FAMILIES]
-        print_table(columns, matrix(methods), header=True)
+        print_table(["method", *FAMILIES], matrix(cases), header=True)
         return 0
     if not args.output:
         raise UserError("--output is missing: give the folder for the runs")
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds must be whole numbers with commas between, not {args.seeds!r}") from None
     root = Path(args.output).expanduser()
+    runs, reference = planned(args, cases, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output folder {root}: {error.strerror or error}; choose another --output") from None
+    with Lock(root):
+        return compare(args, runs, reference, root)
+
+
+def planned(args: argparse.Namespace, cases: Sequence[Case], root: Path) -> tuple[list[Run], str]:
+    """All runs, and the label of the reference.
+
+    Raises:
+        UserError: an option that no run can use.
+    """
+    pairs = parse_pairs(f"{args.teacher}>{args.student}" if args.pairs is None else args.pairs)
+    seeds = parse_seeds(args.seeds)
+    if args.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {args.jobs}")
+    t_quantile(args.confidence, 1)
+    labels = [case.label for case in cases]
+    if args.reference is not None and args.reference not in labels:
+        raise UserError(f"--reference {args.reference!r} is no row of the table: {', '.join(labels)}")
+    settings = {**{name: getattr(args, name) for name in SETTINGS}, "data": args.dataset}
+    check_settings(settings, seeds)
+    weights = parse_weights(args.teacher_weights, [teacher for teacher, _ in pairs])
+    return make_runs(pairs, cases, seeds, settings, weights, root), args.reference or "kd"
+
+
+def compare(args: argparse.Namespace, runs: Sequence[Run], reference: str, root: Path) -> int:
+    """Run what is not done, and write the tables after each run; 1 if one failed."""
     display = make_display()
-    data = load_data(
-        args.dataset,
-        root=args.data_root,
-        limit_train=args.limit_train,
-        limit_test=args.limit_test,
-        val_fraction=args.val_fraction,
-    )
-    if args.teacher_weights is None:
-        # Trained once, here, and then found in the cache by every run.
-        epochs = args.epochs if args.teacher_epochs is None else args.teacher_epochs
-        teacher: Any = train_teacher(
-            teacher=args.teacher,
-            data=data,
-            epochs=epochs,
-            batch_size=args.batch_size,
-            device=args.device,
-            precision=args.precision,
-            display=display,
-        )
-    else:
-        teacher = args.teacher
-    table, refused = [], []
-    for method in methods:
-        safe = "".join(c if c.isalnum() or c in "-_+" else "_" for c in method)
-        folders = [root / f"{safe}-seed{seed}" for seed in seeds]
-        try:
-            records = [run_one(args, method, s, teacher, data, f) for s, f in zip(seeds, folders, strict=True)]
-        except NotApplicable as error:
-            refused.append(f"{method}: {error}")
-            display.note(refused[-1])
-            continue
-        rows = [json.loads(line) for line in (folders[0] / METRICS).read_text().splitlines()]
-        table.append(summary(method, records, rows))
-    columns = ["method", "last top-1", "best top-1", "terms in the last epoch", "images/s", "extra parameters"]
-    print_table(columns, table, header=True)
-    lines = ["| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *table]]
-    (root / "table.md").write_text("\n".join([*lines, *(["", *refused] if refused else [])]) + "\n")
-    return 0
+    limits = {name: getattr(args, name) for name in ("limit_train", "limit_test", "val_fraction")}
+    data = load_data(args.dataset, root=args.data_root, **limits)
+    refused, notes = refuse_early(runs, data)
+    tried = [run for run in runs if (run.pair, run.case.label) not in refused]
+    done = {run: record for run in tried if (record := read_finished(run, data)) is not None}
+    hidden = ("output", "preset", "matrix", "one_run", "list", "debug")
+    protocol = {name: value for name, value in vars(args).items() if name not in hidden}
+    ledger = Ledger(root, protocol, tried, reference=reference, confidence=args.confidence, notes=notes)
+    for (pair, label), reason in refused.items():
+        ledger.refuse(next(r for r in runs if (r.pair, r.case.label) == (pair, label)), reason, failed=False)
+        display.note(f"{pair} {label}: {reason}")
+    for note in notes:
+        display.note(note)
+    for finished, record in done.items():
+        ledger.add(finished, record)
+    left = [run for run in tried if run not in done]
+    display.note(f"{len(tried)} runs, {len(done)} of them done")
+    ledger.write()
+
+    def ended(run: Run, reason: str | None, seconds: float) -> None:
+        record = read_finished(run, data) if reason is None else None
+        if record is None:
+            ledger.refuse(run, reason or "it left no result", failed=True)
+            display.note(f"{run.title}: failed after {seconds:.0f} s: {reason}")
+        else:
+            ledger.add(run, record)
+            accuracies = f"{record['last_top1']:.2f} % top-1 (best {record['best_top1']:.2f})"
+            display.note(f"{run.title}: {accuracies}, {seconds:.0f} s")
+        ledger.write()
+
+    failed = obtain_teachers(left, data, display)
+    for run in left:
+        if run.teacher in failed:
+            ended(run, failed[run.teacher], 0.0)
+    plugins = [part for plugin in args.plugin for part in ("--plugin", plugin)]
+    command = [sys.executable, str(Path(__file__).resolve()), *plugins, *["--debug"] * args.debug, "--one-run"]
+    left = [run for run in left if run.teacher not in failed]
+    run_all(left, ended, jobs=args.jobs, command=command, display=display)
+    content: dict[str, Any] = ledger.write()
+    print_table(*overview(content), header=True)
+    display.note(f"{content['done']} of {content['runs']} runs; written to {root / MARKDOWN}")
+    return 1 if ledger.failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(make_parser(), run, argv)
+    parser = make_parser()
+    early = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    early.add_argument("--preset", choices=PRESETS)
+    early.add_argument("--ablation")
+    try:
+        known = early.parse_known_args(argv)[0]
+    except argparse.ArgumentError:
+        known = argparse.Namespace(preset=None)  # the whole parser says what is wrong
+    if known.preset is not None:
+        # An ablation has methods of its own.
+        left_out = {"methods"} if known.ablation is not None else set()
+        parser.set_defaults(**{k: value for k, value in preset(known.preset).items() if k not in left_out})
+    return run_tool(parser, run, argv, interrupted=lambda args: "; the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -697,7 +697,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, load_module: Callable[[str],
         tool, more = ("benchmark", "") if name in ("compared", "broken_result") else ("train_net", "--lr 0.02")
         assert load_module(tool).main(made.command(tool, more + " --epochs 2" * (name == "two_epochs"), folder)) == 0
     (runs["damaged"] / "checkpoint.pth").write_bytes(b"no checkpoint")
-    (runs["broken_result"] / "kd-seed0" / "result.json").write_text("{")
+    (runs["broken_result"] / "resnet8_resnet8" / "kd-seed0" / "result.json").write_text("{")
     return World({**made.places, **{name: str(folder) for name, folder in runs.items()}})
 
 

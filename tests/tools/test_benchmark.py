@@ -1,18 +1,31 @@
-"""tools/benchmark.py: methods and seeds side by side, each run once."""
+"""tools/benchmark.py: methods, pairs and seeds side by side, each run once, whatever comes between."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from model_zoo import save_weights
+from pckd.engine.record import FolderInUse, Lock
+from registry import BACKBONES
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 DATA = "shapes(image_size=8, train_size=40, test_size=20)"
 QUICK = ["--dataset", DATA, "--epochs", "1", "--batch-size", "8", "--precision", "fp32", "--device", "cpu"]
+SMALL = [*QUICK, "--teacher", "resnet8"]
+PAIR = "resnet8_resnet8"
 
 
 @pytest.fixture
@@ -20,33 +33,182 @@ def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
     return load_tool("benchmark")
 
 
+def content(output: Path) -> dict[str, Any]:
+    found = json.loads((output / "benchmark.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def stamps(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.glob("*/*/result.json")}
+
+
 def test_runs_every_method_and_seed_once(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "runs"
-    arguments = ["--methods", "kd,dkd(beta=2, alpha=1)+rkd", "--seeds", "0,1", "--output", str(output), *QUICK]
-    assert tool.main([*arguments, "--teacher", "resnet8"]) == 0
+    arguments = ["--methods", "kd,dkd(beta=2, alpha=1)+rkd", "--seeds", "0,1", "--output", str(output), *SMALL]
+    assert tool.main(arguments) == 0
     assert capsys.readouterr().out.count("trained first") == 1
-    folders = sorted(path.name for path in output.iterdir() if path.is_dir())
+    folders = sorted(path.name for path in (output / PAIR).iterdir())
     assert len(folders) == 4
     assert folders[2:] == ["kd-seed0", "kd-seed1"]
-    table = (output / "table.md").read_text()
-    last = [json.loads((output / f"kd-seed{seed}" / "result.json").read_text())["last_top1"] for seed in (0, 1)]
+    table = (output / "benchmark.md").read_text()
+    last = [json.loads((output / PAIR / f"kd-seed{seed}" / "result.json").read_text())["last_top1"] for seed in (0, 1)]
     assert f"| kd | {statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} |" in table
     assert "| dkd(beta=2, alpha=1)+rkd |" in table
-    stamps = {path: path.stat().st_mtime_ns for path in output.glob("*/result.json")}
-    assert tool.main([*arguments, "--teacher", "resnet8"]) == 0
-    assert {path: path.stat().st_mtime_ns for path in output.glob("*/result.json")} == stamps
-    assert (output / "table.md").read_text() == table
+    assert "4 of 4 runs" in table
+    row, other = content(output)["rows"]
+    assert (row["label"], row["last_top1"], row["seeds"]) == ("kd", last, [0, 1])
+    assert other["difference"]["values"] == [a - b for a, b in zip(other["last_top1"], last, strict=True)]
+    assert content(output)["protocol"]["dataset"] == DATA
+    with open(output / "benchmark.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["last_top1"]) for line in lines if line["label"] == "kd"] == last
+    assert all((output / line["folder"] / "model_final.pth").exists() for line in lines)
+
+    before = stamps(output)
+    assert tool.main(arguments) == 0
+    assert stamps(output) == before
+    assert (output / "benchmark.md").read_text() == table
+    # A run whose result is gone is run again from its checkpoint, and the others are not.
+    gone = output / PAIR / "kd-seed0" / "result.json"
+    result = json.loads(gone.read_text())
+    gone.unlink()
+    assert tool.main(arguments) == 0
+    again = json.loads(gone.read_text())
+    assert (again["last_top1"], again["best_top1"]) == (result["last_top1"], result["best_top1"])
+    assert {path for path, stamp in stamps(output).items() if before[path] != stamp} == {gone}
+
+
+def test_several_pairs_have_a_table_each(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "runs"
+    weights = save_weights(BACKBONES.get("resnet14")(10), tmp_path / "resnet14.pth")
+    arguments = ["--methods", "kd,vanilla", "--pairs", "resnet8>resnet8,resnet14>resnet8", "--output", str(output)]
+    assert tool.main([*arguments, "--teacher-weights", f"resnet14={weights}", "--reference", "vanilla", *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert said.count("trained first") == 1
+    assert "teacher resnet8: no weights given" in said
+    rows = content(output)["rows"]
+    pairs = ["resnet8>resnet8"] * 2 + ["resnet14>resnet8"] * 2
+    assert [row["pair"] for row in rows] == pairs
+    assert [row["difference"] and row["difference"]["to"] for row in rows] == ["vanilla", None] * 2
+    assert [row["difference"]["low"] for row in rows[::2]] == [None, None]
+    # The teacher is not asked by a method that needs none, and is the same.
+    assert rows[0]["teacher_top1"] == rows[1]["teacher_top1"]
+    text = (output / "benchmark.md").read_text()
+    assert text.index("## resnet8>resnet8") < text.index("## resnet14>resnet8")
 
 
 def test_method_that_cannot_work_is_said_and_the_rest_goes_on(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--methods", "fsp,kd", "--teacher", "resnet8x4", "--output", str(tmp_path / "runs"), *QUICK]
-    assert tool.main(arguments) == 0
-    assert "fsp: fsp needs maps of equal widths" in capsys.readouterr().out
-    table = (tmp_path / "runs" / "table.md").read_text()
-    assert "| kd |" in table
-    assert "fsp needs maps of equal widths" in table
+    output = tmp_path / "runs"
+    arguments = ["--methods", "fsp,kd,kd(weight=1e39)", "--teacher", "resnet8x4", "--output", str(output), *QUICK]
+    assert tool.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert said.index("fsp: fsp needs maps of equal widths") < said.index("trained first")
+    text = (output / "benchmark.md").read_text()
+    assert "1 of 2 runs" in text
+    assert "| kd |" in text
+    assert "fsp needs maps of equal widths" in text
+    fsp, broken = content(output)["refused"]
+    assert (fsp["method"], fsp["seed"]) == ("fsp", None)
+    assert (broken["method"], broken["seed"]) == ("kd(weight=1e39)", 0)
+    assert "epoch 1, step 1: kd is not finite" in broken["reason"]
+    # What cannot work at all is no failure.
+    assert tool.main(["--methods", "fsp,kd", *arguments[2:]]) == 0
+
+
+def test_an_ablation_runs_its_cases_beside_the_references(tool: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    arguments = ["--preset", "quick", "--ablation", "pckd", "--report-difficulty", "--pairs", "resnet8>resnet8"]
+    assert tool.main([*arguments, "--seeds", "0", *QUICK, "--output", str(output)]) == 0
+    rows = {row["label"]: row for row in content(output)["rows"]}
+    assert list(rows)[:4] == ["kd", "vanilla", "pckd", "pckd-without-feature"]
+    assert len(rows) == 15
+    # Cross entropy and KD without a preview is what kd is.
+    assert rows["ce+kd"]["last_top1"] == rows["kd"]["last_top1"]
+    folder = output / PAIR / "pckd-1-view-4x-epochs-seed0"
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["views"], result["arguments"]["teacher_epochs"]) == (1, 1)
+    assert rows["pckd-1-view-4x-epochs"]["options"] == {"views": 1, "epochs": 4}
+    text = (output / "benchmark.md").read_text()
+    assert "Rank correlation of each metric" in text
+    assert "easy, over no preview" in text
+
+
+def test_several_at_once_find_what_one_after_the_other_find(
+    tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods", "kd,pckd,kd(weight=1e39)", *SMALL]
+    assert tool.main([*arguments, "--output", str(tmp_path / "one")]) == 1
+    capfd.readouterr()
+    assert tool.main([*arguments, "--output", str(tmp_path / "two"), "--jobs", "2"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert sum(line.startswith("started ") for line in lines) == 3
+    assert sum(" % top-1 (best " in line for line in lines) == 2
+    assert not any(line.startswith("epoch ") for line in lines)
+    one, two = (content(tmp_path / name) for name in ("one", "two"))
+    assert [row["last_top1"] for row in two["rows"]] == [row["last_top1"] for row in one["rows"]]
+    assert two["refused"] == one["refused"]
+    for method in ("kd", "pckd"):
+        metrics = [
+            (tmp_path / name / PAIR / f"{method}-seed0" / "metrics.jsonl").read_text() for name in ("one", "two")
+        ]
+        assert metrics[0] == metrics[1]
+        assert "epoch 1/1" in (tmp_path / "two" / PAIR / f"{method}-seed0" / "log.txt").read_text()
+
+
+def wait_for(reached: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def free(folder: Path) -> bool:
+    """Whether no process is at work in a folder."""
+    try:
+        Lock(folder).release()
+    except FolderInUse:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_goes_on_after_signals_and_leaves_nothing_running(tool: ModuleType, tmp_path: Path) -> None:
+    output, whole = tmp_path / "runs", tmp_path / "whole"
+    arguments = ["--methods", "kd", "--seeds", "0,1", *SMALL, "--epochs", "30", "--teacher-epochs", "1"]
+    assert tool.main([*arguments, "--output", str(whole)]) == 0
+    folders = [output / PAIR / f"kd-seed{seed}" for seed in (0, 1)]
+
+    def epochs() -> list[int]:
+        files = [folder / "metrics.jsonl" for folder in folders]
+        return [len(path.read_bytes().splitlines()) if path.exists() else 0 for path in files]
+
+    command = [sys.executable, str(TOOL), *arguments, "--output", str(output), "--jobs", "2"]
+    before = [0, 0]
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: max(now - was for now, was in zip(epochs(), before, strict=True)) > 0)  # noqa: B023
+            process.send_signal(number)
+            said = process.communicate()[1]
+        assert process.returncode == code
+        if number == signal.SIGKILL:
+            # Nobody told the children, which notice that their parent is gone.
+            wait_for(lambda: all(map(free, folders)))
+        else:
+            assert said == "benchmark.py: stopped, as were the runs; the same command goes on from there\n"
+        assert all(map(free, folders))
+        assert not all((folder / "result.json").exists() for folder in folders)
+        assert (output / "benchmark.md").exists()
+        before = epochs()
+    assert sum(before) > 0
+    assert tool.main([*arguments, "--output", str(output)]) == 0
+    assert "2 of 2 runs" in (output / "benchmark.md").read_text()
+    for folder in folders:
+        assert (folder / "metrics.jsonl").read_text() == (whole / PAIR / folder.name / "metrics.jsonl").read_text()
+    assert [row["mean"] for row in content(output)["rows"]] == [row["mean"] for row in content(whole)["rows"]]
 
 
 def test_matrix_names_works_and_reasons(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,18 +221,63 @@ def test_matrix_names_works_and_reasons(tool: ModuleType, capsys: pytest.Capture
     assert fsp.count("needs maps of equal widths") == 4
 
 
+def test_what_the_command_line_gives_wins_over_the_preset(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(tool, "run", lambda args: seen.append(args) or 0)
+    assert tool.main(["--preset", "quick", "--epochs", "2", "--seeds", "5"]) == 0
+    assert tool.main(["--preset", "paper-cifar100", "--ablation", "pckd", "--batch-size", "128"]) == 0
+    quick, paper = seen
+    assert (quick.epochs, quick.seeds, quick.pairs) == (2, "5", "resnet20>resnet8")
+    assert "pckd_without_kd" in quick.methods
+    assert (paper.epochs, paper.batch_size, paper.dataset) == (240, 128, "cifar100")
+    assert paper.methods is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "kd,nothing"], "METHODS: unknown name 'nothing'"),
         (["--methods", "kd"], "--output is missing"),
         (["--methods", "kd", "--output", "x", "--seeds", "0,one"], "--seeds must be whole numbers"),
+        (["--methods", "kd", "--output", "x", "--pairs", "resnet8"], "give TEACHER>STUDENT"),
+        (["--methods", "kd", "--output", "x", "--jobs", "0"], "--jobs must be at least 1"),
+        (["--methods", "kd", "--output", "x", "--confidence", "95"], "confidence must be above 0 and below 1"),
+        (["--methods", "kd", "--output", "x", "--reference", "pckd"], "--reference 'pckd' is no row of the table: kd"),
+        (["--ablation", "pckd", "--base", "kd", "--output", "x"], "--base 'kd' has none of the parts"),
+        (["--ablation", "paths"], "argument --ablation: invalid choice"),
+        (["--preset", "slow"], "argument --preset: invalid choice"),
+        (
+            ["--methods", "kd", "--output", "x", "--pairs", "vgg8>vgg8,vgg13>vgg8", "--teacher-weights", "y.pth"],
+            "several teachers (vgg8, vgg13)",
+        ),
+        (["--methods", "kd", "--output", "x", "--teacher-cache", "y", "--view-pool", "0"], "needs a finite view_pool"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    refusal: Callable[[list[str]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert tool.main([*arguments, *QUICK]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal([*QUICK, *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_runs_is_refused_before_any_run(
+    tool: ModuleType, refusal: Callable[[list[str]], str], tmp_path: Path
+) -> None:
+    arguments = ["--output", str(tmp_path / "runs"), *SMALL]
+    assert tool.main([*arguments, "--methods", "vanilla"]) == 0
+    before = content(tmp_path / "runs")
+    assert "(lr was None, is 0.02)" in refusal([*arguments, "--methods", "kd,vanilla", "--lr", "0.02"])
+    (tmp_path / "runs" / PAIR / "vanilla-seed0" / "result.json").write_text("{")
+    assert "not the folder of a finished run" in refusal([*arguments, "--methods", "kd,vanilla"])
+    assert content(tmp_path / "runs") == before
+    assert not (tmp_path / "runs" / PAIR / "kd-seed0").exists()
+
+
+def test_one_benchmark_at_a_time_is_at_work_in_a_folder(refusal: Callable[[list[str]], str], tmp_path: Path) -> None:
+    with Lock(tmp_path):
+        assert "is in use by" in refusal(["--methods", "kd", "--output", str(tmp_path), *SMALL])

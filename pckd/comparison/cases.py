@@ -1,0 +1,154 @@
+"""What is compared: methods as they are, or an ablation's variants of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from pckd.engine.sources import method_terms, split_methods
+from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError, options_of, parse
+
+__all__ = ["ABLATIONS", "GRIDS", "PARTS", "REFERENCES", "Case", "ablation_cases", "method_cases"]
+
+ABLATIONS = ("pckd", "difficulty", "centers")
+GRIDS = ("one", "full")
+
+PARTS: Mapping[str, str] = {"feature": "feature", "center": "alpha", "contrast": "beta", "kd": "delta"}
+"""The parts of PCKD's objective, and the option that is each one's weight. Preview is a part without a weight."""
+PREVIEW = "preview"
+UNSCHEDULED = "constant"
+"""The scheduler that weights every sample alike."""
+REFERENCES = ("kd", "vanilla")
+"""Methods that stand beside every ablation."""
+VIEWS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table.
+
+    Args:
+        label: what the table calls it.
+        method: as ``pckd.distill`` takes it.
+        options: arguments of ``pckd.distill`` that are others in this case.
+    """
+
+    label: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def method_cases(text: str) -> list[Case]:
+    """A case for each method of ``--methods``: ``"kd,dkd(beta=2)+crd"``, or ``"all"``.
+
+    Raises:
+        UserError: it names none, or one that is unknown.
+    """
+    names = METHODS.names() if text == "all" else [method for method in split_methods(text, ",") if method]
+    if not names:
+        raise UserError(f"--methods {text!r} names none; give some with commas between, or all")
+    for name in names:
+        method_terms(name)
+    return [Case(name, name) for name in dict.fromkeys(names)]
+
+
+def ablation_cases(kind: str, *, base: str = "pckd", grid: str = "one", epochs: int) -> list[Case]:
+    """The cases of an ablation of ``base``; the references come first.
+
+    Args:
+        kind: of :data:`ABLATIONS`. grid: of :data:`GRIDS`, for the parts of PCKD: each one left out and each one alone,
+            or every combination.
+        epochs: of a run; what has one view is also trained longer, so that it computes as much.
+    """
+    method_terms(base)
+    references = [Case(name, name) for name in REFERENCES]
+    if kind == "difficulty":
+        return references + list(_difficulties(base))
+    if kind == "centers":
+        return references + [Case(f"centers-{rule}", base, {"centers": rule}) for rule in CENTER_RULES.names()]
+    return references + _parts(base, grid) + _views(base, epochs)
+
+
+def _difficulties(base: str) -> Iterator[Case]:
+    # It looks at no metric: with each of them it is the same run.
+    yield Case(UNSCHEDULED, base, {"scheduler": UNSCHEDULED})
+    for metric in DIFFICULTY_METRICS.names():
+        for scheduler in DIFFICULTY_SCHEDULERS.names():
+            if scheduler != UNSCHEDULED:
+                yield Case(f"{metric}-{scheduler}", base, {"difficulty": metric, "scheduler": scheduler})
+
+
+def _parts(base: str, grid: str) -> list[Case]:
+    parts = _parts_of(base)
+    everything = frozenset(parts)
+    if grid == "full":
+        chosen = [frozenset(some) for size in range(len(parts), 0, -1) for some in combinations(parts, size)]
+    else:
+        chosen = [everything, *(everything - {part} for part in parts), *(frozenset({part}) for part in parts)]
+    cases: dict[frozenset[str], Case] = {}
+    for on in chosen:
+        method = _without(base, everything - on - {PREVIEW})
+        previews = _previews(method)
+        # With nothing to preview it is the same run as without a preview; with nothing at all it is vanilla.
+        kept = on if previews else on - {PREVIEW}
+        if kept:
+            options = {"scheduler": UNSCHEDULED} if previews and PREVIEW in everything - on else {}
+            cases[kept] = Case(_label(base, parts, kept), method, options)
+    return list(cases.values())
+
+
+def _parts_of(base: str) -> list[str]:
+    """The parts that a method has.
+
+    Raises:
+        UserError: none: there is nothing to switch off.
+    """
+    if len(split_methods(base)) > 1:
+        raise UserError(f"--base {base!r}: the parts of one method are switched off; give one, such as pckd")
+    name, given = parse(base)
+    weights = {**options_of(METHODS.get(name)), **given}
+    parts = [part for part, option in PARTS.items() if weights.get(option)]
+    if not parts:
+        raise UserError(
+            f"--base {base!r} has none of the parts that are switched off ({', '.join(PARTS.values())}); "
+            "give pckd, pckd_without_kd, or another method with these options"
+        )
+    if _previews(base):
+        parts.insert(-1 if parts[-1] == "kd" else len(parts), PREVIEW)
+    return parts
+
+
+def _without(base: str, off: Collection[str]) -> str:
+    """The method with the weights of some parts 0."""
+    if not off:
+        return base
+    name, options = parse(base)
+    options.update({option: 0 for part, option in PARTS.items() if part in off})
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+
+
+def _label(base: str, parts: Sequence[str], on: Collection[str]) -> str:
+    off = [part for part in parts if part not in on]
+    if not off:
+        return base
+    if len(off) == 1:
+        return f"{base}-without-{off[0]}"
+    return "+".join(["ce", *(part for part in parts if part in on)])
+
+
+def _previews(method: str) -> bool:
+    return any(term.previewed and term.weight for term in method_terms(method))
+
+
+def _views(base: str, epochs: int) -> list[Case]:
+    """One view at as many steps, and at as many images through the networks; KD with as many, too."""
+    if not any(term.views == "all" and term.weight for term in method_terms(base)):
+        return []
+    longer = VIEWS * epochs
+    return [
+        Case(f"{base}-1-view", base, {"views": 1}),
+        Case(f"{base}-1-view-{VIEWS}x-epochs", base, {"views": 1, "epochs": longer}),
+        Case(f"kd-{VIEWS}x-epochs", "kd", {"epochs": longer}),
+    ]

@@ -1,0 +1,79 @@
+"""The figures of the papers, where a run is of their setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from model_zoo import PAIRS, Recipe
+from pckd.comparison.cases import Case
+from registry import METHODS, UserError, parse
+
+__all__ = ["is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
+
+_ROWS = {
+    "vanilla": "student",
+    "pckd_without_kd": "PCKD without L_KD",
+    "pckd(delta=0)": "PCKD without L_KD",
+    "kd(ce=0.1, weight=0.9)": "KD",
+}
+"""Methods that the tables call otherwise; the others have their own name, in capitals of some kind."""
+_SAME_FAMILY = [pair for pair in PAIRS if "PCKD" in pair.paper]
+
+
+def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
+    """Whether data set, schedule and training set are those of the CIFAR-100 tables.
+
+    Args:
+        protocol: the options of a benchmark.
+    """
+    usual = Recipe()
+    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0}
+    free = ("limit_train", "limit_test", "lr", "views", "view_pool", "teacher_cache", "teacher_lr")
+    if any(protocol.get(name, value) != value for name, value in asked.items()):
+        return False
+    if any(protocol.get(name) for name in free):
+        return False
+    if not protocol.get("teacher_weights") and protocol.get("teacher_epochs") not in (None, usual.epochs):
+        return False
+    return parse(str(protocol["dataset"]))[0] == "cifar100"
+
+
+def paper_figure(protocol: Mapping[str, Any], teacher: str, student: str, case: Case | str) -> float | None:
+    """The reported top-1 accuracy in percent; None where there is none, or the setting is another.
+
+    Args:
+        case: as it is run, or ``"teacher"``. A method with options is the paper's where the table says so.
+    """
+    if not is_papers_setting(protocol) or (isinstance(case, Case) and case.options):
+        return None
+    for pair in PAIRS:
+        if (pair.teacher, pair.student) == (teacher, student):
+            row = case if isinstance(case, str) else _row(case.method, pair.paper)
+            return pair.paper.get(row) if row else None
+    return None
+
+
+def paper_methods() -> list[str]:
+    """The registered methods that the table of same-family pairs has a row for."""
+    rows = {row: figure for pair in _SAME_FAMILY for row, figure in pair.paper.items()}
+    return [name for name in METHODS.names() if _row(name, rows)]
+
+
+def paper_pairs() -> list[str]:
+    """The pairs of that table, as ``teacher>student``."""
+    return [pair.label for pair in _SAME_FAMILY]
+
+
+def _row(method: str, rows: Mapping[str, float]) -> str | None:
+    for spec, row in _ROWS.items():
+        if _same(spec, method):
+            return row
+    return next((row for row in rows if row.casefold() == method.casefold()), None)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return parse(one) == parse(other)
+    except UserError:  # several methods together, which no table has
+        return False

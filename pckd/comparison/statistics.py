@@ -1,0 +1,75 @@
+"""Means over seeds, and how sure a difference between two methods is."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from registry import UserError
+
+__all__ = ["Difference", "mean_and_deviation", "paired_difference", "t_quantile"]
+
+
+class Difference(NamedTuple):
+    """Of two methods with the same seeds."""
+
+    values: list[float]
+    """Per seed."""
+    mean: float
+    low: float | None
+    """Ends of the confidence interval of the mean; None where one seed gives none."""
+    high: float | None
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (over n - 1); one value has none."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired_difference(values: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Difference:
+    """How far ``values`` are above ``reference``, seed by seed, with the interval of the paired t-test.
+
+    What a seed does to both alike, such as an easy order of the images, cancels.
+
+    Args:
+        values, reference: one figure for each seed, in the same order.
+        confidence: of the interval, above 0 and below 1.
+    """
+    differences = [one - other for one, other in zip(values, reference, strict=True)]
+    mean, deviation = mean_and_deviation(differences)
+    if deviation is None:
+        return Difference(differences, mean, None, None)
+    half = t_quantile(confidence, len(differences) - 1) * deviation / math.sqrt(len(differences))
+    return Difference(differences, mean, mean - half, mean + half)
+
+
+def t_quantile(confidence: float, freedom: int) -> float:
+    """The t for which Student's distribution has ``confidence`` between -t and t: 12.706 for 0.95 and 1 degree.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+
+    Raises:
+        UserError: a confidence that no interval has.
+    """
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence must be above 0 and below 1, not {confidence}")
+    low, high = 0.0, math.pi / 2
+    # By the angle, in which the distribution's whole range is bounded.
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _between(middle, freedom) < confidence else (low, middle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def _between(angle: float, freedom: int) -> float:
+    """Probability between -t and t, t = sqrt(freedom) tan(angle): Abramowitz & Stegun, 26.7.3 and 26.7.4."""
+    cos, odd = math.cos(angle), freedom % 2
+    term, total = (cos if odd else 1.0), 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= k / (k + 1) * cos * cos
+    series = math.sin(angle) * total
+    return 2 / math.pi * (angle + series) if odd else series

@@ -1,0 +1,408 @@
+"""pckd/comparison: statistics by hand, cases by name, plans, and what the tables say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_zoo import PAIRS, save_weights
+from pckd import load_data
+from pckd.comparison import plan
+from pckd.comparison.cases import Case, ablation_cases, method_cases
+from pckd.comparison.ledger import Ledger
+from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods, paper_pairs
+from pckd.comparison.plan import (
+    SETTINGS,
+    Run,
+    folder_name,
+    make_runs,
+    parse_pairs,
+    parse_seeds,
+    parse_weights,
+    refuse_early,
+)
+from pckd.comparison.presets import PRESETS, preset
+from pckd.comparison.runs import dealt, failure
+from pckd.comparison.statistics import mean_and_deviation, paired_difference, t_quantile
+from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError
+
+# Statistics
+
+
+@pytest.mark.parametrize(
+    ("confidence", "freedom", "expected"),
+    [
+        (0.95, 1, 12.706),
+        (0.95, 2, 4.303),
+        (0.95, 3, 3.182),
+        (0.95, 4, 2.776),
+        (0.95, 5, 2.571),
+        (0.95, 10, 2.228),
+        (0.95, 30, 2.042),
+        (0.95, 1000, 1.962),
+        (0.99, 2, 9.925),
+        (0.9, 4, 2.132),
+        (0.5, 1, 1.0),
+    ],
+)
+def test_quantiles_are_those_of_the_tables(confidence: float, freedom: int, expected: float) -> None:
+    assert t_quantile(confidence, freedom) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 95.0, float("nan")])
+def test_no_interval_has_such_a_confidence(confidence: float) -> None:
+    with pytest.raises(UserError, match="confidence must be above 0 and below 1"):
+        t_quantile(confidence, 3)
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    assert mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(7**0.5))
+    assert mean_and_deviation([4.0]) == (4.0, None)
+
+
+def test_paired_difference_by_hand() -> None:
+    found = paired_difference([71.0, 75.0, 73.0], [70.0, 72.0, 71.0])
+    # Differences 1, 3, 2: mean 2, deviation 1, half a width of 4.303 / sqrt(3).
+    assert found.values == [1.0, 3.0, 2.0]
+    assert found.mean == 2.0
+    assert found.low == pytest.approx(2 - 2.4841, abs=1e-3)
+    assert found.high == pytest.approx(2 + 2.4841, abs=1e-3)
+    assert paired_difference([2.0], [1.5]) == ([0.5], 0.5, None, None)
+    assert paired_difference([2.0, 3.0], [1.0, 2.0])[1:] == (1.0, 1.0, 1.0)
+
+
+# Cases
+
+
+def test_methods_are_cases_once_each() -> None:
+    assert method_cases("kd, dkd(beta=2, alpha=1)+rkd,kd") == [
+        Case("kd", "kd"),
+        Case("dkd(beta=2, alpha=1)+rkd", "dkd(beta=2, alpha=1)+rkd"),
+    ]
+    assert [case.method for case in method_cases("all")] == METHODS.names()
+
+
+def by_label(cases: list[Case]) -> dict[str, tuple[str, dict[str, Any]]]:
+    assert len({case.label for case in cases}) == len(cases)
+    assert len({(case.method, str(case.options)) for case in cases}) == len(cases)
+    return {case.label: (case.method, dict(case.options)) for case in cases}
+
+
+def test_each_part_left_out_and_each_alone() -> None:
+    assert by_label(ablation_cases("pckd", epochs=10)) == {
+        "kd": ("kd", {}),
+        "vanilla": ("vanilla", {}),
+        "pckd": ("pckd", {}),
+        "pckd-without-feature": ("pckd(feature=0)", {}),
+        "pckd-without-center": ("pckd(alpha=0)", {}),
+        "pckd-without-contrast": ("pckd(beta=0)", {}),
+        "pckd-without-preview": ("pckd", {"scheduler": "constant"}),
+        "pckd-without-kd": ("pckd(delta=0)", {}),
+        "ce+feature": ("pckd(alpha=0, beta=0, delta=0)", {}),
+        "ce+center": ("pckd(feature=0, beta=0, delta=0)", {}),
+        "ce+contrast": ("pckd(feature=0, alpha=0, delta=0)", {"scheduler": "constant"}),
+        "ce+kd": ("pckd(feature=0, alpha=0, beta=0)", {"scheduler": "constant"}),
+        "pckd-1-view": ("pckd", {"views": 1}),
+        "pckd-1-view-4x-epochs": ("pckd", {"views": 1, "epochs": 40}),
+        "kd-4x-epochs": ("kd", {"epochs": 40}),
+    }
+
+
+def test_all_combinations_of_parts_that_mean_something() -> None:
+    full = by_label(ablation_cases("pckd", grid="full", epochs=10))
+    # 32, less none at all, less preview with neither contrast nor KD (feature and center on or off: 4, one of them
+    # with nothing else); two references and three of views.
+    assert len(full) == 32 - 1 - 4 + 5
+    assert full["ce+feature+contrast+preview"] == ("pckd(alpha=0, delta=0)", {})
+    assert full["ce+feature+contrast"] == ("pckd(alpha=0, delta=0)", {"scheduler": "constant"})
+    assert "ce+feature+preview" not in full
+    assert "ce+center+preview" not in full
+    one = by_label(ablation_cases("pckd", epochs=10))
+    assert {label: full[label] for label in one} == one
+
+
+def test_the_parts_are_those_that_the_base_has() -> None:
+    cases = by_label(ablation_cases("pckd", base="pckd_without_kd(beta=0.1)", epochs=1))
+    assert cases["pckd_without_kd(beta=0.1)-without-center"] == ("pckd_without_kd(beta=0.1, alpha=0)", {})
+    # Without the contrast there is nothing to preview either.
+    assert cases["ce+feature+center"] == ("pckd_without_kd(beta=0)", {})
+    assert cases["ce+contrast"][0] == "pckd_without_kd(beta=0.1, feature=0, alpha=0)"
+    assert "ce+kd" not in cases
+    for base in ("kd", "pckd+crd"):
+        with pytest.raises(UserError, match="--base"):
+            ablation_cases("pckd", base=base, epochs=1)
+
+
+def test_every_metric_with_every_scheduler_and_every_center_rule() -> None:
+    cases = by_label(ablation_cases("difficulty", base="pckd(beta=0.1)", epochs=1))
+    metrics, schedulers = DIFFICULTY_METRICS.names(), DIFFICULTY_SCHEDULERS.names()
+    # The constant scheduler looks at no metric.
+    assert len(cases) == 2 + 1 + len(metrics) * (len(schedulers) - 1)
+    assert cases["constant"] == ("pckd(beta=0.1)", {"scheduler": "constant"})
+    assert cases["margin-focal"] == ("pckd(beta=0.1)", {"difficulty": "margin", "scheduler": "focal"})
+    centers = by_label(ablation_cases("centers", epochs=1))
+    assert set(centers) == {"kd", "vanilla", *(f"centers-{rule}" for rule in CENTER_RULES.names())}
+    assert centers["centers-ema"] == ("pckd", {"centers": "ema"})
+
+
+# Plans
+
+
+def test_pairs_seeds_and_weights_are_read() -> None:
+    assert parse_pairs("resnet20>resnet8, vgg13 > vgg8,resnet20>resnet8") == [
+        ("resnet20", "resnet8"),
+        ("vgg13", "vgg8"),
+    ]
+    assert parse_seeds("0,2, 1,2") == [0, 2, 1]
+    assert parse_weights(None, ["vgg13"]) == {}
+    assert parse_weights("runs/a=b.pth", ["vgg13", "vgg13"]) == {"vgg13": "runs/a=b.pth"}
+    both = {"resnet20": "a.pth", "vgg13": "b=c.pth"}
+    assert parse_weights("resnet20=a.pth, vgg13=b=c.pth", ["resnet20", "vgg13", "vgg11"]) == both
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: parse_pairs("resnet20"), "give TEACHER>STUDENT"),
+        (lambda: parse_pairs("resnet20>resnet8,"), "cannot read ''"),
+        (lambda: parse_pairs("resnet20>resnet9"), "unknown name 'resnet9'"),
+        (lambda: parse_seeds("0,one"), "whole numbers with commas"),
+        (lambda: parse_weights("a.pth", ["resnet20", "vgg13"]), "several teachers"),
+        (lambda: parse_weights("resnet20=a,vgg16=b", ["resnet20", "vgg13"]), "give NAME=FILE"),
+        (lambda: method_cases(","), "names none"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_a_line(call: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_are_readable_and_tell_apart() -> None:
+    assert folder_name("pckd-without-kd") == "pckd-without-kd"
+    assert folder_name("ce+feature") == "ce+feature"
+    one, other = folder_name("kd(ce=1)"), folder_name("kd(ce 1)")
+    assert one.startswith("kd_ce_1-")
+    assert one != other
+    assert len(folder_name("x" * 300)) == 80 + 7
+
+
+def settings(**given: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = dict.fromkeys(SETTINGS)
+    usual.update(val_fraction=0.0, epochs=3, batch_size=4, flip=True, precision="fp32", device="cpu", num_workers=0)
+    return {**usual, "report_difficulty": False, "data": "shapes(image_size=8, train_size=20, test_size=9)", **given}
+
+
+def runs_of(labels: str = "kd,vanilla", pairs: str = "resnet8>resnet8", seeds: str = "0,1", **given: Any) -> list[Run]:
+    return make_runs(parse_pairs(pairs), method_cases(labels), parse_seeds(seeds), settings(**given), {}, Path("out"))
+
+
+def test_runs_are_every_case_seed_and_pair() -> None:
+    pairs = [("resnet20", "resnet8"), ("vgg13", "vgg8")]
+    cases = [Case("kd", "kd"), Case("long", "kd", {"epochs": 12})]
+    runs = make_runs(pairs, cases, [0, 1], settings(), {"vgg13": "vgg13.pth"}, Path("out"))
+    assert [run.folder for run in runs[:4]] == [
+        f"resnet20_resnet8/{name}" for name in ("kd-seed0", "long-seed0", "kd-seed1", "long-seed1")
+    ]
+    assert len({run.folder for run in runs}) == 8
+    first, longer, other = runs[0].arguments, runs[1].arguments, runs[4].arguments
+    assert first["output"] == str(Path("out") / "resnet20_resnet8" / "kd-seed0")
+    assert (first["teacher"], first["teacher_weights"], first["teacher_epochs"]) == ("resnet20", None, 3)
+    # The teacher is the same though the run is longer.
+    assert (longer["epochs"], longer["teacher_epochs"]) == (12, 3)
+    assert (other["teacher_weights"], other["teacher_epochs"], other["seed"]) == ("vgg13.pth", None, 0)
+
+
+def test_what_cannot_work_is_known_before_any_run() -> None:
+    names = "fsp,kd,pckd,pckd(feature=0,beta=0,delta=0)"
+    runs = runs_of(names, pairs="resnet8x4>resnet8,resnet8>resnet8", seeds="0")
+    data = load_data(runs[0].arguments["data"])
+    refused, notes = refuse_early(runs, data)
+    pair = "resnet8x4>resnet8"
+    assert set(refused) == {(pair, "fsp"), (pair, "pckd(feature=0,beta=0,delta=0)")}
+    assert "fsp needs maps of equal widths" in refused[pair, "fsp"]
+    assert "no term that looks at the teacher" in refused[pair, "pckd(feature=0,beta=0,delta=0)"]
+    assert notes == [f"{pair} pckd: without center_alignment, which cannot work here"]
+    cached, _ = refuse_early(runs_of("at,kd", teacher_cache="there"), data)
+    assert list(cached) == [("resnet8>resnet8", "at")]
+
+
+def test_weights_of_another_network_are_refused_before_any_run(tmp_path: Path) -> None:
+    path = save_weights(BACKBONES.get("resnet14")(10), tmp_path / "other.pth")
+    runs = make_runs([("resnet8", "resnet8")], method_cases("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
+    with pytest.raises(UserError, match=r"other\.pth"):
+        refuse_early(runs, load_data(runs[0].arguments["data"]))
+
+
+def test_two_runs_never_have_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "folder_name", lambda text: "same")
+    with pytest.raises(UserError, match="would have the same folder"):
+        runs_of("kd,vanilla")
+
+
+def test_accelerators_are_dealt_in_turn() -> None:
+    two = ["cuda:0", "cuda:1"]
+    assert [dealt(None, slot, two) for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert dealt("cuda", 1, two) == "cuda:1"
+    assert dealt("cuda:0", 1, two) == "cuda:0"
+    assert dealt("cpu", 1, two) == "cpu"
+    assert dealt(None, 1, []) is None
+
+
+def test_why_a_child_failed_is_its_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("epoch 1\nbenchmark.py: error: epoch 1, step 2: kd is not finite\n\n")
+    assert failure(2, log) == "epoch 1, step 2: kd is not finite"
+    assert "signal 9" in failure(-9, log)
+    log.write_text("")
+    assert failure(3, log) == "exit code 3"
+
+
+# Papers
+
+
+PROTOCOL = {"dataset": "cifar100", "epochs": 240, "batch_size": 64, "val_fraction": 0.0, "confidence": 0.95}
+
+
+def test_a_figure_of_the_paper_stands_beside_its_own_setting_only() -> None:
+    def figure(method: str, protocol: dict[str, Any] | None = None, **options: Any) -> float | None:
+        return paper_figure(protocol or PROTOCOL, "vgg13", "vgg8", Case("any", method, options))
+
+    assert [figure(name) for name in ("pckd", "kd", "vanilla", "pckd_without_kd")] == [75.80, 72.98, 70.36, 75.61]
+    assert figure("pckd(delta=0)") == 75.61
+    assert figure("reviewkd") == 74.84
+    assert paper_figure(PROTOCOL, "vgg13", "vgg8", "teacher") == 74.64
+    assert figure("lskd") is None
+    assert figure("pckd(beta=0)") is None
+    assert figure("kd+crd") is None
+    assert figure("pckd", scheduler="constant") is None
+    assert paper_figure(PROTOCOL, "vgg13", "resnet8", Case("kd", "kd")) is None
+    assert paper_figure(PROTOCOL, "ResNet50", "vgg8", Case("kd", "kd")) == 73.81
+    others = [{"dataset": "cifar10"}, {"epochs": 12}, {"limit_train": 10}, {"limit_test": 10}, {"batch_size": 128}]
+    others += [{"val_fraction": 0.1}, {"lr": 0.1}, {"views": 1}, {"view_pool": 4}, {"teacher_epochs": 10}]
+    for other in others:
+        assert not is_papers_setting({**PROTOCOL, **other})
+        assert figure("pckd", {**PROTOCOL, **other}) is None
+    assert is_papers_setting({**PROTOCOL, "teacher_epochs": 10, "teacher_weights": "there.pth"})
+
+
+def test_presets_are_the_papers_table_and_one_to_try() -> None:
+    paper = preset("paper-cifar100")
+    assert (paper["dataset"], paper["epochs"]) == ("cifar100", 240)
+    assert parse_pairs(paper["pairs"]) == [(pair.teacher, pair.student) for pair in PAIRS[:7]]
+    assert len(paper_pairs()) == 7
+    # Of the 25 rows, the teacher is none, and three are left out.
+    assert len(paper_methods()) == 20
+    assert {"vanilla", "kd", "pckd", "pckd_without_kd", "reviewkd", "sskd"} <= set(paper_methods())
+    assert {"pkt", "ofd"} & set(paper_methods()) == set()
+    for name in PRESETS:
+        assert parse_pairs(preset(name)["pairs"])
+        assert len(method_cases(preset(name)["methods"])) >= 9
+
+
+# Tables
+
+
+def record(top1: float, **given: Any) -> dict[str, Any]:
+    usual = {"last_top1": top1, "best_top1": top1 + 1, "train_seconds": 4.0, "images_per_second": 100.0}
+    usual.update(teacher_top1=80.0, terms={"kd": {}, "gone": {}}, loss_parameters=7, precision="fp32", device="cpu")
+    return {**usual, "history": [{"epoch": 1, "kd": 2.0}, {"epoch": 2, "kd": 1.0}], **given}
+
+
+def ledger_of(runs: list[Run], tops: list[float], folder: Path, protocol: dict[str, Any] = PROTOCOL) -> Ledger:
+    ledger = Ledger(folder, protocol, runs, reference="kd", confidence=0.95)
+    for run, top1 in zip(runs, tops, strict=False):
+        ledger.add(run, record(top1))
+    return ledger
+
+
+def test_rows_by_hand(tmp_path: Path) -> None:
+    runs = runs_of("vanilla,kd", seeds="0,1,2")
+    rows = ledger_of(runs, [60.0, 70.0, 61.0, 70.0, 59.0, 73.0], tmp_path).rows()
+    vanilla, kd = rows
+    assert (vanilla["label"], vanilla["seeds"], vanilla["last_top1"]) == ("vanilla", [0, 1, 2], [60.0, 61.0, 59.0])
+    assert (vanilla["mean"], vanilla["std"]) == (60.0, 1.0)
+    assert (kd["mean"], kd["best_mean"], kd["std"]) == (71.0, 72.0, pytest.approx(3**0.5))
+    assert kd["difference"] is None
+    # -10, -9, -14: mean -11, deviation sqrt(7).
+    difference = vanilla["difference"]
+    assert (difference["to"], difference["values"], difference["mean"]) == ("kd", [-10.0, -9.0, -14.0], -11.0)
+    assert difference["low"] == pytest.approx(-11 - 4.3027 * 7**0.5 / 3**0.5, abs=1e-3)
+    assert kd["seconds"] == [4.0, 4.0, 4.0]
+    assert kd["terms"] == {"kd": 1.0}
+    assert kd["folders"][2] == "resnet8_resnet8/kd-seed2"
+    assert kd["teacher_top1"] == 80.0
+
+
+def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
+    runs = runs_of("vanilla,kd", seeds="0,1")
+    ledger = ledger_of(runs, [60.0, 70.0, 62.0], tmp_path)
+    ledger.refuse(runs[3], "epoch 1, step 2: kd is not finite", failed=True)
+    ledger.write()
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "3 of 4 runs" in text
+    # Of the one seed that both have; the dash stands for the interval.
+    assert "| vanilla | 61.00 ± 1.41 | 60.00, 62.00 | 62.00 ± 1.41 | -10.00 (-) | 4 | 100 |" in text
+    assert "| kd | 70.00 | 70.00 | 71.00 | - | 4 | 100 |" in text
+    assert "paper" not in text.replace("paper's", "")
+    assert "- resnet8>resnet8 kd seed 1: epoch 1, step 2: kd is not finite" in text
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    assert (content["done"], content["runs"]) == (3, 4)
+    assert content["refused"] == [
+        {"pair": "resnet8>resnet8", "label": "kd", "method": "kd", "seed": 1, "reason": ledger.refused[0]["reason"]}
+    ]
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "benchmark.csv").read_text())))
+    assert [(line["label"], line["seed"], line["last_top1"]) for line in lines] == [
+        ("vanilla", "0", "60.0"),
+        ("kd", "0", "70.0"),
+        ("vanilla", "1", "62.0"),
+    ]
+    assert lines[0]["pair"] == "resnet8>resnet8"
+    assert lines[0]["folder"] == "resnet8_resnet8/vanilla-seed0"
+    assert (lines[0]["seconds"], lines[0]["images_per_second"], lines[0]["best_top1"]) == ("4.0", "100.0", "61.0")
+    assert ledger.failures == 1
+
+
+def test_papers_figures_have_a_column_where_the_setting_is_theirs(tmp_path: Path) -> None:
+    runs = runs_of("kd,pckd", pairs="vgg13>vgg8", seeds="0")
+    ledger_of(runs, [70.0, 72.0], tmp_path).write()
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "| images/s | paper |" in text
+    assert "| pckd | 72.00 | 72.00 | 73.00 | +2.00 (-) | 4 | 100 | 75.80 |" in text
+    assert "Teacher: 80.00 % (paper: 74.64 %)." in text
+    ledger_of(runs, [70.0, 72.0], tmp_path, {**PROTOCOL, "epochs": 12}).write()
+    assert "75.80" not in (tmp_path / "benchmark.md").read_text()
+
+
+def test_true_difficulty_has_tables_of_its_own(tmp_path: Path) -> None:
+    def history(truths: tuple[float, ...], thirds: list[float]) -> list[dict[str, Any]]:
+        def report(truth: float) -> dict[str, Any]:
+            metrics = {"margin": {"histogram": [], "truth": truth}, "entropy": {"histogram": []}}
+            return {"edges": [], "metrics": metrics, "top1_by_truth": thirds}
+
+        return [{"epoch": at, "difficulty_report": report(truth)} for at, truth in enumerate(truths, start=1)]
+
+    cases = [Case("pckd", "pckd"), Case("flat", "pckd", {"scheduler": "constant"}), Case("kd", "kd")]
+    runs = make_runs([("resnet8", "resnet8")], cases, [0, 1], settings(), {}, tmp_path)
+    ledger = Ledger(tmp_path, PROTOCOL, runs, reference="kd", confidence=0.95)
+    truths = (0.1, 0.9, 0.2, 0.9, 0.4)
+    for run, hard in zip(runs, [30.0, 26.0, 20.0, 34.0, 28.0, 24.0], strict=True):
+        ledger.add(run, record(50.0, history=history(truths, [90.0, 60.0, hard])))
+    content = ledger.write()
+    truth = content["rows"][0]["truth"]
+    assert truth["epochs"] == [1, 3, 5]
+    assert truth["correlation"] == {"margin": pytest.approx([0.1, 0.2, 0.4]), "entropy": [None, None, None]}
+    assert truth["top1"] == [[90.0, 60.0, 30.0], [90.0, 60.0, 34.0]]
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "| pckd | 1 / 3 / 5 | 0.10 / 0.20 / 0.40 | - / - / - |" in text
+    # Gains over the flat case: 4 and 6, which is 5 with half a width of 12.706 * sqrt(2) / sqrt(2).
+    gain = "+5.00 (-7.71 to +17.71)"
+    assert f"| pckd | 90.00 | 60.00 | 32.00 | +0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) | {gain} |" in text
+    assert "| flat | 90.00 | 60.00 | 27.00 | - | - | - |" in text
+    assert "| kd | 90.00 | 60.00 | 22.00 | - | - | - |" in text
