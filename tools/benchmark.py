@@ -89,7 +89,7 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     """Methods, or an ablation's cases and what methods are asked for beside them."""
     if args.ablation is None:
         return method_cases("all" if args.methods is None else args.methods)
-    cases = ablation_cases(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs)
+    cases = ablation_cases(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs, views=args.views)
     known = {case.label for case in cases}
     more = [] if args.methods is None else method_cases(args.methods)
     return cases + [case for case in more if case.label not in known]

@@ -54,13 +54,16 @@ def method_cases(text: str) -> list[Case]:
     return [Case(name, name) for name in dict.fromkeys(names)]
 
 
-def ablation_cases(kind: str, *, base: str = "pckd", grid: str = "one", epochs: int) -> list[Case]:
+def ablation_cases(
+    kind: str, *, base: str = "pckd", grid: str = "one", epochs: int, views: int | None = None
+) -> list[Case]:
     """The cases of an ablation of ``base``; the references come first.
 
     Args:
         kind: of :data:`ABLATIONS`. grid: of :data:`GRIDS`, for the parts of PCKD: each one left out and each one alone,
             or every combination.
         epochs: of a run; what has one view is also trained longer, so that it computes as much.
+        views: that all cases have; None: as many as the method asks for, and cases with one of them.
     """
     method_terms(base)
     references = [Case(name, name) for name in REFERENCES]
@@ -68,7 +71,7 @@ def ablation_cases(kind: str, *, base: str = "pckd", grid: str = "one", epochs: 
         return references + list(_difficulties(base))
     if kind == "centers":
         return references + [Case(f"centers-{rule}", base, {"centers": rule}) for rule in CENTER_RULES.names()]
-    return references + _parts(base, grid) + _views(base, epochs)
+    return references + _parts(base, grid) + (_views(base, epochs) if views is None else [])
 
 
 def _difficulties(base: str) -> Iterator[Case]:

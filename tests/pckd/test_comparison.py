@@ -113,6 +113,13 @@ def test_each_part_left_out_and_each_alone() -> None:
     }
 
 
+def test_where_all_have_one_number_of_views_no_case_changes_it() -> None:
+    cases = by_label(ablation_cases("pckd", epochs=10, views=1))
+    every = by_label(ablation_cases("pckd", epochs=10))
+    assert every.keys() - cases.keys() == {"pckd-1-view", "pckd-1-view-4x-epochs", "kd-4x-epochs"}
+    assert cases.items() <= every.items()
+
+
 def test_all_combinations_of_parts_that_mean_something() -> None:
     full = by_label(ablation_cases("pckd", grid="full", epochs=10))
     # 32, less none at all, less preview with neither contrast nor KD (feature and center on or off: 4, one of them
