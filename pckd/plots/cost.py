@@ -1,0 +1,175 @@
+"""Accuracy against what it costs: a point a method, and the front that no other method beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
+
+from pckd.plots.ablation import REFERENCE
+from pckd.plots.folders import Benchmark, Run, group_runs, is_number
+from pckd.plots.labels import place_labels
+from pckd.plots.style import grid_shape, headline, marker_style, new_figure
+from registry import UserError
+
+Line = tuple[tuple[float, float], tuple[float, float]]
+"""By its ends."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method: its accuracies in percent and the seconds of its trainings."""
+
+    label: str
+    accuracies: list[float]
+    seconds: list[float]
+
+    @property
+    def accuracy(self) -> float:
+        return fmean(self.accuracies)
+
+    @property
+    def cost(self) -> float:
+        return fmean(self.seconds)
+
+
+def points_of_benchmark(benchmark: Benchmark, pair: str) -> list[Point]:
+    """The cases on a pair whose trainings' times are known."""
+    found = []
+    for row in benchmark.rows:
+        seconds = [float(s) for s in row.get("seconds") or () if is_number(s) and s > 0]
+        if row["pair"] == pair and seconds:
+            found.append(Point(row["label"], [float(top) for top in row["last_top1"]], seconds))
+    return found
+
+
+def points_of_runs(runs: Sequence[Run]) -> list[Point]:
+    """The groups of finished runs whose trainings' times are known."""
+    found = []
+    for group in group_runs(runs):
+        timed = [(run.result.get("last_top1"), seconds_of(run)) for run in group.runs]
+        known = [(float(top), seconds) for top, seconds in timed if is_number(top) and seconds is not None]
+        if known:
+            found.append(Point(group.label, [top for top, _ in known], [seconds for _, seconds in known]))
+    return found
+
+
+def seconds_of(run: Run) -> float | None:
+    """How long a run has trained; of a run that did not note it, from its speed; None where neither is known."""
+    noted, speed = run.result.get("train_seconds"), run.result.get("images_per_second")
+    if is_number(noted) and noted > 0:
+        return float(noted)
+    images, epochs = run.result.get("train_images"), run.result.get("epochs")
+    if is_number(speed) and speed > 0 and is_number(images) and is_number(epochs):
+        return images * epochs / speed
+    return None
+
+
+def relative(points: Sequence[Point]) -> tuple[list[Point], bool]:
+    """The costs as multiples of kd's mean where that is there, and whether it is."""
+    bases = [point.cost for point in points if point.label == REFERENCE]
+    if not bases:
+        return list(points), False
+    return [Point(p.label, p.accuracies, [s / bases[0] for s in p.seconds]) for p in points], True
+
+
+def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Which points no other beats, by rising cost: none is as cheap and more accurate, or cheaper and as accurate."""
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i]))
+    front: list[int] = []
+    for i in order:
+        if not front or accuracies[i] > accuracies[front[-1]]:
+            front.append(i)
+    return front
+
+
+def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str) -> Any:
+    """A panel for each pair.
+
+    Args:
+        panels: the pair's name and its methods.
+
+    Raises:
+        UserError: no times are known.
+    """
+    panels = [(name, points) for name, points in panels if points]
+    if not panels:
+        raise UserError("no training times are known; train again (result.json then has train_seconds)")
+    rows, columns = grid_shape(len(panels), most=2)
+    figure = new_figure(0.4 + (5.0 if columns == 1 else 3.6) * rows)
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (name, points) in zip(places, panels, strict=False):
+        _panel(axes, name, points)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    headline(figure, title)
+    # Labels go to places that are free in the final layout.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, (_, points) in zip(places, panels, strict=False):
+        shown, _ = relative(points)
+        lines = [*_steps(shown), *(line for point in shown for line in _whiskers(point))]
+        place_labels(figure, axes, [(p.cost, p.accuracy) for p in shown], [p.label for p in shown], lines)
+    return figure
+
+
+def _panel(axes: Any, name: str, points: Sequence[Point]) -> None:
+    shown, is_relative = relative(points)
+    for (x, y), (other_x, other_y) in _steps(shown):
+        axes.plot([x, other_x], [y, other_y], color="#C8C8C8", linewidth=2, zorder=1)
+    for number, point in enumerate(shown):
+        axes.errorbar(
+            point.cost,
+            point.accuracy,
+            xerr=spread(point.seconds) or None,
+            yerr=spread(point.accuracies) or None,
+            markersize=6,
+            capsize=2.5,
+            elinewidth=0.9,
+            linestyle="none",
+            markeredgecolor="black",
+            markeredgewidth=0.6,
+            zorder=3,
+            **marker_style(number),
+        )
+    axes.margins(0.14)
+    costs = [point.cost for point in shown]
+    if max(costs) > 6 * min(costs):
+        axes.set_xscale("log")
+    _plain_ticks(axes)
+    axes.set_title(name)
+    axes.set_xlabel("training time (kd: 1)" if is_relative else "training time (s)")
+    axes.set_ylabel("top-1 after the last epoch (%)")
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _steps(points: Sequence[Point]) -> list[Line]:
+    """The front as level and upright lines."""
+    costs, accuracies = [point.cost for point in points], [point.accuracy for point in points]
+    lines: list[Line] = []
+    for i, j in pairwise(pareto(costs, accuracies)):
+        lines.append(((costs[i], accuracies[i]), (costs[j], accuracies[i])))
+        lines.append(((costs[j], accuracies[i]), (costs[j], accuracies[j])))
+    return lines
+
+
+def _whiskers(point: Point) -> list[Line]:
+    """A point's error bars."""
+    x, y, dx, dy = point.cost, point.accuracy, spread(point.seconds), spread(point.accuracies)
+    return [((x - dx, y), (x + dx, y)), ((x, y - dy), (x, y + dy))]
+
+
+def _plain_ticks(axes: Any) -> None:
+    """On a logarithmic axis, 1, 2 and 5 times powers of ten, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if axes.get_xscale() == "log":
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())

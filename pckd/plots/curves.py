@@ -1,0 +1,133 @@
+"""Lines over epochs: accuracies and terms of the objective; preview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from pckd.plots.folders import Group, Run, is_number
+from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, whole_numbers
+from registry import UserError
+
+Read = str | Callable[[dict[str, Any]], Any]
+"""An entry of a row: its name, or a function of the row."""
+
+NO_TERMS = frozenset(
+    {"epoch", "lr", "loss", "preview_weight", "previewed", "train_top1", "top1", "top5", "test_loss", "skipped"}
+)
+"""Entries of a row that are no term of the objective."""
+
+
+class Series(NamedTuple):
+    """One entry of the rows of several runs, epoch by epoch."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    runs: int
+    """How many have the entry."""
+
+
+def series(runs: Sequence[Run], read: Read) -> Series:
+    """Mean, lowest and highest value over the runs in each epoch that one of them has.
+
+    Args:
+        read: the entry; what is no number is left out.
+    """
+    value = (lambda row: row.get(read)) if isinstance(read, str) else read
+    found: dict[int, list[float]] = {}
+    counted = 0
+    for run in runs:
+        numbers = {row["epoch"]: float(value(row)) for row in run.rows if is_number(value(row))}
+        counted += bool(numbers)
+        for epoch, number in numbers.items():
+            found.setdefault(epoch, []).append(number)
+    epochs = sorted(found)
+    values = [found[epoch] for epoch in epochs]
+    return Series(epochs, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values], counted)
+
+
+def terms_of(runs: Sequence[Run]) -> list[str]:
+    """The terms of the objective that the runs have reported, in the order of their rows."""
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_number(row[name]))
+    return [name for name in names if name not in NO_TERMS]
+
+
+def draw_line(axes: Any, line: Series, number: int, label: str = "") -> None:
+    """The mean as the so-manieth line, and around it a band from the lowest to the highest."""
+    style = line_style(number)
+    every = max(1, len(line.epochs) // 8)
+    axes.plot(line.epochs, line.mean, label=label, markevery=every, **style)
+    if line.runs > 1:
+        axes.fill_between(line.epochs, line.low, line.high, color=style["color"], alpha=0.18, linewidth=0)
+
+
+def draw_curves(groups: Sequence[Group]) -> Any:
+    """A panel for each accuracy and each term, a line for each group."""
+    runs = [run for group in groups for run in group.runs]
+    measured = {str(run.result.get("measured_on", "test")) for run in runs if run.result} or {"test"}
+    panels = [
+        ("top1", f"top-1 on {' and '.join(sorted(measured))} (%)"),
+        ("train_top1", "top-1 in training (%)"),
+        *((term, f"{term} (weighted)") for term in terms_of(runs)),
+        ("loss", "loss (their sum)"),
+    ]
+    shown = [(key, title) for key, title in panels if series(runs, key).epochs]
+    if not any(key == "top1" for key, _ in shown):
+        raise UserError(f"{runs[0].path}: its metrics have no top1; is it the folder of a run?")
+    return _panels(groups, shown, "Accuracy and loss")
+
+
+def draw_preview(groups: Sequence[Group]) -> tuple[Any, list[str]]:
+    """Mean weight and share previewed, and which groups are left out because they preview nothing."""
+    keep = [group for group in groups if series(group.runs, "preview_weight").epochs]
+    if not keep:
+        raise UserError("none of these runs previews; train one that does, with --method pckd or --scheduler preview")
+    notes = [f"{group.label}: previews nothing, and is left out" for group in groups if group not in keep]
+    panels: list[tuple[Read, str]] = [
+        ("preview_weight", "mean preview weight"),
+        (previewed_percent, "samples with a weight below 1 (%)"),
+    ]
+    return _panels(keep, panels, "Preview"), notes
+
+
+def previewed_percent(row: dict[str, Any]) -> Any:
+    """Of the samples, those with a weight below 1."""
+    share = row.get("previewed")
+    return 100 * share if is_number(share) else None
+
+
+def _panels(groups: Sequence[Group], panels: Sequence[tuple[Read, str]], title: str) -> Any:
+    rows, columns = grid_shape(len(panels))
+    legend_rows = -(-len(groups) // legend_columns([group.label for group in groups]))
+    figure = new_figure(0.75 + 2.2 * rows + (0.9 if rows == 1 else 0) + 0.22 * legend_rows)
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (read, name) in zip(places, panels, strict=False):
+        for number, group in enumerate(groups):
+            draw_line(axes, series(group.runs, read), number, group.label)
+        panel_title(axes, name, columns)
+        axes.set_xlabel("epoch")
+        whole_numbers(axes.xaxis)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    headline(figure, title + _of(groups))
+    handles, labels = places[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), handlelength=3.2)
+    return figure
+
+
+def _of(groups: Sequence[Group]) -> str:
+    pairs = {run.pair for group in groups for run in group.runs if run.result}
+    counts = sorted({len(group.runs) for group in groups})
+    named = f", {' and '.join(sorted(pairs))}" if 0 < len(pairs) <= 2 else ""
+    if counts == [1]:
+        return named
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{named}: mean of {seeds} seeds, band from lowest to highest"
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """How many of these labels stand side by side."""
+    return max(1, min(len(labels), 6, int(112 / (9 + max(map(len, labels), default=0)))))

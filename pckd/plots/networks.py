@@ -1,0 +1,181 @@
+"""The networks of runs, and the images they were measured on, from what the folders say of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_zoo import load_weights, probe
+from pckd.engine.record import FINAL_MODEL
+from pckd.engine.sources import load_data, make_objective, method_terms
+from pckd.engine.teacher import FrozenTeacher
+from pckd.plots.folders import Group, Run
+from registry import BACKBONES, DATASETS, DataSplit, Setup, UserError, ask, build
+
+MOST_STUDENTS = 3
+_HEAD = "head."
+"""Where a student that answers with the head of a loss keeps it (``pckd.objective.Predictor``)."""
+
+
+class Workshop:
+    """Loads what pictures of networks need; a data set once, however many pictures show it.
+
+    Args:
+        teacher_weights: the teacher's, instead of the file that the runs name. data_root: likewise of the data set.
+    """
+
+    def __init__(
+        self, teacher_weights: str | os.PathLike[str] | None = None, data_root: str | os.PathLike[str] | None = None
+    ) -> None:
+        self._teacher_weights = None if teacher_weights is None else os.fspath(teacher_weights)
+        self._data_root = None if data_root is None else os.fspath(data_root)
+        self._splits: dict[str, DataSplit] = {}
+
+    def students(self, groups: Sequence[Group]) -> tuple[list[tuple[str, Run]], list[str]]:
+        """A finished run of each group with its label, and a note where a group has more.
+
+        Raises:
+            UserError: too many groups, or a run that has not finished.
+        """
+        if len(groups) > MOST_STUDENTS:
+            raise UserError(
+                f"{len(groups)} students are too many for one picture; give at most {MOST_STUDENTS} folders"
+            )
+        chosen = [(group.label, group.runs[0]) for group in groups]
+        for _, run in chosen:
+            if not run.result or not (run.path / FINAL_MODEL).is_file():
+                missing = FINAL_MODEL if run.result else "result.json"
+                raise UserError(f"{run.path}: has no {missing}: let the run finish (train_net.py --resume)")
+        notes = [f"{g.label}: shown is {g.runs[0].path}, of {len(g.runs)} seeds" for g in groups if len(g.runs) > 1]
+        return chosen, notes
+
+    def student(self, run: Run) -> nn.Module:
+        """The trained student of a run, in eval mode.
+
+        Raises:
+            UserError: its name is that of no network, or the weights are not its.
+        """
+        path = run.path / FINAL_MODEL
+        state = _state(path)
+        headed = any(key.startswith(_HEAD) for key in state)
+        name = str(run.result.get("student"))
+        network = network_for(name, state, path, below="network." if headed else "")
+        if headed:
+            network = _predictor(run, network)
+        load_weights(network, path)
+        return network.eval()
+
+    def teacher(self, runs: Sequence[Run], student: nn.Module) -> tuple[str, nn.Module | None, list[str]]:
+        """The runs' common teacher: its name, the network in eval mode, or None and a note that says why.
+
+        Raises:
+            UserError: the runs have several teachers, or the given weights are not this teacher's.
+        """
+        taught = [run for run in runs if run.result.get("teacher")]
+        if not taught:
+            return "", None, [f"{runs[0].path}: has no teacher, so that the student alone is shown"]
+        names = list(dict.fromkeys(str(run.result["teacher"]) for run in taught))
+        files = list(dict.fromkeys(run.arguments.get("teacher_weights") for run in taught))
+        if len(names) > 1 or (len(files) > 1 and self._teacher_weights is None):
+            raise UserError(
+                f"the runs have several teachers ({', '.join(map(str, names + files))}); show them one by one"
+            )
+        source = self._teacher_weights or files[0]
+        hint = "; the student alone is shown (give --teacher-weights FILE)"
+        if source is None:
+            return names[0], None, [f"{taught[0].path}: does not say where its teacher's weights are{hint}"]
+        if self._teacher_weights is None and "://" not in source and not Path(source).expanduser().is_file():
+            return names[0], None, [f"{taught[0].path}: its teacher's weights {source} are not there any more{hint}"]
+        classes, channels = classes_of(student), _channels(student)
+        network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
+        load_weights(network, source)
+        return names[0], network.eval(), []
+
+    def split(self, run: Run) -> DataSplit:
+        """What the run was measured on: the test split, or the images held out of the training set.
+
+        Raises:
+            UserError: the run does not name its data set, or that cannot be loaded.
+        """
+        name, root = run.arguments.get("data"), self._data_root or run.arguments.get("data_root")
+        if not isinstance(name, str):
+            raise UserError(f"{run.path}: its result does not name the data set; train again by name (--dataset)")
+        held_out = run.arguments.get("val_fraction") or 0.0
+        key = repr((name, root, held_out, held_out and run.arguments.get("limit_train")))
+        if key not in self._splits:
+            try:
+                if held_out:
+                    limit = run.arguments.get("limit_train")
+                    loaded = load_data(name, root=root, limit_train=limit, val_fraction=held_out).test
+                else:
+                    # The training images are not looked at, and may be many.
+                    loaded = ask(f"data set {name!r}", build, DATASETS, name, root, False)
+            except UserError as error:
+                raise UserError(f"{run.path}: its data set is not at hand ({error}); see --data-root") from error
+            self._splits[key] = loaded
+        return self._splits[key]
+
+
+def network_for(name: str, state: dict[str, Any], path: Path, below: str = "") -> nn.Module:
+    """An untrained network of this name, with the classes and channels of weights that are to be loaded into it.
+
+    Args:
+        below: what the network's keys begin with in ``state``.
+
+    Raises:
+        UserError: no such network, or the weights are of another.
+    """
+
+    def made(classes: int, channels: int) -> nn.Module:
+        network: nn.Module = ask(f"backbone {name!r}", build, BACKBONES, name, classes, in_channels=channels)
+        return network
+
+    sketch = made(2, 3)
+    classifier = next(key for key, module in sketch.named_modules() if module is sketch.classifier)
+    first = next((key for key, value in sketch.named_parameters() if value.dim() == 4), None)
+    rows = state.get(f"{below}{classifier}.weight")
+    filters = state.get(f"{below}{first}")
+    if rows is None:
+        raise UserError(f"{path}: is not of a {name}, which its result.json names; train again")
+    return made(rows.shape[0], 3 if filters is None else filters.shape[1])
+
+
+def classes_of(network: nn.Module) -> int:
+    classifier: Any = network.classifier
+    return int(classifier.out_features)
+
+
+def _channels(network: nn.Module) -> int:
+    return next((int(value.shape[1]) for value in network.parameters() if value.dim() == 4), 3)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["model"]
+        return {str(key): value for key, value in state.items()}
+    # Damaged files fail in many ways, all of which mean the same to the user.
+    except Exception as error:
+        raise UserError(f"{path}: not the weights of a finished run, or damaged ({type(error).__name__})") from error
+
+
+def _predictor(run: Run, network: nn.Module) -> nn.Module:
+    """The student with the head of the loss that answers for it, untrained."""
+    method, student, teacher = (str(run.result.get(key)) for key in ("method", "student", "teacher"))
+    channels = _channels(network)
+    frozen = FrozenTeacher(build(BACKBONES, teacher, classes_of(network), in_channels=channels))
+    setup = Setup(probe(network, channels), probe(frozen, channels), 1, frozen.classifier)
+    terms = method_terms(method, student, teacher)
+    objective = make_objective(
+        terms,
+        setup,
+        difficulty="cross_entropy",
+        scheduler="preview",
+        centers=run.arguments.get("centers", "classifier"),
+    )
+    return objective.predictor(network)

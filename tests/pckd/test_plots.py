@@ -1,0 +1,620 @@
+"""Pictures of run folders: the numbers that are drawn, what a figure holds, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model_zoo import save_weights
+from pckd import plots
+from pckd.objective import Predictor
+from pckd.plots.ablation import bars, figures_of, limits
+from pckd.plots.centers import classifier_rows, off_diagonal_correlation, similarities
+from pckd.plots.cost import pareto, points_of_benchmark, points_of_runs, relative, seconds_of
+from pckd.plots.curves import previewed_percent, series, terms_of
+from pckd.plots.difficulty import shares
+from pckd.plots.embedding import first_classes, placed_centers, principal_plane
+from pckd.plots.folders import Run, group_runs, read_benchmarks, read_runs
+from pckd.plots.labels import overlap
+from pckd.plots.networks import Workshop, _predictor
+from pckd.plots.style import grid_shape, line_style, marker_style, new_figure, styled, write
+from registry import BACKBONES, DataSplit, UserError, build
+
+pytest.importorskip("matplotlib")
+
+DATA = "shapes(image_size=8, train_size=24, test_size=40, num_classes={})"
+EDGES = [0.0, 0.2, 0.4]
+
+
+def write_run(
+    folder: Path,
+    method: str = "kd",
+    *,
+    seed: int = 0,
+    tops: Sequence[float] = (10.0, 20.0),
+    rows: dict[str, Sequence[Any]] | None = None,
+    finished: bool = True,
+    classes: int = 0,
+    **result: Any,
+) -> Path:
+    """A run's folder; with ``classes`` also an untrained student's weights."""
+    folder.mkdir(parents=True)
+    columns = {"train_top1": tops, "loss": tops, "cross_entropy": tops, **(rows or {})}
+    lines = [
+        {
+            "epoch": i + 1,
+            "lr": 0.1,
+            **{k: v[i] for k, v in columns.items()},
+            "top1": top,
+            "top5": 90.0,
+            "test_loss": 1.0,
+        }
+        for i, top in enumerate(tops)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = {"student": "resnet8", "method": method, "seed": seed, "data": DATA.format(classes), "data_root": None}
+    record = {"student": "resnet8", "teacher": "resnet20", "method": method, "seed": seed, "measured_on": "test"}
+    record |= {"last_top1": tops[-1], "epochs": len(tops), "train_images": 100, "train_seconds": 10.0 + seed}
+    record |= {"arguments": arguments | result.pop("arguments", {}), **result}
+    if finished:
+        (folder / "result.json").write_text(json.dumps(record))
+    if classes:
+        torch.manual_seed(seed)
+        save_weights(build(BACKBONES, "resnet8", classes), folder / "model_final.pth")
+    return folder
+
+
+def write_benchmark(folder: Path, rows: Sequence[dict[str, Any]] | None = None) -> Path:
+    def row(pair: str, label: str, tops: list[float], seconds: list[Any]) -> dict[str, Any]:
+        return {"pair": pair, "label": label, "last_top1": tops, "seconds": seconds, "teacher_top1": 80.0}
+
+    if rows is None:
+        rows = [
+            row("resnet20>resnet8", "kd", [60.0, 62.0], [100.0, 100.0]),
+            row("resnet20>resnet8", "pckd", [63.0, 65.0], [390.0, 410.0]),
+            row("resnet20>resnet8", "vanilla", [58.0], [50.0]),
+            row("vgg13>vgg8", "kd", [70.0, 70.0], [None, 200.0]),
+            row("vgg13>vgg8", "at", [69.0, 71.0], []),
+        ]
+    folder.mkdir(parents=True)
+    protocol = {"dataset": "cifar100", "epochs": 240}
+    (folder / "benchmark.json").write_text(json.dumps({"protocol": protocol, "rows": list(rows), "refused": []}))
+    return folder
+
+
+def report(counts: Sequence[int], truth: float | None = None) -> dict[str, Any]:
+    metric: dict[str, Any] = {"histogram": list(counts)} | ({} if truth is None else {"truth": truth})
+    known = {} if truth is None else {"top1_by_truth": [50.0, 40.0, 30.0]}
+    return {"edges": EDGES, "metrics": {"margin": metric}, **known}
+
+
+@pytest.fixture
+def benchmark_folder(tmp_path: Path) -> Path:
+    return write_benchmark(tmp_path / "compare")
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> list[Path]:
+    """Two seeds of kd."""
+    return [write_run(tmp_path / f"kd-{s}", seed=s, tops=(10.0 + 2 * s, 20.0 + 4 * s)) for s in (0, 1)]
+
+
+# Reading and grouping
+
+
+def test_seeds_are_one_group_and_other_arguments_another(tmp_path: Path, seeds: list[Path]) -> None:
+    others = [
+        write_run(tmp_path / "pckd", "pckd"),
+        write_run(tmp_path / "short", arguments={"views": 1}),
+        write_run(tmp_path / "fast", seed=2, arguments={"compile": True, "output": "there", "report_difficulty": True}),
+    ]
+    groups = group_runs(read_runs([*seeds, *others])[0])
+    found = {group.label: [run.path.name for run in group.runs] for group in groups}
+    assert found == {"kd": ["kd-0", "kd-1", "fast"], "pckd": ["pckd"], "kd, views=1": ["short"]}
+
+
+def test_pairs_are_named_where_there_are_several(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", teacher=None, method="vanilla")]
+    assert [group.label for group in group_runs(read_runs(folders)[0])] == [
+        "kd: resnet20 > resnet8",
+        "vanilla: resnet8",
+    ]
+
+
+def test_a_last_line_cut_short_is_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", finished=False)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "lr": 0.')
+    runs, notes = read_runs([folder])
+    assert [row["epoch"] for row in runs[0].rows] == [1, 2]
+    assert len(notes) == 1
+    assert "still going on" in notes[0]
+    assert [group.label for group in group_runs(runs)] == ["run"]
+
+
+# Curves and preview
+
+
+def test_series_are_means_with_the_lowest_and_highest(seeds: list[Path]) -> None:
+    runs = read_runs(seeds)[0]
+    runs[1].rows.append({"epoch": 3, "top1": 7.0, "kd": None})
+    found = series(runs, "top1")
+    assert found.epochs == [1, 2, 3]
+    assert found.mean == [11.0, 22.0, 7.0]
+    assert found.low == [10.0, 20.0, 7.0]
+    assert found.high == [12.0, 24.0, 7.0]
+    assert found.runs == 2
+    assert series(runs, "kd").epochs == []
+
+
+def test_terms_are_what_is_left_of_a_row(tmp_path: Path) -> None:
+    rows = {"kd": [2.0, 1.0], "preview_weight": [0.7, 0.9], "previewed": [0.3, 0.1], "difficulty_report": [{}, {}]}
+    folder = write_run(tmp_path / "run", rows=rows)
+    runs = read_runs([folder])[0]
+    assert terms_of(runs) == ["cross_entropy", "kd"]
+    assert series(runs, previewed_percent).mean == pytest.approx([30.0, 10.0])
+
+
+def test_curves_have_a_panel_a_term_and_a_line_a_group(tmp_path: Path, seeds: list[Path]) -> None:
+    other = write_run(tmp_path / "pckd", "pckd", rows={"kd": [2.0, 1.0]})
+    figure = plots.draw("curves", [*seeds, other, seeds[0]]).figure
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [
+        "top-1 on test (%)",
+        "top-1 in training (%)",
+        "cross_entropy (weighted)",
+        "kd (weighted)",
+        "loss (their sum)",
+    ]
+    lines = figure.axes[0].get_lines()
+    assert [list(line.get_ydata()) for line in lines] == [[11.0, 22.0], [10.0, 20.0]]
+    # Only two seeds have a band.
+    assert len(figure.axes[0].collections) == 1
+    assert lines[0].get_color() != lines[1].get_color()
+    assert lines[0].get_marker() != lines[1].get_marker()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "pckd"]
+
+
+def test_preview_shows_who_previews(tmp_path: Path, seeds: list[Path]) -> None:
+    rows = {"preview_weight": [0.7, 0.9], "previewed": [0.3, 0.1]}
+    folder = write_run(tmp_path / "pckd", "pckd", rows=rows)
+    picture = plots.draw("preview", [*seeds, folder])
+    assert [list(axes.get_lines()[0].get_ydata()) for axes in picture.figure.axes] == [
+        [0.7, 0.9],
+        pytest.approx([30, 10]),
+    ]
+    assert all(len(axes.get_lines()) == 1 for axes in picture.figure.axes)
+    assert picture.notes == ["kd: previews nothing, and is left out"]
+
+
+# Difficulty
+
+
+def test_shares_are_of_the_first_and_the_last_report(tmp_path: Path) -> None:
+    reports = [[report([6, 3, 1]), report([1, 1, 8])], [report([2, 5, 3]), report([3, 1, 6])]]
+    folders = [write_run(tmp_path / str(s), seed=s, rows={"difficulty_report": rows}) for s, rows in enumerate(reports)]
+    runs = read_runs(folders)[0]
+    assert shares(runs, "margin", late=False).tolist() == [40.0, 40.0, 20.0]
+    assert shares(runs, "margin", late=True).tolist() == [20.0, 10.0, 70.0]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_difficulty_has_a_histogram_a_metric_and_the_truth_where_it_is_known(tmp_path: Path, known: bool) -> None:
+    rows = [report([6, 3, 1], 0.2 if known else None), report([1, 1, 8], 0.4 if known else None)]
+    folder = write_run(tmp_path / "run", rows={"difficulty_report": rows})
+    figure = plots.draw("difficulty", [folder]).figure
+    assert len(figure.axes) == (3 if known else 1)
+    early, late = (patch.get_data() for patch in figure.axes[0].patches)
+    assert early.values.tolist() == [60, 30, 10]
+    assert late.values.tolist() == [10, 10, 80]
+    assert late.edges == pytest.approx([0, 0.2, 0.4, 0.6])
+    if known:
+        assert [list(line.get_ydata()) for line in figure.axes[1].get_lines()] == [[0.2, 0.4]]
+        assert [list(line.get_ydata()) for line in figure.axes[2].get_lines()] == [[50, 50], [40, 40], [30, 30]]
+
+
+# Ablation
+
+
+def test_bars_are_sorted_and_say_their_spread(benchmark_folder: Path) -> None:
+    found = bars(read_benchmarks([benchmark_folder])[0], "resnet20>resnet8")
+    assert [(bar.label, bar.mean) for bar in found] == [("pckd", 64.0), ("kd", 61.0), ("vanilla", 58.0)]
+    assert [bar.std for bar in found] == [pytest.approx(2**0.5), pytest.approx(2**0.5), None]
+    assert [figures_of(bar) for bar in found] == ["64.00 ± 1.41", "61.00 ± 1.41", "58.00"]
+    low, high = limits(found)
+    assert 0 < low < 58.0
+    assert high > 65.5
+
+
+def test_ablation_has_a_panel_a_pair_and_a_dot_a_seed(benchmark_folder: Path) -> None:
+    figure = plots.draw("ablation", [benchmark_folder]).figure
+    first, second = figure.axes
+    assert [tick.get_text() for tick in first.get_yticklabels()] == ["pckd", "kd", "vanilla"]
+    assert [patch.get_x() + patch.get_width() for patch in first.patches] == pytest.approx([64, 61, 58])
+    assert [patch.get_hatch() for patch in first.patches] == ["", "///", ""]
+    dots = [line.get_xdata() for line in first.get_lines() if line.get_marker() == "o"]
+    assert [list(map(float, xs)) for xs in dots] == [[63, 65], [60, 62], [58]]
+    dashed = [line for line in first.get_lines() if line.get_linestyle() == "--"]
+    assert [set(line.get_xdata()) for line in dashed] == [{61.0}]
+    assert second.get_title(loc="left") == "vgg13 > vgg8, teacher 80.00 %"
+
+
+def test_bars_of_one_value_everywhere_can_be_drawn(tmp_path: Path) -> None:
+    rows = [{"pair": "a>b", "label": "kd", "last_top1": [100.0]}]
+    figure = plots.draw("ablation", [write_benchmark(tmp_path / "one", rows)]).figure
+    assert len(figure.axes[0].patches) == 1
+
+
+# Cost
+
+
+@pytest.mark.parametrize(
+    ("costs", "accuracies", "front"),
+    [
+        ([1, 2, 3], [10, 20, 30], [0, 1, 2]),
+        ([3, 2, 1], [30, 20, 10], [2, 1, 0]),
+        ([1, 2, 3], [30, 20, 10], [0]),
+        ([1, 1, 2], [10, 12, 12], [1]),
+        ([4, 1, 2, 3], [9, 5, 4, 8], [1, 3, 0]),
+    ],
+)
+def test_pareto_front(costs: list[float], accuracies: list[float], front: list[int]) -> None:
+    assert pareto(costs, accuracies) == front
+
+
+def test_points_leave_out_what_was_not_timed_and_are_relative_to_kd(benchmark_folder: Path) -> None:
+    benchmark = read_benchmarks([benchmark_folder])[0]
+    points = points_of_benchmark(benchmark, "resnet20>resnet8")
+    assert [(p.label, p.cost, p.accuracy) for p in points] == [("kd", 100, 61), ("pckd", 400, 64), ("vanilla", 50, 58)]
+    scaled, is_relative = relative(points)
+    assert is_relative
+    assert [p.seconds for p in scaled] == [[1, 1], pytest.approx([3.9, 4.1]), [0.5]]
+    assert [(p.label, p.cost) for p in points_of_benchmark(benchmark, "vgg13>vgg8")] == [("kd", 200)]
+    assert relative(points[1:]) == (points[1:], False)
+
+
+def test_seconds_of_runs(seeds: list[Path]) -> None:
+    runs = read_runs(seeds)[0]
+    assert [(p.label, p.cost, p.accuracy) for p in points_of_runs(runs)] == [("kd", 10.5, 22.0)]
+    older = {"train_images": 100, "epochs": 12, "images_per_second": 40.0}
+    assert seconds_of(Run(Path("x"), [], older)) == 30.0
+    assert seconds_of(Run(Path("x"), [], {"train_images": 100})) is None
+
+
+def test_cost_labels_each_point_and_none_covers_another(tmp_path: Path) -> None:
+    from matplotlib.text import Text
+
+    close = [
+        {"pair": "a>b", "label": f"method number {i}", "last_top1": [60 + 0.01 * i], "seconds": [100 + 0.1 * i]}
+        for i in range(6)
+    ]
+    far = {"pair": "a>b", "label": "kd", "last_top1": [50.0, 52.0], "seconds": [90.0, 95.0]}
+    figure = plots.draw("cost", [write_benchmark(tmp_path / "close", [*close, far])]).figure
+    (axes,) = figure.axes
+    assert sorted(text.get_text() for text in axes.texts) == ["kd", *(f"method number {i}" for i in range(6))]
+    renderer = figure.canvas.get_renderer()
+    # Without the arrow, which leads to the point.
+    for text in axes.texts:
+        text.update_positions(renderer)
+    boxes = [Text.get_window_extent(text, renderer).extents for text in axes.texts]
+    for i, box in enumerate(boxes):
+        assert all(overlap(box, other) == 0 for other in boxes[i + 1 :])
+    assert axes.get_xlabel() == "training time (kd: 1)"
+
+
+def test_overlap_of_boxes() -> None:
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 4)) == 1
+    assert overlap((0, 0, 2, 2), (2, 0, 3, 2)) == 0
+
+
+# Centers
+
+
+def test_similarities_of_known_centers() -> None:
+    found = similarities(np.array([[1.0, 0], [0, 2], [3, 3], [0, 0]]))
+    half = 0.5**0.5
+    assert found == pytest.approx(np.array([[1, 0, half, 0], [0, 1, half, 0], [half, half, 1, 0], [0, 0, 0, 0]]))
+
+
+def test_correlation_looks_above_the_diagonal_only() -> None:
+    one = np.array([[1.0, 0.1, 0.2], [0.1, 1, 0.3], [0.2, 0.3, 1]])
+    other = np.array([[9.0, 3, 2], [3, 9, 1], [2, 1, 9]])
+    assert off_diagonal_correlation(one, one * 2 + 5) == pytest.approx(1)
+    assert off_diagonal_correlation(one, other) == pytest.approx(-1)
+    assert off_diagonal_correlation(one[:2, :2], one[:2, :2]) is None
+    with pytest.raises(UserError, match="3 classes and the teacher 2"):
+        off_diagonal_correlation(one, one[:2, :2])
+
+
+def taught(tmp_path: Path, classes: int = 4, name: str = "run") -> tuple[Path, Path]:
+    """A run's folder and its teacher's weights."""
+    torch.manual_seed(9)
+    weights = save_weights(build(BACKBONES, "resnet20", classes), tmp_path / f"teacher-{classes}.pth")
+    return write_run(tmp_path / name, classes=classes, arguments={"teacher_weights": str(weights)}), weights
+
+
+def test_centers_are_the_rows_of_both_classifiers(tmp_path: Path) -> None:
+    folder, weights = taught(tmp_path)
+    picture = plots.draw("centers", [folder])
+    student, teacher, bar = picture.figure.axes
+    networks = [build(BACKBONES, name, 4) for name in ("resnet8", "resnet20")]
+    for network, path in zip(networks, (folder / "model_final.pth", weights), strict=True):
+        network.load_state_dict(torch.load(path, weights_only=True)["model"])
+    expected = [similarities(classifier_rows(network)) for network in networks]
+    assert np.allclose(student.get_images()[0].get_array(), expected[0])
+    assert np.allclose(teacher.get_images()[0].get_array(), expected[1])
+    assert student.get_images()[0].get_clim() == teacher.get_images()[0].get_clim()
+    assert [tick.get_text() for tick in student.get_yticklabels()] == ["disc", "ring", "square", "triangle"]
+    title = picture.figure.get_suptitle()
+    assert title.endswith(f"off-diagonals {off_diagonal_correlation(*expected):.2f}")
+    assert bar.get_xlabel().startswith("cosine")
+    assert picture.notes == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "note"),
+    [(None, "does not say where its teacher's weights are"), ("/gone/teacher.pth", "are not there any more")],
+)
+def test_without_the_teachers_weights_the_student_is_alone(tmp_path: Path, weights: str | None, note: str) -> None:
+    folder = write_run(tmp_path / "run", classes=4, arguments={"teacher_weights": weights})
+    picture = plots.draw("centers", [folder])
+    assert len(picture.figure.axes) == 2
+    assert [note in text for text in picture.notes] == [True]
+    given = plots.draw("centers", [folder], teacher_weights=taught(tmp_path, name="other")[1])
+    assert len(given.figure.axes) == 3
+
+
+def test_classes_are_numbered_where_the_data_set_is_gone(tmp_path: Path) -> None:
+    folder = write_run(
+        tmp_path / "run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"}, teacher=None
+    )
+    picture = plots.draw("centers", [folder])
+    assert picture.figure.axes[0].get_xlabel() == "class"
+    assert ["has no teacher" in picture.notes[0], "classes are numbered" in picture.notes[1]] == [True, True]
+
+
+def test_a_student_that_answers_with_a_losses_head(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "simkd", classes=4)
+    workshop = Workshop()
+    run = read_runs([folder])[0][0]
+    network = workshop.student(run)
+    predictor = _predictor(run, network)
+    assert isinstance(predictor, Predictor)
+    save_weights(predictor, folder / "model_final.pth")
+    loaded = workshop.student(run)
+    assert isinstance(loaded, Predictor)
+    assert torch.equal(loaded.classifier.weight, predictor.classifier.weight)
+    picture = plots.draw("embedding", [folder])
+    assert any("no centers among its embeddings" in note for note in picture.notes)
+    assert len(picture.figure.axes[0].collections) == 4
+
+
+# Embedding
+
+
+def test_plane_of_points_on_known_axes() -> None:
+    points = np.array([[5.0, 1, 0], [-5, 1, 0], [0, 1, 3], [0, 1, -3]])
+    plane = principal_plane(points)
+    assert plane.mean.tolist() == [0, 1, 0]
+    assert plane.axes == pytest.approx(np.array([[1.0, 0, 0], [0, 0, 1]]))
+    assert plane.shares == pytest.approx((50 / 68, 18 / 68))
+    assert plane.project(points) == pytest.approx(np.array([[5.0, 0], [-5, 0], [0, 3], [0, -3]]))
+
+
+def test_plane_is_that_of_the_covariance() -> None:
+    points = np.random.default_rng(0).normal(size=(50, 6)) * [1, 5, 2, 0.1, 3, 1]
+    values, vectors = np.linalg.eigh(np.cov(points.T))
+    plane = principal_plane(points)
+    for k in (0, 1):
+        assert abs(plane.axes[k] @ vectors[:, -1 - k]) == pytest.approx(1)
+        assert plane.axes[k][np.abs(plane.axes[k]).argmax()] > 0
+    assert plane.shares == pytest.approx((values[-1] / values.sum(), values[-2] / values.sum()))
+    with pytest.raises(UserError, match="3 images"):
+        principal_plane(points[:2])
+
+
+def test_centers_are_moved_and_scaled_together() -> None:
+    points = np.array([[4.0, 0], [-2, 0], [1, 3], [1, -3]])
+    rows = np.array([[10.0, 11], [10, 9]])
+    assert placed_centers(rows, points) == pytest.approx(np.array([[1.0, 3], [1, -3]]))
+
+
+def test_images_of_the_first_ten_classes() -> None:
+    names = tuple(map(str, range(12)))
+    split = DataSplit(torch.arange(36).byte().view(36, 1, 1, 1), torch.arange(36) % 12, names, (0.5,), (0.5,))
+    part = first_classes(split, 100)
+    assert len(part) == 30
+    assert part.labels.max() == 9
+    assert torch.equal(part.images.flatten().long() % 12, part.labels)
+    assert len(first_classes(split, 7)) == 7
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(4, 4), (12, 10)])
+def test_embedding_shows_images_and_centers_of_both(tmp_path: Path, classes: int, shown: int) -> None:
+    folder, _ = taught(tmp_path, classes)
+    figure = plots.draw("embedding", [folder], images=20).figure
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        images, centers = axes.collections[:shown], axes.collections[shown:]
+        assert sum(len(points.get_offsets()) for points in images) == 20
+        assert [len(points.get_offsets()) for points in centers] == [1] * shown
+        assert min(points.get_sizes()[0] for points in centers) > 5 * max(points.get_sizes()[0] for points in images)
+    assert len(figure.legends[0].get_texts()) == shown
+    assert ("of the first 10 of 12 classes" in figure.get_suptitle()) == (classes == 12)
+
+
+def test_images_that_were_held_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", classes=4, arguments={"val_fraction": 0.5})
+    assert len(Workshop().split(read_runs([folder])[0][0])) == 12
+
+
+# Styles and files
+
+
+def test_styles_do_not_repeat() -> None:
+    keys = ("color", "linestyle", "marker")
+    assert len({tuple(str(line_style(i)[key]) for key in keys) for i in range(35)}) == 35
+    assert len({(marker_style(i)["color"], marker_style(i)["marker"]) for i in range(100)}) == 100
+    for key in ("color", "marker"):
+        assert len({marker_style(i)[key] for i in range(10)}) == 10
+    assert [grid_shape(n) for n in (1, 2, 3, 4, 5, 7)] == [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_pictures_are_written_in_the_format_of_the_name(
+    seeds: list[Path], tmp_path: Path, suffix: str, start: bytes
+) -> None:
+    target = tmp_path / f"picture.{suffix}"
+    target.write_bytes(b"old")
+    assert plots.plot("curves", seeds, target) == []
+    assert target.read_bytes().startswith(start)
+
+
+def test_png_has_the_size_of_a_readme(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folders = [write_run(tmp_path / m, m, rows={"kd": [1.0, 2.0]}) for m in ("kd", "dkd", "crd", "pckd")]
+    plots.plot("curves", folders, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.size[0] == 1260
+    assert (tmp_path / "picture.png").stat().st_size < 120_000
+
+
+def test_all_writes_what_the_folders_allow(tmp_path: Path, seeds: list[Path], benchmark_folder: Path) -> None:
+    said: list[str] = []
+    written = plots.plot_all([*seeds, benchmark_folder], tmp_path / "pictures", say=said.append)
+    assert [path.name for path in written] == ["curves.png", "ablation.png", "cost.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    left_out = {text.partition(":")[0]: text for text in said if ": left out: " in text}
+    assert list(left_out) == ["preview", "difficulty", "centers", "embedding"]
+    assert "--report-difficulty" in left_out["difficulty"]
+    assert "model_final.pth" in left_out["centers"]
+
+
+# What is refused
+
+
+def refused(kind: str, folders: Sequence[Path], target: Path, **options: Any) -> str:
+    """The one line with which a picture is refused; a file that was there is as it was."""
+    is_file = target.is_file()
+    before = target.read_bytes() if is_file else None
+    with pytest.raises(UserError) as error:
+        plots.plot(kind, folders, target, **options)
+    assert (target.read_bytes() if is_file else None) == before
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folders_that_do_not_allow_a_kind(tmp_path: Path, seeds: list[Path], benchmark_folder: Path) -> None:
+    target = tmp_path / "old.png"
+    target.write_bytes(b"old")
+    (tmp_path / "empty").mkdir()
+    assert "no metrics.jsonl" in refused("curves", [tmp_path / "empty"], target)
+    assert "no such folder" in refused("curves", [tmp_path / "gone"], target)
+    assert "not a folder" in refused("curves", [target], target)
+    assert "folder of benchmark.py" in refused("curves", [benchmark_folder], target)
+    assert "single run's folder" in refused("ablation", seeds, target)
+    assert "no folder of benchmark.py is given" in refused("ablation", [], target)
+    assert "--method pckd" in refused("preview", seeds, target)
+    assert "--report-difficulty" in refused("difficulty", seeds, target)
+    assert "no model_final.pth" in refused("centers", seeds, target)
+    assert "unknown kind" in refused("curve", seeds, target)
+    assert target.read_bytes() == b"old"
+
+
+def test_damaged_files(tmp_path: Path, seeds: list[Path]) -> None:
+    target = tmp_path / "new.png"
+    for text, message in (
+        ('{"epoch": 1}\n{"epo\n{"epoch": 3}\n', "line 2 is damaged"),
+        ('{"epoch": 1', "no whole line yet"),
+        ("", "no whole line yet"),
+        ("[1]\n", "line 1 is not an epoch's row"),
+        ('{"epoch": 1}\n', "no top1"),
+    ):
+        (seeds[0] / "metrics.jsonl").write_text(text)
+        assert message in refused("curves", seeds[:1], target)
+    (seeds[1] / "result.json").write_text("{")
+    assert "is no JSON" in refused("curves", seeds[1:], target)
+    for number, (rows, message) in enumerate((([], "no rows"), ([{"pair": "a>b"}], "not what tools/benchmark.py"))):
+        assert message in refused("ablation", [write_benchmark(tmp_path / f"b{number}", rows)], target)
+    broken = report([1, 2, 3]) | {"metrics": {"margin": {"histogram": ["x"]}}}
+    folder = write_run(tmp_path / "broken", rows={"difficulty_report": [broken, broken]})
+    assert "is damaged" in refused("difficulty", [folder], target)
+    uneven = [report([1, 2]), report([1, 2])]
+    folder = write_run(tmp_path / "uneven", rows={"difficulty_report": uneven})
+    assert "does not fit its edges" in refused("difficulty", [folder], target)
+    assert not target.exists()
+
+
+def test_networks_that_cannot_be_shown(tmp_path: Path) -> None:
+    target = tmp_path / "new.png"
+    folder, weights = taught(tmp_path)
+    assert "at least 3" in refused("embedding", [folder], target, images=2)
+    other = write_run(tmp_path / "wrong", classes=4, student="vgg8")
+    assert "is not of a vgg8" in refused("centers", [other], target)
+    unknown = write_run(tmp_path / "unknown", classes=4, student="Mine")
+    assert "unknown name 'Mine'" in refused("centers", [unknown], target)
+    five, _ = taught(tmp_path, 5, name="five")
+    assert "several teachers" in refused("centers", [folder, five], target)
+    assert "5 classes" in refused("embedding", [_with_data(five, 4)], target)
+    assert str(tmp_path / "no.pth") in refused("centers", [folder], target, teacher_weights=tmp_path / "no.pth")
+    (folder / "model_final.pth").write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in refused("centers", [folder], target)
+    many = [write_run(tmp_path / m, m, classes=4) for m in ("a", "b", "c", "d")]
+    assert "at most 3" in refused("centers", many, target)
+
+
+def _with_data(folder: Path, classes: int) -> Path:
+    result = json.loads((folder / "result.json").read_text())
+    result["arguments"]["data"] = DATA.format(classes)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path, seeds: list[Path]) -> None:
+    assert "is a folder" in refused("curves", seeds, tmp_path)
+    assert ".png" in refused("curves", seeds, tmp_path / "picture.docx")
+    assert "must end in a format" in refused("curves", seeds, tmp_path / "picture")
+    assert "there is no folder" in refused("curves", seeds, tmp_path / "gone" / "picture.png")
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match="not a folder"):
+        plots.plot_all(seeds, tmp_path / "file")
+    with pytest.raises(UserError, match="check the path"):
+        plots.plot_all(seeds, tmp_path / "file" / "pictures")
+    nothing = write_run(tmp_path / "nothing", finished=False)
+    (nothing / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(UserError, match="none of the pictures"):
+        plots.plot_all([nothing], tmp_path / "pictures")
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_folder_that_may_not_be_written(forbidden: Path) -> None:
+    with styled(), pytest.raises(UserError, match=r"cannot write .*a\.png: .*make it writable"):
+        write(new_figure(1), forbidden / "a.png")
+    assert [path.name for path in forbidden.iterdir()] == ["a"]
+
+
+def test_a_disk_that_is_full(seeds: list[Path], tmp_path: Path, file_size_limit: Any) -> None:
+    target = tmp_path / "picture.png"
+    target.write_bytes(b"old")
+    with file_size_limit(1000):
+        assert "cannot write" in refused("curves", seeds, target)
+    assert target.read_bytes() == b"old"
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_without_matplotlib(seeds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    message = "a picture needs matplotlib: pip install 'pckd[plots]'"
+    assert refused("curves", seeds, tmp_path / "picture.png") == message
+    with pytest.raises(UserError, match="needs matplotlib"):
+        plots.draw("curves", seeds)
+    with pytest.raises(UserError, match="needs matplotlib"):
+        plots.plot_all(seeds, tmp_path / "all")

@@ -1,0 +1,118 @@
+"""tools/plot.py as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+TOOL = Path(__file__).parents[2] / "tools" / "plot.py"
+
+
+@pytest.fixture
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("plot")
+
+
+@pytest.fixture
+def run_folder(load_tool: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A real run that previews and reports difficulties, with its teacher's weights beside it."""
+    data = ["--dataset", "shapes(image_size=8, train_size=24, test_size=12, num_classes=4)"]
+    common = [*data, "--batch-size", "8", "--precision", "fp32", "--device", "cpu"]
+    train_net = load_tool("train_net")
+    teacher = ["--student", "resnet8", "--method", "vanilla", "--epochs", "1", "--output", str(tmp_path / "teacher")]
+    assert train_net.main([*teacher, *common]) == 0
+    taught = ["--student", "resnet8", "--teacher", "resnet8", "--method", "pckd", "--epochs", "2"]
+    taught += ["--teacher-weights", str(tmp_path / "teacher" / "model_final.pth")]
+    assert train_net.main([*taught, *common, "--report-difficulty", "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+def test_all_pictures_of_a_real_run(
+    tool: ModuleType, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["all", str(run_folder), "--output", str(tmp_path / "pictures"), "--images", "12"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    names = [path.name for path in sorted((tmp_path / "pictures").iterdir())]
+    assert names == [f"{kind}.png" for kind in ("centers", "cost", "curves", "difficulty", "embedding", "preview")]
+    assert [line for line in lines if "left out" in line] == [
+        "ablation: left out: no folder of benchmark.py is given, and ablation is drawn from one"
+    ]
+    assert len(lines) == 7
+
+
+def write_run(folder: Path) -> Path:
+    folder.mkdir()
+    rows = [{"epoch": epoch, "loss": 1.0 / epoch, "top1": 10.0 * epoch} for epoch in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"epoch"')
+    return folder
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 3, 4, 1, 2), (3, 4, 0, 1, 2), (0, 1, 3, 4, 2)])
+def test_folders_and_options_in_any_order(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, ...]
+) -> None:
+    words = ["curves", str(write_run(tmp_path / "a")), str(write_run(tmp_path / "b")), "--output", "picture.svg"]
+    words[4] = str(tmp_path / words[4])
+    assert tool.main([words[i] for i in order]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert "still going on" in out
+    assert Path(words[4]).read_text().startswith("<?xml")
+
+
+def test_lists_names_without_folders(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--list", "difficulty"]) == 0
+    assert "cross_entropy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to draw: one of curves"),
+        (["curves"], "no folder is given"),
+        (["curve", "{run}"], "invalid choice: 'curve'"),
+        (["curves", "{run}"], "--output is missing: give a file"),
+        (["all", "{run}"], "--output is missing: give a folder"),
+        (["curves", "{run}", "--output", "{new}.xyz"], "must end in a format"),
+        (["curves", "{run}", "--output", "/does/not/exist/x.png"], "there is no folder /does/not/exist"),
+        (["curves", "/does/not/exist", "--output", "{new}.png"], "there is no such folder"),
+        (["curves", "{run}", "{empty}", "--output", "{new}.png"], "neither a run's folder"),
+        (["ablation", "{run}", "--output", "{new}.png"], "give the folder that tools/benchmark.py"),
+        (["preview", "{run}", "--output", "{new}.png"], "--method pckd"),
+        (["difficulty", "{run}", "--output", "{new}.png"], "--report-difficulty"),
+        (["centers", "{run}", "--output", "{new}.png"], "has no result.json: let the run finish"),
+        (["embedding", "{run}", "--output", "{new}.png", "--images", "many"], "invalid int value"),
+        (["cost", "{run}", "--output", "{new}.png"], "no training times are known"),
+        (["all", "{run}", "{empty}", "--output", "{new}"], "neither a run's folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, refusal: Callable[[list[str]], str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"run": write_run(tmp_path / "run"), "empty": tmp_path / "empty", "new": tmp_path / "new"}
+    assert message in refusal([word.format(**places) for word in arguments])
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_runs_as_a_script_and_says_nothing_more(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    command = [sys.executable, str(TOOL), "curves", str(folder), "--output", str(tmp_path / "picture.png")]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
