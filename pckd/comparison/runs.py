@@ -235,6 +235,8 @@ def dealt(device: str | None, slot: int, devices: Sequence[str]) -> str | None:
 def failure(code: int, log: Path) -> str:
     """Why a child ended with ``code``: the last line that it printed."""
     if code < 0:
-        return f"ended by signal {-code}; out of memory, perhaps (see {log})"
+        # So the system ends what has taken too much memory.
+        hint = "; out of memory, perhaps" if -code == signal.SIGKILL else ""
+        return f"ended by signal {-code}{hint} (see {log})"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].partition(": error: ")[2] or lines[-1] if lines else f"exit code {code}"

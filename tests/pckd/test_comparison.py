@@ -266,7 +266,8 @@ def test_why_a_child_failed_is_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("epoch 1\nbenchmark.py: error: epoch 1, step 2: kd is not finite\n\n")
     assert failure(2, log) == "epoch 1, step 2: kd is not finite"
-    assert "signal 9" in failure(-9, log)
+    assert failure(-9, log) == f"ended by signal 9; out of memory, perhaps (see {log})"
+    assert failure(-15, log) == f"ended by signal 15 (see {log})"
     log.write_text("")
     assert failure(3, log) == "exit code 3"
 
