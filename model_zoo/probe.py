@@ -11,7 +11,7 @@ from torch import nn
 from registry import Output, Shapes, UserError
 from registry.errors import place_of
 
-__all__ = ["probe"]
+__all__ = ["evaluating", "probe"]
 
 
 def probe(
@@ -36,7 +36,7 @@ def probe(
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, in_channels, height, width, dtype=weight.dtype, device=weight.device)
     try:
-        with _evaluating(network), torch.no_grad():
+        with evaluating(network), torch.no_grad():
             output = network(images)
     except Exception as error:
         reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
@@ -72,7 +72,8 @@ def _checked(network: nn.Module, output: object, label: str) -> Shapes:
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, the network is in eval mode; afterwards each of its modules is in the mode that it was in."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -11,11 +11,10 @@ every epoch. They are not standardized.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,15 +25,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from model_zoo import load_weights, probe
+from model_zoo.probe import evaluating
 from pckd.api import check_numbers
 from pckd.data import Loader
 from pckd.engine.precision import autocast, resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
 from pckd.engine.schedule import learning_rate
-from pckd.engine.sources import Data, load_data
+from pckd.engine.sources import Data, load_data, read_split
 from pckd.engine.train import place
 from pckd.objective import Predictor
-from registry import BACKBONES, DATASETS, DataSplit, PluginError, UserError, ask, build
+from registry import BACKBONES, DataSplit, PluginError, UserError, ask, build
 
 __all__ = ["MILESTONES", "MOMENTUM", "Inputs", "Transfer", "inputs_of", "load_network", "transfer", "untrained"]
 
@@ -139,12 +139,7 @@ def inputs_of(source: str | Data | Inputs, root: str | None = None) -> Inputs:
     """
     if isinstance(source, Inputs):
         return source
-    if isinstance(source, Data):
-        split = source.train
-    else:
-        split = ask(f"data set {source!r}", build, DATASETS, source, root, True)
-    if not isinstance(split, DataSplit):
-        raise PluginError(f"data set {source!r} returned {type(split).__name__}: it must return registry.DataSplit")
+    split = source.train if isinstance(source, Data) else read_split(source, root, True)
     _, height, width = split.images[0].shape
     return Inputs(tuple(split.mean), tuple(split.std), (int(height), int(width)))
 
@@ -252,7 +247,7 @@ def embed(
     """
     loader = Loader(split, ROWS, train=False, device=device, num_workers=num_workers)
     embeddings, labels = [], []
-    with _evaluating(network):
+    with evaluating(network):
         for batch in loader.epoch(1):
             with autocast(precision, device):
                 embedding = network(batch.views.flatten(0, 1)).embedding
@@ -262,17 +257,6 @@ def embed(
     if not bool(features.isfinite().all()):
         raise UserError(f"the network's embedding of {split.name or 'the data set'} is not finite; give other weights")
     return features, torch.cat(labels)
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def fit_linear(

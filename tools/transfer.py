@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from pckd import Transfer, load_data, transfer
 from pckd.cli import Parser, run_tool
+from pckd.comparison.statistics import mean_and_deviation
 from pckd.display import make_display
 from pckd.engine.record import FINAL_MODEL, MAY_CHANGE, RESULT
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
@@ -265,16 +265,12 @@ def grouped(subjects: Sequence[Subject], found: Sequence[Transfer]) -> list[dict
                 "own_top1": [subject.own_top1 for subject, _ in runs],
                 "last_top1": last,
                 "best_top1": best,
-                **dict(zip(("mean", "std"), _spread(last), strict=True)),
-                **dict(zip(("best_mean", "best_std"), _spread(best), strict=True)),
+                **dict(zip(("mean", "std"), mean_and_deviation(last), strict=True)),
+                **dict(zip(("best_mean", "best_std"), mean_and_deviation(best), strict=True)),
                 "history": [result.history for _, result in runs],
             }
         )
     return rows
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -284,7 +280,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
         known = [value for value in values if value is not None]
         if not known:
             return ""
-        mean, deviation = _spread(known)
+        mean, deviation = mean_and_deviation(known)
         return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
     columns = ["network", "student", "trained on", "runs", "top-1 there", "last top-1", "best top-1"]

@@ -103,9 +103,9 @@ def load_data(
     if isinstance(data, Data):
         train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
     else:
-        train = _read(data, root, True)
+        train = read_split(data, root, True)
         # With a validation split the test split is not even read.
-        test = train if val_fraction else _read(data, root, False)
+        test = train if val_fraction else read_split(data, root, False)
         name, measured_on = data, "test"
     if limit_train is not None:
         train = limit(train, limit_train, DATA_SEED)
@@ -117,7 +117,12 @@ def load_data(
     return Data(train, test, name, measured_on)
 
 
-def _read(name: str, root: str | None, train: bool) -> DataSplit:
+def read_split(name: str, root: str | None, train: bool) -> DataSplit:
+    """One split of a data set by name, as a whole.
+
+    Raises:
+        UserError: unknown name, missing or broken data.
+    """
     split = ask(f"data set {name!r}", build, DATASETS, name, root, train)
     if not isinstance(split, DataSplit):
         raise PluginError(f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit")

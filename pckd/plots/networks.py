@@ -12,10 +12,10 @@ from torch import nn
 
 from model_zoo import load_weights, probe
 from pckd.engine.record import FINAL_MODEL
-from pckd.engine.sources import load_data, make_objective, method_terms
+from pckd.engine.sources import load_data, make_objective, method_terms, read_split
 from pckd.engine.teacher import FrozenTeacher
 from pckd.plots.folders import Group, Run
-from registry import BACKBONES, DATASETS, DataSplit, Setup, UserError, ask, build
+from registry import BACKBONES, DataSplit, Setup, UserError, ask, build
 
 MOST_STUDENTS = 3
 _HEAD = "head."
@@ -114,7 +114,7 @@ class Workshop:
                     loaded = load_data(name, root=root, limit_train=limit, val_fraction=held_out).test
                 else:
                     # The training images are not looked at, and may be many.
-                    loaded = ask(f"data set {name!r}", build, DATASETS, name, root, False)
+                    loaded = read_split(name, root, False)
             except UserError as error:
                 raise UserError(f"{run.path}: its data set is not at hand ({error}); see --data-root") from error
             self._splits[key] = loaded
