@@ -29,6 +29,7 @@ from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
+from pckd.engine.gradient_report import GradientReport
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
 from pckd.engine.ranks import joined
@@ -49,7 +50,7 @@ from pckd.engine.sources import (
     shapes_of,
 )
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import Display, fit
+from pckd.engine.train import Display, Report, fit
 from pckd.functional import PUBLISHED_EPOCHS
 from pckd.objective import Metric, Scheduler, needs_teacher
 from registry import (
@@ -125,6 +126,7 @@ def distill(
     scheduler: str | Scheduler | None = None,
     centers: str | CenterRule = "classifier",
     views: int | None = None,
+    view_statistics: Literal["joint", "own"] = "joint",
     flip: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -134,6 +136,7 @@ def distill(
     teacher_cache: str | os.PathLike[str] | None = None,
     view_pool: int | None = None,
     report_difficulty: bool = False,
+    report_gradients: bool = False,
     profile: bool = False,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -163,6 +166,8 @@ def distill(
             method previews; where it previews none, a scheduler given here weights all its per-sample losses.
         centers: a name of ``CENTER_RULES`` or a center rule.
         views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
+        view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
+            published, or ``"own"``, each view by itself; evaluation is then by the upright view's.
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
         seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
@@ -176,6 +181,8 @@ def distill(
         report_difficulty: after each epoch also ask every difficulty metric about the training images
             (:class:`pckd.engine.difficulty_report.DifficultyReport`); in the history and metrics.jsonl as
             ``difficulty_report``.
+        report_gradients: after each epoch also ask how the terms' gradients lie to one another
+            (:class:`pckd.engine.gradient_report.GradientReport`); likewise, as ``gradient_report``.
         profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one.
@@ -212,6 +219,8 @@ def distill(
     _check_paths(data_root=data_root, teacher_weights=teacher_weights, teacher_cache=teacher_cache, output=output)
     if on_nonfinite not in ("stop", "skip"):
         raise UserError(f"on_nonfinite must be stop or skip, not {on_nonfinite!r}")
+    if view_statistics not in ("joint", "own"):
+        raise UserError(f"view_statistics must be joint or own, not {view_statistics!r}")
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
     if view_pool is None:
@@ -348,6 +357,15 @@ def distill(
             teacher_net.to(target)
             teacher_top1 = evaluate_network(teacher_net, test_loader, device=target, precision=precision).top1
             display.note(f"teacher: {teacher_top1:.2f} % top-1 on {loaded.measured_on}")
+        reports: dict[str, Report] = {}
+        if report_difficulty:
+            reports["difficulty_report"] = DifficultyReport(
+                loaded.train, loaded.test, device=target, precision=precision
+            )
+        if report_gradients:
+            reports["gradient_report"] = GradientReport(
+                train_loader, device=target, precision=precision, view_statistics=view_statistics
+            )
         history = fit(
             student=student_net,
             teacher=teacher_net if objective.needs_teacher else None,
@@ -372,9 +390,8 @@ def distill(
             cache=cache,
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
-            report=DifficultyReport(loaded.train, loaded.test, device=target, precision=precision)
-            if report_difficulty
-            else None,
+            reports=reports,
+            view_statistics=view_statistics,
         )
         last = history.rows[-1]
         best_top1 = max(row["top1"] for row in history.rows)

@@ -18,7 +18,7 @@ from model_zoo import METHOD_OPTIONS, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from registry import METHODS, Registry, Term, build, options_of
 
-HIDDEN = frozenset({"epoch", "top5", "test_loss", "difficulty_report"})
+HIDDEN = frozenset({"epoch", "top5", "test_loss", "difficulty_report", "gradient_report"})
 """Columns of an epoch's row that the display leaves to metrics.jsonl."""
 
 

@@ -19,6 +19,7 @@ GROUPS = {
     "preview_weight": "preview/weight",
     "previewed": "preview/previewed",
     "difficulty_report": "difficulty",
+    "gradient_report": "gradients",
     **{name: f"accuracy/{name}" for name in ("train_top1", "top1", "top5", "test_loss")},
 }
 """What the entries of a row are called; other numbers are the objective's terms, below ``loss/``."""

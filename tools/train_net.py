@@ -72,6 +72,12 @@ def make_parser() -> Parser:
     add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
     add("--centers", default=DEFAULTS["centers"], metavar="NAME", help="what the category centers are")
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
+    add(
+        "--view-statistics",
+        choices=("joint", "own"),
+        default=DEFAULTS["view_statistics"],
+        help="whether the student's batch norms take all views together or each by itself",
+    )
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
     add("--val-fraction", type=float, default=0.0, help="hold out this share of the training set and measure on it")
     add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
@@ -83,6 +89,7 @@ def make_parser() -> Parser:
         help="each epoch also how the difficulty metrics spread over the training images, and with true difficulties "
         "how well they agree",
     )
+    add("--report-gradients", action="store_true", help="each epoch also how the terms' gradients lie to one another")
     add("--tensorboard", action="store_true", help="write each epoch's numbers to OUTPUT/tensorboard, too")
     add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
     add("--check", action="store_true", help="hold all that would be used to its contract, take one step, and stop")
@@ -153,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         "scheduler": args.scheduler,
         "centers": args.centers,
         "views": args.views,
+        "view_statistics": args.view_statistics,
         "flip": args.flip,
         "seed": args.seed,
         "device": args.device,
@@ -164,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
         "checkpoint_every": args.checkpoint_every,
         "on_nonfinite": args.on_nonfinite,
         "report_difficulty": args.report_difficulty,
+        "report_gradients": args.report_gradients,
         "profile": args.profile,
         "output": args.output,
         "resume": args.resume,

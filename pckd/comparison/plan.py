@@ -41,8 +41,20 @@ __all__ = [
 ]
 
 SETTINGS = (
-    *("data_root", "limit_train", "limit_test", "val_fraction", "epochs", "batch_size", "lr", "views", "flip"),
-    *("teacher_epochs", "teacher_lr", "teacher_cache", "view_pool", "report_difficulty"),
+    *(
+        "data_root",
+        "limit_train",
+        "limit_test",
+        "val_fraction",
+        "epochs",
+        "batch_size",
+        "lr",
+        "views",
+        "view_statistics",
+        "flip",
+    ),
+    *("teacher_epochs", "teacher_lr", "teacher_cache", "view_pool"),
+    *("report_difficulty", "report_gradients"),
     *("device", "precision", "compile", "num_workers"),
 )
 """Arguments of ``pckd.distill`` that all runs of a comparison have in common, beside the data set."""

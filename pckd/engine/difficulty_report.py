@@ -14,7 +14,8 @@ from pckd.data import Loader, limit
 from pckd.engine.precision import autocast
 from pckd.engine.step import Moment
 from pckd.functional import rank_correlation
-from registry import DIFFICULTY_METRICS, Centers, Context, DataSplit, NotApplicable, Output, ask, build
+from pckd.objective import Objective
+from registry import DIFFICULTY_METRICS, Context, DataSplit, NotApplicable, Output, ask, build
 
 __all__ = ["EDGES", "DifficultyReport"]
 
@@ -46,19 +47,21 @@ class DifficultyReport:
 
     @torch.no_grad()
     def __call__(
-        self, student: nn.Module, teacher: nn.Module | None, centers: Centers, moment: Moment
+        self, student: nn.Module, teacher: nn.Module | None, objective: Objective, moment: Moment
     ) -> dict[str, Any]:
         """The entry ``difficulty_report`` of a row of metrics.jsonl.
 
         Args:
-            student: as it answers when it is measured. teacher: None where there is none: metrics that look at it are
-                left out. centers, moment: as the epoch has left them.
+            student: asked as it answers when it is measured. teacher: None where there is none: metrics that look at
+                it are left out. objective, moment: as the epoch has left them.
 
         Returns:
             ``edges`` and ``metrics``: for each metric its ``histogram`` over :data:`EDGES`, and ``truth``, the rank
             correlation with the true difficulty, where that is known and the metric is not constant. Where it is known
             also ``top1_by_truth``: accuracy in percent on the easy, middle and hard third of the test images.
         """
+        centers = objective.centers(student, student if teacher is None else teacher)
+        student = objective.predictor(student)
         outputs, labels = self._answers(student, self._loaders[0])
         theirs = NoTeacher() if teacher is None else self._answers(teacher, self._loaders[0])[0]
         context = Context(

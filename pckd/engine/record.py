@@ -47,6 +47,7 @@ MAY_CHANGE = frozenset(
         "output",
         "profile",
         "report_difficulty",
+        "report_gradients",
         "resume",
     }
 )

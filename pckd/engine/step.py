@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,12 +30,19 @@ class Trainee(nn.Module):
     """All that is trained, in one module: the student, and the objective with its projections.
 
     In one module, so that data parallelism, wrapped around it, reduces the gradients of both.
+
+    Args:
+        view_statistics: ``"joint"``: the batch norms normalize all views of a batch together, as published. ``"own"``:
+            each view by its own statistics, and evaluation by the upright view's, which is what it shows.
     """
 
-    def __init__(self, student: nn.Module, objective: Objective) -> None:
+    def __init__(
+        self, student: nn.Module, objective: Objective, *, view_statistics: Literal["joint", "own"] = "joint"
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
+        self.view_statistics = view_statistics
 
     def forward(
         self,
@@ -49,7 +57,7 @@ class Trainee(nn.Module):
         Where there is no teacher, the student stands in its place.
         """
         views = batch.views.shape[1]
-        output: Output = self.student(batch.views.flatten(0, 1))
+        output = self._answer(batch.views)
         if teacher_output is None:
             teacher_output = output.detach()
         centers = self.objective.centers(self.student, self.student if teacher is None else teacher)
@@ -62,6 +70,39 @@ class Trainee(nn.Module):
             **moment._asdict(),
         )
         return self.objective(output, teacher_output, context), output, teacher_output
+
+    def _answer(self, views: Tensor) -> Output:
+        """The student's output for [B, V, C, H, W], image by image as in the batch."""
+        if self.view_statistics == "joint" or views.shape[1] == 1:
+            output: Output = self.student(views.flatten(0, 1))
+            return output
+        upright, *others = views.unbind(1)
+        with _running_statistics_kept(self.student):
+            outputs = [self.student(view) for view in others]
+        outputs.insert(0, self.student(upright))
+        rest = iter(zip(*(_tensors(output) for output in outputs), strict=True))
+        return outputs[0].apply(lambda _: torch.stack(next(rest), 1).flatten(0, 1))
+
+
+def _tensors(output: Output) -> list[Tensor]:
+    """All tensors of an output, in the order of :meth:`Output.apply`."""
+    found: list[Tensor] = []
+    output.apply(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norms in train mode use their batch's statistics without counting them for evaluation."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def train_step(

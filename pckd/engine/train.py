@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,6 @@ from torch import nn
 from pckd.data import Loader, ahead
 from pckd.engine.cache import TeacherCache
 from pckd.engine.compiling import prepare, resolve_compile
-from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.memory import kept_for
@@ -24,12 +23,12 @@ from pckd.engine.progress import History, Meter, random_state, seed_everything, 
 from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
 from pckd.engine.schedule import Schedule
-from pckd.engine.step import Trainee, train_step
+from pckd.engine.step import Moment, Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
 from registry import UserError, ask
 
-__all__ = ["Display", "History", "NonFinite", "fit", "place"]
+__all__ = ["Display", "History", "NonFinite", "Report", "fit", "place"]
 
 
 class Display(Protocol):
@@ -40,6 +39,14 @@ class Display(Protocol):
     def advance(self, epoch: int, step: int) -> None: ...
     def epoch(self, row: dict[str, Any]) -> None: ...
     def end(self) -> None: ...
+
+
+class Report(Protocol):
+    """A look at the networks after an epoch, that changes nothing; its answer is an entry of metrics.jsonl."""
+
+    def __call__(
+        self, student: nn.Module, teacher: FrozenTeacher | None, objective: Objective, moment: Moment
+    ) -> dict[str, Any]: ...
 
 
 def fit(
@@ -67,7 +74,8 @@ def fit(
     cache: TeacherCache | None = None,
     checkpoint_every: int | Literal["epoch"] = "epoch",
     on_nonfinite: Literal["stop", "skip"] = "stop",
-    report: DifficultyReport | None = None,
+    reports: Mapping[str, Report] | None = None,
+    view_statistics: Literal["joint", "own"] = "joint",
 ) -> History:
     """Train ``student`` in place and return the history.
 
@@ -132,7 +140,7 @@ def fit(
             device=device,
             strong=train_loader.strong,
         )
-    trainee = ranks.wrap(Trainee(run_student, objective), device)
+    trainee = ranks.wrap(Trainee(run_student, objective, view_statistics=view_statistics), device)
     guard = FiniteGuard(device, on_nonfinite)
     if state is not None:
         guard.skipped = state["skipped"]
@@ -216,10 +224,8 @@ def fit(
             scores = evaluate_network(predictor, test_loader, device=device, precision=precision)
             history.rows.append(epoch_row(epoch, optimizer.param_groups[0]["lr"], means, scores))
             row = history.rows[-1]
-            if report is not None:
-                with torch.no_grad():
-                    centers = objective.centers(student, student if teacher is None else teacher)
-                row["difficulty_report"] = report(predictor, teacher, centers, moment)
+            for name, report in (reports or {}).items():
+                row[name] = report(student, teacher, objective, moment)
             display.epoch({**row, "seconds": seconds})
             if folder is not None:
                 folder.append_metrics(row)

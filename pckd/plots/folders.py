@@ -14,7 +14,15 @@ from registry import UserError
 
 BENCHMARK = "benchmark.json"
 
-PARTICULAR = (MAY_CHANGE - {"epochs"}) | {"seed", "teacher_cache", "report_difficulty", "student", "teacher", "method"}
+PARTICULAR = (MAY_CHANGE - {"epochs"}) | {
+    "seed",
+    "teacher_cache",
+    "report_difficulty",
+    "report_gradients",
+    "student",
+    "teacher",
+    "method",
+}
 """Arguments in which runs of one group may differ, or that its name has already."""
 _LONGEST = 28
 
