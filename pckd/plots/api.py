@@ -12,7 +12,7 @@ import torch
 from pckd.plots.ablation import draw_ablation
 from pckd.plots.centers import draw_centers
 from pckd.plots.cost import draw_cost, points_of_benchmark, points_of_runs
-from pckd.plots.curves import draw_curves, draw_preview
+from pckd.plots.curves import draw_curves, draw_gradients, draw_preview
 from pckd.plots.difficulty import draw_difficulty
 from pckd.plots.embedding import draw_embedding
 from pckd.plots.folders import Benchmark, Run, group_runs, kind_of, read_benchmarks, read_runs
@@ -26,6 +26,7 @@ Folder = str | os.PathLike[str]
 KINDS = {
     "curves": "accuracy and every term of the loss over epochs; one or more run folders",
     "preview": "mean preview weight and share previewed over epochs; one or more run folders",
+    "gradients": "cosines and norms of the terms' gradients over epochs; run folders",
     "difficulty": "how hard the metrics find the images, early and late, and the truth; run folders",
     "ablation": "accuracy of each case with its spread over seeds; a folder of benchmark.py",
     "cost": "accuracy against training time; a folder of benchmark.py, or run folders",
@@ -179,6 +180,8 @@ def _draw(
         figure = draw_curves(groups)
     elif kind == "preview":
         figure, more = draw_preview(groups)
+    elif kind == "gradients":
+        figure, more = draw_gradients(groups)
     elif kind == "difficulty":
         figure, more = draw_difficulty(groups)
     elif kind == "centers":

@@ -19,6 +19,9 @@ NO_TERMS = frozenset(
 """Entries of a row that are no term of the objective."""
 
 
+GRADIENTS = "gradient_report"
+
+
 class Series(NamedTuple):
     """One entry of the rows of several runs, epoch by epoch."""
 
@@ -97,6 +100,42 @@ def previewed_percent(row: dict[str, Any]) -> Any:
     """Of the samples, those with a weight below 1."""
     share = row.get("previewed")
     return 100 * share if is_number(share) else None
+
+
+def draw_gradients(groups: Sequence[Group]) -> tuple[Any, list[str]]:
+    """A panel for the cosine of each two terms' gradients and for each gradient's norm, and what is left out."""
+    keep = [group for group in groups if any(GRADIENTS in row for run in group.runs for row in run.rows)]
+    if not keep:
+        raise UserError("none of these runs knows its terms' gradients; train with --report-gradients")
+    notes = [f"{group.label}: without --report-gradients, and left out" for group in groups if group not in keep]
+    reports = [_object(row.get(GRADIENTS)) for group in keep for run in group.runs for row in run.rows]
+    kinds = (("cosine", _cosines), ("norm", _norms))
+    panels: list[tuple[Read, str]] = [
+        (_entry(kind, name), f"{word}: {name}")
+        for word, kind in kinds
+        for name in dict.fromkeys(name for report in reports for name in kind(report))
+    ]
+    if not any(series(group.runs, read).epochs for group in keep for read, _ in panels):
+        raise UserError(f"{keep[0].runs[0].path}: its gradient reports are damaged or empty; train again")
+    return _panels(keep, panels, "Gradients of the terms"), notes
+
+
+def _entry(kind: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda row: kind(_object(row.get(GRADIENTS))).get(name)
+
+
+def _norms(report: dict[str, Any]) -> dict[str, Any]:
+    return _object(report.get("norms"))
+
+
+def _cosines(report: dict[str, Any]) -> dict[str, Any]:
+    """``"kd, crd"`` to the cosine of their gradients."""
+    pairs = _object(report.get("cosines")).items()
+    return {f"{one}, {other}": cosine for one, found in pairs for other, cosine in _object(found).items()}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _panels(groups: Sequence[Group], panels: Sequence[tuple[Read, str]], title: str) -> Any:

@@ -162,6 +162,25 @@ def test_terms_are_what_is_left_of_a_row(tmp_path: Path) -> None:
     assert series(runs, previewed_percent).mean == pytest.approx([30.0, 10.0])
 
 
+def test_gradients_have_a_panel_for_each_pair_and_each_norm(tmp_path: Path) -> None:
+    def pulled(cosine: float) -> dict[str, Any]:
+        return {"norms": {"kd": 2.0, "crd": 1.0}, "cosines": {"kd": {"crd": cosine}}}
+
+    folders = [
+        write_run(tmp_path / str(s), seed=s, rows={"gradient_report": [pulled(0.5 + s / 4), pulled(-0.5)]})
+        for s in (0, 1)
+    ]
+    plain = write_run(tmp_path / "plain", "vanilla")
+    picture = plots.draw("gradients", [*folders, plain])
+    assert [axes.get_title("left") for axes in picture.figure.axes] == ["cosine: kd, crd", "norm: kd", "norm: crd"]
+    assert picture.figure.axes[0].lines[0].get_ydata().tolist() == [0.625, -0.5]
+    assert picture.figure.axes[1].lines[0].get_ydata().tolist() == [2.0, 2.0]
+    assert picture.notes == ["vanilla: without --report-gradients, and left out"]
+    broken = write_run(tmp_path / "broken", rows={"gradient_report": [{"norms": 3, "cosines": {"kd": 1}}, 5]})
+    with pytest.raises(UserError, match="damaged or empty"):
+        plots.draw("gradients", [broken])
+
+
 def test_curves_have_a_panel_a_term_and_a_line_a_group(tmp_path: Path, seeds: list[Path]) -> None:
     other = write_run(tmp_path / "pckd", "pckd", rows={"kd": [2.0, 1.0]})
     figure = plots.draw("curves", [*seeds, other, seeds[0]]).figure
@@ -493,7 +512,7 @@ def test_all_writes_what_the_folders_allow(tmp_path: Path, seeds: list[Path], be
     assert [path.name for path in written] == ["curves.png", "ablation.png", "cost.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     left_out = {text.partition(":")[0]: text for text in said if ": left out: " in text}
-    assert list(left_out) == ["preview", "difficulty", "centers", "embedding"]
+    assert list(left_out) == ["preview", "gradients", "difficulty", "centers", "embedding"]
     assert "--report-difficulty" in left_out["difficulty"]
     assert "model_final.pth" in left_out["centers"]
 

@@ -24,7 +24,7 @@ def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.fixture
 def run_folder(load_tool: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A real run that previews and reports difficulties, with its teacher's weights beside it."""
+    """A real run that previews and reports difficulties and gradients, with its teacher's weights beside it."""
     data = ["--dataset", "shapes(image_size=8, train_size=24, test_size=12, num_classes=4)"]
     common = [*data, "--batch-size", "8", "--precision", "fp32", "--device", "cpu"]
     train_net = load_tool("train_net")
@@ -32,7 +32,12 @@ def run_folder(load_tool: Callable[[str], ModuleType], tmp_path: Path, capsys: p
     assert train_net.main([*teacher, *common]) == 0
     taught = ["--student", "resnet8", "--teacher", "resnet8", "--method", "pckd", "--epochs", "2"]
     taught += ["--teacher-weights", str(tmp_path / "teacher" / "model_final.pth")]
-    assert train_net.main([*taught, *common, "--report-difficulty", "--output", str(tmp_path / "run")]) == 0
+    assert (
+        train_net.main(
+            [*taught, *common, "--report-difficulty", "--report-gradients", "--output", str(tmp_path / "run")]
+        )
+        == 0
+    )
     capsys.readouterr()
     return tmp_path / "run"
 
@@ -45,11 +50,12 @@ def test_all_pictures_of_a_real_run(
     assert err == ""
     lines = out.splitlines()
     names = [path.name for path in sorted((tmp_path / "pictures").iterdir())]
-    assert names == [f"{kind}.png" for kind in ("centers", "cost", "curves", "difficulty", "embedding", "preview")]
+    kinds = ("centers", "cost", "curves", "difficulty", "embedding", "gradients", "preview")
+    assert names == [f"{kind}.png" for kind in kinds]
     assert [line for line in lines if "left out" in line] == [
         "ablation: left out: no folder of benchmark.py is given, and ablation is drawn from one"
     ]
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def write_run(folder: Path) -> Path:
@@ -93,6 +99,7 @@ def test_lists_names_without_folders(tool: ModuleType, capsys: pytest.CaptureFix
         (["ablation", "{run}", "--output", "{new}.png"], "give the folder that tools/benchmark.py"),
         (["preview", "{run}", "--output", "{new}.png"], "--method pckd"),
         (["difficulty", "{run}", "--output", "{new}.png"], "--report-difficulty"),
+        (["gradients", "{run}", "--output", "{new}.png"], "--report-gradients"),
         (["centers", "{run}", "--output", "{new}.png"], "has no result.json: let the run finish"),
         (["embedding", "{run}", "--output", "{new}.png", "--images", "many"], "invalid int value"),
         (["cost", "{run}", "--output", "{new}.png"], "no training times are known"),
