@@ -17,10 +17,11 @@ class DirectAlignment(nn.Module):
     teacher's width. Before the first step the student may inherit from the teacher.
 
     Args:
-        inherit: ``"centers"``: the student's centers start as the teacher's, through the map, so that an embedding that
-            is aligned gives the teacher's logits from then on. ``"layers"``: so do also all layers of the same name and
-            shape, batch norms with their statistics: a student of the teacher's family starts as a teacher with fewer
-            blocks (as in DistilBERT, arXiv 1910.01108). ``"nothing"``.
+        inherit: ``"layers"``: all layers of the same name and shape start as the teacher's, batch norms with their
+            statistics: a student of the teacher's family starts as a teacher with fewer blocks (as in DistilBERT, arXiv
+            1910.01108). Where the widths agree that includes the centers, so that an embedding that is aligned gives
+            the teacher's logits from then on. ``"centers"``: the centers alone; where the widths differ, through the
+            map, which is random at first. ``"nothing"``.
     """
 
     def __init__(self, setup: Setup, *, inherit: str = "layers") -> None:
@@ -34,13 +35,17 @@ class DirectAlignment(nn.Module):
             nn.init.orthogonal_(self.map.weight)
 
     def start(self, student: nn.Module, teacher: nn.Module) -> None:
+        own, theirs = student.classifier, teacher.classifier
+        assert isinstance(own, nn.Linear)
+        assert isinstance(theirs, nn.Linear)
         if self.inherit == "layers":
-            theirs = teacher.state_dict()
+            centers = {name for name, value in student.named_parameters() if value is own.weight or value is own.bias}
+            layers = teacher.state_dict()
             for name, value in student.state_dict().items():
-                if name in theirs and theirs[name].shape == value.shape:
-                    value.copy_(theirs[name])
-        if self.inherit != "nothing":
-            self._inherit_centers(student.classifier, teacher.classifier)  # type: ignore[arg-type]
+                if name not in centers and name in layers and layers[name].shape == value.shape:
+                    value.copy_(layers[name])
+        if self.inherit == "centers" or (self.inherit == "layers" and own.weight.shape == theirs.weight.shape):
+            self._inherit_centers(own, theirs)
 
     def _inherit_centers(self, own: nn.Linear, theirs: nn.Linear) -> None:
         centers = theirs.weight

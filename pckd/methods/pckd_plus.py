@@ -16,8 +16,8 @@ def pckd_plus(
         delta: weight of KD.
         feature: weight of the alignment of the embedding, which has no projection.
         temperature: of KD.
-        inherit: what the student starts with: the teacher's ``"layers"`` of the same name and shape and its centers,
-            its ``"centers"`` alone, or ``"nothing"``.
+        inherit: what the student starts with: the teacher's ``"layers"`` of the same name and shape, and its centers
+            where the widths agree; its ``"centers"`` alone; or ``"nothing"``.
     """
     return [
         Term("cross_entropy", ce),

@@ -58,12 +58,29 @@ def test_nothing() -> None:
 @pytest.mark.parametrize("student", ["resnet8x4", "vgg8"])
 def test_centers_of_another_width_come_through_the_map(student: str) -> None:
     """What the student's classifier makes of an embedding is what the teacher's makes of the mapped one."""
-    own, theirs, loss = started(student, "resnet20", "layers")
+    own, theirs, loss = started(student, "resnet20", "centers")
     embedding = torch.randn(5, own.classifier.in_features)
     torch.testing.assert_close(own.classifier(embedding), theirs.classifier(loss.map(embedding)))
     # Orthogonal: the teacher's centers keep their angles in the student's space.
     gram = own.classifier.weight @ own.classifier.weight.T
     torch.testing.assert_close(gram, theirs.classifier.weight @ theirs.classifier.weight.T)
+
+
+def test_layers_alone_where_the_widths_differ() -> None:
+    """resnet8x4 has nothing of resnet20's shapes but its bias, which without the centers says nothing."""
+    untouched, _, _ = pair("resnet8x4", "resnet20")
+    own, _, _ = started("resnet8x4", "resnet20", "layers")
+    counts = [name for name in own.state_dict() if name.endswith("num_batches_tracked")]
+    for name, value in own.state_dict().items():
+        assert name in counts or value.equal(untouched.state_dict()[name]), name
+
+
+def test_another_family_of_the_same_width_inherits_the_centers() -> None:
+    untouched, _, _ = pair("wrn_16_1", "resnet20")
+    own, theirs, _ = started("wrn_16_1", "resnet20", "layers")
+    for name in ("fc.weight", "fc.bias", "conv1.weight"):
+        assert own.state_dict()[name].equal(theirs.state_dict()[name])
+    assert own.state_dict()["block1.layer.0.conv1.weight"].equal(untouched.state_dict()["block1.layer.0.conv1.weight"])
 
 
 def test_unknown_inheritance_is_refused() -> None:
