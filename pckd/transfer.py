@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from model_zoo import load_weights, probe
-from model_zoo.probe import evaluating
 from pckd.api import check_numbers
 from pckd.data import Loader
-from pckd.engine.precision import autocast, resolve_device, resolve_precision
+from pckd.engine.evaluate import answers
+from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
 from pckd.engine.schedule import learning_rate
 from pckd.engine.sources import Data, load_data, read_split
@@ -247,12 +247,9 @@ def embed(
     """
     loader = Loader(split, ROWS, train=False, device=device, num_workers=num_workers)
     embeddings, labels = [], []
-    with evaluating(network):
-        for batch in loader.epoch(1):
-            with autocast(precision, device):
-                embedding = network(batch.views.flatten(0, 1)).embedding
-            embeddings.append(embedding.float())
-            labels.append(batch.labels)
+    for output, batch in answers(network, loader, device=device, precision=precision):
+        embeddings.append(output.embedding.float())
+        labels.append(batch.labels)
     features = torch.cat(embeddings)
     if not bool(features.isfinite().all()):
         raise UserError(f"the network's embedding of {split.name or 'the data set'} is not finite; give other weights")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd.data import Loader, limit
-from pckd.engine.precision import autocast
+from pckd.engine.evaluate import answers
 from pckd.engine.step import Moment
 from pckd.functional import rank_correlation
 from pckd.objective import Objective
@@ -95,16 +95,11 @@ class DifficultyReport:
 
     def _answers(self, network: nn.Module, loader: Loader) -> tuple[Output, Tensor]:
         """Logits and embedding of every image, in the split's order, and the labels."""
-        was_training = network.training
-        network.eval()
         logits, embeddings, labels = [], [], []
-        for batch in loader.epoch(1):
-            with autocast(self._precision, self._device):
-                output = network(batch.views.flatten(0, 1))
+        for output, batch in answers(network, loader, device=self._device, precision=self._precision):
             logits.append(output.logits.float())
             embeddings.append(output.embedding.float())
             labels.append(batch.labels)
-        network.train(was_training)
         return Output(torch.cat(logits), torch.cat(embeddings)), torch.cat(labels)
 
 
