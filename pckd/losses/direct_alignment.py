@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pckd import functional
+from pckd.functional.numerics import full
 from registry import LOSSES, Context, Output, Setup, UserError
 
 INHERITED = ("layers", "centers", "nothing")
@@ -13,15 +15,16 @@ INHERITED = ("layers", "centers", "nothing")
 class DirectAlignment(nn.Module):
     """2 - 2 cos between the student's embedding itself and the teacher's; [N] (ours; L_FA without its projection).
 
-    Where the widths differ, one linear map without bias, orthogonal at first, takes the student's embedding to the
-    teacher's width. Before the first step the student may inherit from the teacher.
+    Where the widths differ, neighboring channels of the student are averaged to as many as the teacher has (a narrower
+    student's are repeated). Nothing of that is learned, and what is not negative stays so, as the teacher's embedding
+    is: through a learned linear map alignment cost accuracy. Before the first step the student may inherit from the
+    teacher.
 
     Args:
-        inherit: ``"layers"``: all layers of the same name and shape start as the teacher's, batch norms with their
-            statistics: a student of the teacher's family starts as a teacher with fewer blocks (as in DistilBERT, arXiv
-            1910.01108). Where the widths agree that includes the centers, so that an embedding that is aligned gives
-            the teacher's logits from then on. ``"centers"``: the centers alone; where the widths differ, through the
-            map, which is random at first. ``"nothing"``.
+        inherit: ``"centers"``: the student's centers start as the teacher's, through the averaging, so that an
+            embedding that is aligned gives the teacher's logits from then on. ``"layers"``: so do also all layers of
+            the same name and shape, batch norms with their statistics: a student of the teacher's family starts as a
+            teacher with fewer blocks (as in DistilBERT, arXiv 1910.01108). ``"nothing"``.
     """
 
     def __init__(self, setup: Setup, *, inherit: str = "layers") -> None:
@@ -29,32 +32,27 @@ class DirectAlignment(nn.Module):
         if inherit not in INHERITED:
             raise UserError(f"direct_alignment: inherit must be one of {', '.join(INHERITED)}, not {inherit!r}")
         self.inherit = inherit
-        student, teacher = setup.student.embedding, setup.teacher.embedding
-        self.map = nn.Identity() if student == teacher else nn.Linear(student, teacher, bias=False)
-        if isinstance(self.map, nn.Linear):
-            nn.init.orthogonal_(self.map.weight)
+        self.width = setup.teacher.embedding
 
     def start(self, student: nn.Module, teacher: nn.Module) -> None:
         own, theirs = student.classifier, teacher.classifier
         assert isinstance(own, nn.Linear)
         assert isinstance(theirs, nn.Linear)
         if self.inherit == "layers":
-            centers = {name for name, value in student.named_parameters() if value is own.weight or value is own.bias}
             layers = teacher.state_dict()
             for name, value in student.state_dict().items():
-                if name not in centers and name in layers and layers[name].shape == value.shape:
+                if name in layers and layers[name].shape == value.shape:
                     value.copy_(layers[name])
-        if self.inherit == "centers" or (self.inherit == "layers" and own.weight.shape == theirs.weight.shape):
-            self._inherit_centers(own, theirs)
+        if self.inherit != "nothing":
+            # Centers W of the teacher and the averaging A: W (A e) = (W A) e.
+            averaging = self.average(torch.eye(own.in_features, device=theirs.weight.device)).T
+            own.weight.copy_(theirs.weight @ averaging)
+            if own.bias is not None:
+                own.bias.copy_(torch.zeros_like(own.bias) if theirs.bias is None else theirs.bias)
 
-    def _inherit_centers(self, own: nn.Linear, theirs: nn.Linear) -> None:
-        centers = theirs.weight
-        if isinstance(self.map, nn.Linear):
-            # Centers W of the teacher and the map P: W (P e) = (W P) e.
-            centers = centers @ self.map.weight.to(centers)
-        own.weight.copy_(centers)
-        if own.bias is not None:
-            own.bias.copy_(torch.zeros_like(own.bias) if theirs.bias is None else theirs.bias)
+    def average(self, embedding: Tensor) -> Tensor:
+        """Rows [N, Ds] at the teacher's width [N, Dt]."""
+        return embedding if embedding.shape[1] == self.width else F.adaptive_avg_pool1d(full(embedding), self.width)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.feature_alignment(self.map(student.embedding), teacher.embedding)
+        return functional.feature_alignment(self.average(student.embedding), teacher.embedding)

@@ -9,15 +9,15 @@ def pckd_plus(
 ) -> list[Term]:
     """PCKD for short schedules (ours): the student inherits from the teacher and aligns its embedding directly.
 
-    One view, no projection unless the widths differ, no contrast and no preview.
+    One view, no projection, no contrast and no preview.
 
     Args:
         ce: weight of the cross entropy.
         delta: weight of KD.
         feature: weight of the alignment of the embedding, which has no projection.
         temperature: of KD.
-        inherit: what the student starts with: the teacher's ``"layers"`` of the same name and shape, and its centers
-            where the widths agree; its ``"centers"`` alone; or ``"nothing"``.
+        inherit: what the student starts with: the teacher's ``"layers"`` of the same name and shape and its centers,
+            its ``"centers"`` alone, or ``"nothing"``.
     """
     return [
         Term("cross_entropy", ce),
