@@ -308,7 +308,9 @@ def distill(
             )
             if teacher_net.network is student_net:
                 raise UserError("student and teacher are the same object; give the student a copy")
-            teacher_shapes = shapes_of(teacher_net, loaded, "teacher")
+            shapes = shapes_of(teacher_net, loaded, "teacher")
+            # In an objective that does not look at it the student stands in its place.
+            teacher_shapes = shapes if needs_teacher(terms) else student_shapes
         cache = None
         if teacher_cache is not None and teacher_net is not None and needs_teacher(terms):
             key = cache_key(teacher_net.network, loaded.train, precision=precision, pool=view_pool, flip=flip)

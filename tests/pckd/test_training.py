@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import pckd
+from model_zoo import save_weights
 from pckd.engine import train as loop
 from pckd.engine.schedule import learning_rate
 from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, LOSSES, Context, Output, Setup, Term, UserError
+from registry import BACKBONES, LOSSES, Context, Output, Setup, Term, UserError, build
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 2}
 
@@ -552,6 +553,21 @@ def test_any_per_sample_loss_can_be_previewed(tiny_data: pckd.Data) -> None:
 def test_scheduler_without_anything_to_schedule_is_refused(tiny_data: pckd.Data) -> None:
     with pytest.raises(UserError, match="nothing to schedule by difficulty"):
         run(tiny_data, method="vanilla", scheduler="preview")
+
+
+@pytest.mark.parametrize("teacher", ["resnet8x4", "vgg8"])
+def test_a_teacher_of_another_width_may_stand_beside_a_method_that_does_not_ask_it(
+    teacher: str, tmp_path: Path
+) -> None:
+    """It is measured, and that is all."""
+    data = pckd.load_data("shapes(num_classes=3, image_size=8, train_size=16, test_size=8)")
+    network = build(BACKBONES, teacher, 3)
+    save_weights(network, tmp_path / "teacher.pth")
+    options: dict[str, Any] = {"student": "resnet8", "data": data, "epochs": 1, "batch_size": 8, "device": "cpu"}
+    alone = pckd.distill(**options, method="vanilla")
+    beside = pckd.distill(**options, method="vanilla", teacher=teacher, teacher_weights=tmp_path / "teacher.pth")
+    assert beside.teacher_top1 is not None
+    assert beside.history == alone.history
 
 
 def test_head_that_answers_runs_in_bf16_and_counts_each_row_once(
