@@ -49,6 +49,7 @@ from pckd.engine.sources import (
     schedule_terms,
     shapes_of,
 )
+from pckd.engine.step import ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, Report, fit
 from pckd.functional import PUBLISHED_EPOCHS
@@ -126,7 +127,7 @@ def distill(
     scheduler: str | Scheduler | None = None,
     centers: str | CenterRule = "classifier",
     views: int | None = None,
-    view_statistics: Literal["joint", "own"] = "joint",
+    view_statistics: ViewStatistics = "joint",
     flip: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,

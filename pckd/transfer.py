@@ -236,7 +236,6 @@ def _fit(images: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
     return images.expand(-1, channels, -1, -1)
 
 
-@torch.no_grad()
 def embed(
     network: nn.Module, split: DataSplit, *, device: torch.device, precision: str, num_workers: int = 0
 ) -> tuple[Tensor, Tensor]:

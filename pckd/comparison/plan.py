@@ -41,18 +41,8 @@ __all__ = [
 ]
 
 SETTINGS = (
-    *(
-        "data_root",
-        "limit_train",
-        "limit_test",
-        "val_fraction",
-        "epochs",
-        "batch_size",
-        "lr",
-        "views",
-        "view_statistics",
-        "flip",
-    ),
+    *("data_root", "limit_train", "limit_test", "val_fraction"),
+    *("epochs", "batch_size", "lr", "views", "view_statistics", "flip"),
     *("teacher_epochs", "teacher_lr", "teacher_cache", "view_pool"),
     *("report_difficulty", "report_gradients"),
     *("device", "precision", "compile", "num_workers"),

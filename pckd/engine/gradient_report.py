@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import combinations, islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pckd.data import Loader
 from pckd.engine.precision import autocast
 from pckd.engine.progress import own_random_state
-from pckd.engine.step import Moment, Trainee
+from pckd.engine.step import Moment, Trainee, ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
 
@@ -34,7 +34,7 @@ class GradientReport:
     """
 
     def __init__(
-        self, loader: Loader, *, device: torch.device, precision: str, view_statistics: Literal["joint", "own"]
+        self, loader: Loader, *, device: torch.device, precision: str, view_statistics: ViewStatistics
     ) -> None:
         self._loader, self._view_statistics = loader, view_statistics
         self._device, self._precision = device, precision

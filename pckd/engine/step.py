@@ -15,6 +15,9 @@ from pckd.functional import gather_output, gather_rows
 from pckd.objective import Objective
 from registry import Batch, CenterRule, Context, Output
 
+ViewStatistics = Literal["joint", "own"]
+"""See :class:`Trainee`."""
+
 
 class Moment(NamedTuple):
     """Where in the run a step is; the fields are those of :class:`registry.Context`."""
@@ -36,9 +39,7 @@ class Trainee(nn.Module):
             each view by its own statistics, and evaluation by the upright view's, which is what it shows.
     """
 
-    def __init__(
-        self, student: nn.Module, objective: Objective, *, view_statistics: Literal["joint", "own"] = "joint"
-    ) -> None:
+    def __init__(self, student: nn.Module, objective: Objective, *, view_statistics: ViewStatistics = "joint") -> None:
         super().__init__()
         self.student = student
         self.objective = objective

@@ -23,7 +23,7 @@ from pckd.engine.progress import History, Meter, random_state, seed_everything, 
 from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
 from pckd.engine.schedule import Schedule
-from pckd.engine.step import Moment, Trainee, train_step
+from pckd.engine.step import Moment, Trainee, ViewStatistics, train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
 from registry import UserError, ask
@@ -75,7 +75,7 @@ def fit(
     checkpoint_every: int | Literal["epoch"] = "epoch",
     on_nonfinite: Literal["stop", "skip"] = "stop",
     reports: Mapping[str, Report] | None = None,
-    view_statistics: Literal["joint", "own"] = "joint",
+    view_statistics: ViewStatistics = "joint",
 ) -> History:
     """Train ``student`` in place and return the history.
 

@@ -32,12 +32,8 @@ def run_folder(load_tool: Callable[[str], ModuleType], tmp_path: Path, capsys: p
     assert train_net.main([*teacher, *common]) == 0
     taught = ["--student", "resnet8", "--teacher", "resnet8", "--method", "pckd", "--epochs", "2"]
     taught += ["--teacher-weights", str(tmp_path / "teacher" / "model_final.pth")]
-    assert (
-        train_net.main(
-            [*taught, *common, "--report-difficulty", "--report-gradients", "--output", str(tmp_path / "run")]
-        )
-        == 0
-    )
+    taught += ["--report-difficulty", "--report-gradients", "--output", str(tmp_path / "run")]
+    assert train_net.main([*taught, *common]) == 0
     capsys.readouterr()
     return tmp_path / "run"
 
