@@ -19,7 +19,7 @@ import platform
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -52,6 +52,8 @@ MAY_CHANGE = frozenset(
     }
 )
 """Arguments that a resumed run may give anew."""
+LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint"})
+"""What runs of earlier versions, which did not know these arguments, did. Any other that they lack was None."""
 
 log = logging.getLogger("pckd")
 
@@ -318,7 +320,7 @@ def _unseal(content: bytes) -> dict[str, Any]:
 
 
 def _refuse_other_arguments(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    # What an earlier version did not know of was not given to it.
+    before = {**LATER, **before}
     changed = [
         f"{key} was {before.get(key)!r}, is {value!r}"
         for key, value in now.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -23,7 +24,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pckd.engine.record import CHECKPOINT, LOCK, MAY_CHANGE, METRICS, PREVIOUS, RunFolder
+from pckd.api import distill
+from pckd.engine.record import CHECKPOINT, LATER, LOCK, MAY_CHANGE, METRICS, PREVIOUS, RunFolder
 from registry import UserError
 from registry.files import write_atomically
 
@@ -353,6 +355,7 @@ def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
         ({"milestones": [0.5]}, "milestones was [0.5, 0.75], is [0.5]"),
         ({"ema": 0.9}, "ema was None, is 0.9"),
         ({"amp": False}, "amp was None, is False"),
+        ({"view_statistics": "own"}, "view_statistics was 'joint', is 'own'"),
     ],
 )
 def test_other_arguments_are_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -367,12 +370,17 @@ def test_other_arguments_are_named(change: dict[str, Any], said: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "change", [{"ema": None}, dict.fromkeys(sorted(MAY_CHANGE), "new"), {"epochs": 9, "num_workers": 4}]
+    "change", [{"ema": None}, dict.fromkeys(sorted(MAY_CHANGE), "new"), {"epochs": 9, "num_workers": 4}, LATER]
 )
 def test_arguments_that_may_change_or_are_not_given(change: dict[str, Any], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_checkpoint(state_of(1))
     assert check(folder.load_checkpoint({**ARGUMENTS, **change})) == 1
+
+
+def test_earlier_runs_had_the_defaults_of_later_arguments() -> None:
+    parameters = inspect.signature(distill).parameters
+    assert {name: parameters[name].default for name in LATER} == LATER
 
 
 # Metrics and result
