@@ -15,7 +15,7 @@ from pckd.functional.flow import fsp, kdsvd
 from pckd.functional.hints import hierarchical_context, hint, vid
 from pckd.functional.logits import kd
 from pckd.functional.maps import matched, paired, paired_shapes
-from pckd.functional.means import blend_class_means, class_means
+from pckd.functional.means import blend_class_means, centered_means, class_means
 from pckd.functional.multilevel import batch_alignment, class_alignment, instance_alignment, unsure_share
 from pckd.functional.noise_contrast import (
     bank_scores,
@@ -66,6 +66,7 @@ __all__ = [
     "center_alignment",
     "center_infonce",
     "center_relation",
+    "centered_means",
     "channel_correlation",
     "class_alignment",
     "class_means",

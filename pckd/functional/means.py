@@ -25,6 +25,26 @@ def class_means(embedding: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
     return sums / counts.clamp_min(1)[:, None], counts
 
 
+def centered_means(means: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
+    """Class means as a classifier's rows lie: less their mean over the classes, at the mean length of the rows.
+
+    Embeddings that are not negative have means that all point one way and are several times as long as the rows; a loss
+    whose scale follows its centers' length is made for rows. Of a trained network the two lie alike up to scale (neural
+    collapse, Papyan, Han and Donoho 2020, arXiv 2008.08186).
+
+    Args:
+        means: [K, D]. seen: bool [K]. rows: [K, D], the classifier's weight.
+
+    Returns:
+        [K, D]; the classifier's row where a class has not been seen, or only one has.
+    """
+    known = (seen & (seen.sum() > 1))[:, None]
+    count = known.sum().clamp_min(1)
+    centered = torch.where(known, means - torch.where(known, means, 0).sum(dim=0) / count, 0)
+    length = rows.norm(dim=1).mean() / (centered.norm(dim=1).sum() / count).clamp_min(1e-12)
+    return torch.where(known, centered * length, rows)
+
+
 def blend_class_means(centers: Tensor, seen: Tensor, embedding: Tensor, labels: Tensor, momentum: float) -> None:
     """Move centers [K, D] toward the batch's class means, in place: c = momentum * c + (1 - momentum) * mean.
 

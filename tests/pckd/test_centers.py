@@ -107,7 +107,7 @@ def close(tensor: Tensor, expected: list[list[float]]) -> None:
 
 
 def test_ema_by_hand(nets: tuple[Net, Net]) -> None:
-    made = rule("ema(momentum=0.75)")
+    made = rule("ema(momentum=0.75, raw=True)")
     row = nets[0].classifier.weight[2].tolist()
     step(made, [[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]], [0, 0, 1])
     # The first mean is taken whole; class 2 has not been seen and has its classifier's row.
@@ -119,14 +119,14 @@ def test_ema_by_hand(nets: tuple[Net, Net]) -> None:
 
 
 def test_ema_default_momentum_is_0_9(nets: tuple[Net, Net]) -> None:
-    made = rule("ema")
+    made = rule("ema(raw=True)")
     for value in (0.0, 10.0):
         step(made, [[value, value]], [0])
     close(made(*nets).student[:1], [[1.0, 1.0]])
 
 
 def test_batch_mean_by_hand(nets: tuple[Net, Net]) -> None:
-    made = rule("batch_mean")
+    made = rule("batch_mean(raw=True)")
     row = nets[0].classifier.weight[2].tolist()
     step(made, [[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]], [0, 0, 1])
     step(made, [[6.0, 7.0], [8.0, 9.0]], [0, 0])
@@ -134,6 +134,29 @@ def test_batch_mean_by_hand(nets: tuple[Net, Net]) -> None:
 
 
 @pytest.mark.parametrize("name", ["ema", "batch_mean"])
+def test_means_lie_as_the_rows_do(name: str, nets: tuple[Net, Net]) -> None:
+    made = rule(name)
+    student, teacher = (net.classifier.weight for net in nets)
+    with torch.no_grad():
+        student.copy_(torch.tensor([[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]))  # of length 5, 1, 10: 16 / 3 on average
+    # One class alone has nothing to lie around.
+    step(made, [[1.0, 2.0]], [0])
+    assert made(*nets).student.equal(student)
+    # Less their mean (5, 5) the two are (-4, -3) and (4, 3), of length 5 each.
+    step(made, [[1.0, 2.0], [9.0, 8.0]], [0, 1])
+    scale = 16 / 15
+    close(made(*nets).student, [[-4 * scale, -3 * scale], [4 * scale, 3 * scale], [6.0, 8.0]])
+    theirs = made(*nets).teacher
+    direction = torch.tensor([4.0, 3.0, 4.0, 3.0]) / 50**0.5
+    torch.testing.assert_close(theirs[:2], teacher.norm(dim=1).mean() * torch.stack([direction, -direction]))
+    assert theirs[2].equal(teacher[2])
+    # All classes: (1, 2), (9, 8), (2, 8) less (4, 6) are (-3, -4), (5, 2), (-2, 2).
+    step(made, [[2.0, 8.0]], [2])
+    scale = 16 / (5 + 29**0.5 + 8**0.5)
+    close(made(*nets).student, [[-3 * scale, -4 * scale], [5 * scale, 2 * scale], [-2 * scale, 2 * scale]])
+
+
+@pytest.mark.parametrize("name", ["ema(raw=True)", "batch_mean(raw=True)"])
 def test_the_row_of_an_unseen_class_follows_the_classifier(name: str, nets: tuple[Net, Net]) -> None:
     made = rule(name)
     step(made, [[1.0, 2.0]], [0])
@@ -142,7 +165,7 @@ def test_the_row_of_an_unseen_class_follows_the_classifier(name: str, nets: tupl
     close(made(*nets).student, [[1.0, 2.0], [9.0, 9.0], [9.0, 9.0]])
 
 
-@pytest.mark.parametrize("name", ["ema", "batch_mean"])
+@pytest.mark.parametrize("name", ["ema", "ema(raw=True)", "batch_mean"])
 def test_an_update_between_forward_and_backward_is_harmless(name: str, nets: tuple[Net, Net]) -> None:
     made = rule(name)
     step(made, [[1.0, 2.0]], [0])
@@ -153,7 +176,7 @@ def test_an_update_between_forward_and_backward_is_harmless(name: str, nets: tup
 
 
 def test_embeddings_in_half_precision_are_averaged_in_full(nets: tuple[Net, Net]) -> None:
-    made = rule("ema")
+    made = rule("ema(raw=True)")
     values = torch.full((1000, STUDENT), 1.0, dtype=torch.bfloat16)
     teacher = torch.full((1000, TEACHER), 1.0, dtype=torch.bfloat16)
     labels = torch.zeros(1000, dtype=torch.int64)
