@@ -5,7 +5,7 @@ from registry import METHODS, Term
 
 @METHODS.register("pckd_plus", paper="ours, after Ding et al., arXiv 2410.14143", year=2026)
 def pckd_plus(
-    ce: float = 1.0, delta: float = 2.0, feature: float = 20.0, temperature: float = 4.0, inherit: str = "layers"
+    ce: float = 1.0, delta: float = 1.0, feature: float = 20.0, temperature: float = 4.0, inherit: str = "layers"
 ) -> list[Term]:
     """PCKD for short schedules (ours): the student inherits from the teacher and aligns its embedding directly.
 
