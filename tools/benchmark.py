@@ -19,7 +19,7 @@ from typing import Any
 
 from pckd import load_data
 from pckd.cli import Parser, run_tool
-from pckd.comparison.cases import ABLATIONS, GRIDS, Case, ablation_cases, method_cases
+from pckd.comparison.cases import ABLATIONS, GRIDS, Case, ablation_cases, method_cases, scheduled
 from pckd.comparison.ledger import MARKDOWN, Ledger
 from pckd.comparison.matrix import FAMILIES, matrix
 from pckd.comparison.plan import (
@@ -71,6 +71,9 @@ def make_parser() -> Parser:
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
     add("--view-statistics", choices=("joint", "own"), default="joint", help="of the student's batch norms")
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
+    add("--difficulty", default="cross_entropy", metavar="NAME", help="how hard a sample is")
+    add("--scheduler", metavar="NAME", help="from difficulty to weight, in methods that preview (default: preview)")
+    add("--centers", default="classifier", metavar="NAME", help="what the category centers are")
     add("--teacher-cache", metavar="DIR", help="keep the teacher's answers there, for all runs")
     add("--view-pool", type=int, metavar="P", help="augment each image in P ways")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: where it repays itself)")
@@ -90,11 +93,11 @@ def make_parser() -> Parser:
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
     """Methods, or an ablation's cases and what methods are asked for beside them."""
     if args.ablation is None:
-        return method_cases("all" if args.methods is None else args.methods)
+        return scheduled(method_cases("all" if args.methods is None else args.methods), args.scheduler)
     cases = ablation_cases(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs, views=args.views)
     known = {case.label for case in cases}
     more = [] if args.methods is None else method_cases(args.methods)
-    return cases + [case for case in more if case.label not in known]
+    return scheduled(cases + [case for case in more if case.label not in known], args.scheduler)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 from pckd.engine.sources import method_terms, split_methods
 from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError, options_of, parse
 
-__all__ = ["ABLATIONS", "GRIDS", "PARTS", "REFERENCES", "Case", "ablation_cases", "method_cases"]
+__all__ = ["ABLATIONS", "GRIDS", "PARTS", "REFERENCES", "Case", "ablation_cases", "method_cases", "scheduled"]
 
 ABLATIONS = ("pckd", "difficulty", "centers")
 GRIDS = ("one", "full")
@@ -72,6 +72,19 @@ def ablation_cases(
     if kind == "centers":
         return references + [Case(f"centers-{rule}", base, {"centers": rule}) for rule in CENTER_RULES.names()]
     return references + _parts(base, grid) + (_views(base, epochs) if views is None else [])
+
+
+def scheduled(cases: Sequence[Case], scheduler: str | None) -> list[Case]:
+    """The same cases, with this scheduler where the method previews and the case itself says nothing of it.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if scheduler is None:
+        return list(cases)
+    DIFFICULTY_SCHEDULERS.get(parse(scheduler)[0])
+    options = {"scheduler": scheduler}
+    return [replace(case, options=options | dict(case.options)) if _previews(case.method) else case for case in cases]
 
 
 def _difficulties(base: str) -> Iterator[Case]:

@@ -28,7 +28,8 @@ def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
         protocol: the options of a benchmark.
     """
     usual = Recipe()
-    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0}
+    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0, "view_statistics": "joint"}
+    asked |= {"difficulty": "cross_entropy", "centers": "classifier"}
     free = ("limit_train", "limit_test", "lr", "views", "view_pool", "teacher_cache", "teacher_lr")
     if any(protocol.get(name, value) != value for name, value in asked.items()):
         return False

@@ -27,7 +27,7 @@ from pckd.engine.sources import (
 )
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import needs_teacher
-from registry import BACKBONES, NotApplicable, Setup, UserError, parse
+from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, Setup, UserError, parse
 
 __all__ = [
     "SETTINGS",
@@ -44,7 +44,7 @@ SETTINGS = (
     *("data_root", "limit_train", "limit_test", "val_fraction"),
     *("epochs", "batch_size", "lr", "views", "view_statistics", "flip"),
     *("teacher_epochs", "teacher_lr", "teacher_cache", "view_pool"),
-    *("report_difficulty", "report_gradients"),
+    *("difficulty", "centers", "report_difficulty", "report_gradients"),
     *("device", "precision", "compile", "num_workers"),
 )
 """Arguments of ``pckd.distill`` that all runs of a comparison have in common, beside the data set."""
@@ -186,7 +186,7 @@ def folder_name(text: str) -> str:
 
 
 def check_settings(settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    """Refuse numbers, paths and devices that no run can use.
+    """Refuse numbers, paths, names and devices that no run can use.
 
     Raises:
         UserError: names the option.
@@ -200,6 +200,8 @@ def check_settings(settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
             raise UserError(f"{name} must be a path, not ''; give one, or leave {name} out")
     if settings["view_pool"] == 0 and settings["teacher_cache"] is not None:
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
+    DIFFICULTY_METRICS.get(parse(settings["difficulty"])[0])
+    CENTER_RULES.get(parse(settings["centers"])[0])
     resolve_device(settings["device"])
 
 
@@ -257,10 +259,7 @@ def _left_out(run: Run, setup: Setup, data: Data) -> list[str]:
     pool = options["view_pool"]
     if pool is None:
         pool = 0 if options["teacher_cache"] is None else POOL
-    choices = {
-        "difficulty": options.get("difficulty", "cross_entropy"),
-        "centers": options.get("centers", "classifier"),
-    }
+    choices = {name: options[name] for name in ("difficulty", "centers")}
     asked = method_terms(options["method"], run.student, run.teacher)
     terms, scheduler = schedule_terms(asked, options.get("scheduler"))
     check_choices(data, terms, views=options["views"], view_pool=pool, scheduler=scheduler, **choices)

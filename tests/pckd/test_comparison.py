@@ -13,7 +13,7 @@ import pytest
 from model_zoo import PAIRS, save_weights
 from pckd import load_data
 from pckd.comparison import plan
-from pckd.comparison.cases import Case, ablation_cases, method_cases
+from pckd.comparison.cases import Case, ablation_cases, method_cases, scheduled
 from pckd.comparison.ledger import Ledger
 from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods, paper_pairs
 from pckd.comparison.plan import (
@@ -157,6 +157,17 @@ def test_every_metric_with_every_scheduler_and_every_center_rule() -> None:
     assert centers["centers-ema"] == ("pckd", {"centers": "ema"})
 
 
+def test_a_scheduler_is_given_to_what_previews_and_has_none_of_its_own() -> None:
+    cases = [
+        *method_cases("kd,pckd,pckd(beta=0, delta=0),kd+pckd"),
+        Case("unpreviewed", "pckd", {"scheduler": "constant"}),
+    ]
+    assert scheduled(cases, None) == cases
+    options = [dict(case.options) for case in scheduled(cases, "focal")]
+    assert options == [{}, {"scheduler": "focal"}, {}, {"scheduler": "focal"}, {"scheduler": "constant"}]
+    assert [case.label for case in scheduled(cases, "focal")] == [case.label for case in cases]
+
+
 # Plans
 
 
@@ -203,7 +214,8 @@ def test_folders_are_readable_and_tell_apart() -> None:
 def settings(**given: Any) -> dict[str, Any]:
     usual: dict[str, Any] = dict.fromkeys(SETTINGS)
     usual.update(val_fraction=0.0, epochs=3, batch_size=4, flip=True, precision="fp32", device="cpu", num_workers=0)
-    return {**usual, "report_difficulty": False, "data": "shapes(image_size=8, train_size=20, test_size=9)", **given}
+    usual.update(difficulty="cross_entropy", centers="classifier", report_difficulty=False)
+    return {**usual, "data": "shapes(image_size=8, train_size=20, test_size=9)", **given}
 
 
 def runs_of(labels: str = "kd,vanilla", pairs: str = "resnet8>resnet8", seeds: str = "0,1", **given: Any) -> list[Run]:
@@ -294,6 +306,7 @@ def test_a_figure_of_the_paper_stands_beside_its_own_setting_only() -> None:
     assert paper_figure(PROTOCOL, "ResNet50", "vgg8", Case("kd", "kd")) == 73.81
     others = [{"dataset": "cifar10"}, {"epochs": 12}, {"limit_train": 10}, {"limit_test": 10}, {"batch_size": 128}]
     others += [{"val_fraction": 0.1}, {"lr": 0.1}, {"views": 1}, {"view_pool": 4}, {"teacher_epochs": 10}]
+    others += [{"view_statistics": "own"}, {"difficulty": "margin"}, {"centers": "ema"}]
     for other in others:
         assert not is_papers_setting({**PROTOCOL, **other})
         assert figure("pckd", {**PROTOCOL, **other}) is None

@@ -137,6 +137,20 @@ def test_an_ablation_runs_its_cases_beside_the_references(tool: ModuleType, tmp_
     assert "easy, over no preview" in text
 
 
+def test_scheduler_difficulty_and_centers_are_those_of_all_that_ask(tool: ModuleType, tmp_path: Path) -> None:
+    given = ["--difficulty", "margin", "--scheduler", "focal", "--centers", "ema"]
+    arguments = ["--methods", "kd,pckd", "--pairs", "resnet8>resnet8", *given]
+    assert tool.main([*arguments, *QUICK, "--output", str(tmp_path / "runs")]) == 0
+    found = [
+        json.loads((tmp_path / "runs" / PAIR / f"{name}-seed0" / "result.json").read_text())["arguments"]
+        for name in ("kd", "pckd")
+    ]
+    assert [[each[name] for name in ("difficulty", "scheduler", "centers")] for each in found] == [
+        ["margin", None, "ema"],
+        ["margin", "focal", "ema"],
+    ]
+
+
 def test_several_at_once_find_what_one_after_the_other_find(
     tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +260,9 @@ def test_what_the_command_line_gives_wins_over_the_preset(tool: ModuleType, monk
         (["--ablation", "pckd", "--base", "kd", "--output", "x"], "--base 'kd' has none of the parts"),
         (["--ablation", "paths"], "argument --ablation: invalid choice"),
         (["--preset", "slow"], "argument --preset: invalid choice"),
+        (["--methods", "pckd", "--output", "x", "--scheduler", "slow"], "DIFFICULTY_SCHEDULERS: unknown name 'slow'"),
+        (["--methods", "pckd", "--output", "x", "--centers", "far"], "CENTER_RULES: unknown name 'far'"),
+        (["--methods", "pckd", "--output", "x", "--difficulty", "hard"], "DIFFICULTY_METRICS: unknown name 'hard'"),
         (
             ["--methods", "kd", "--output", "x", "--pairs", "vgg8>vgg8,vgg13>vgg8", "--teacher-weights", "y.pth"],
             "several teachers (vgg8, vgg13)",
