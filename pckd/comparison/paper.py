@@ -9,7 +9,7 @@ from model_zoo import PAIRS, Recipe
 from pckd.comparison.cases import Case
 from registry import METHODS, UserError, parse
 
-__all__ = ["is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
+__all__ = ["USUAL", "is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
 
 _ROWS = {
     "vanilla": "student",
@@ -20,6 +20,9 @@ _ROWS = {
 """Methods that the tables call otherwise; the others have their own name, in capitals of some kind."""
 _SAME_FAMILY = [pair for pair in PAIRS if "PCKD" in pair.paper]
 
+USUAL: Mapping[str, Any] = {"view_statistics": "joint", "difficulty": "cross_entropy", "centers": "classifier"}
+"""Options that are always set, as the paper has them."""
+
 
 def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
     """Whether data set, schedule and training set are those of the CIFAR-100 tables.
@@ -28,8 +31,7 @@ def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
         protocol: the options of a benchmark.
     """
     usual = Recipe()
-    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0, "view_statistics": "joint"}
-    asked |= {"difficulty": "cross_entropy", "centers": "classifier"}
+    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0, **USUAL}
     free = ("limit_train", "limit_test", "lr", "views", "view_pool", "teacher_cache", "teacher_lr")
     if any(protocol.get(name, value) != value for name, value in asked.items()):
         return False

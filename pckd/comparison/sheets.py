@@ -6,15 +6,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pckd.comparison.paper import paper_figure
+from pckd.comparison.paper import USUAL, paper_figure
 from pckd.comparison.truth import TERCILES, gains, without_preview
 
 __all__ = ["COLUMNS", "figures", "markdown", "overview"]
 
 NONE = "-"
 COLUMNS = ("label", "last top-1", "seeds", "best top-1", "difference", "seconds", "images/s", "paper")
-SHOWN = ("dataset", "epochs", "batch_size", "limit_train", "limit_test", "val_fraction", "lr", "views", "view_pool")
-"""Options that the head of the tables says, where they are set."""
+SHOWN = (
+    *("dataset", "epochs", "batch_size", "limit_train", "limit_test", "val_fraction", "lr", "views", "view_pool"),
+    *("scheduler", *USUAL),
+)
+"""Options that the head of the tables says, where they are set and not as usual."""
 
 Row = Mapping[str, Any]
 
@@ -71,7 +74,8 @@ def figures(row: Row) -> list[str]:
 
 
 def _setting(protocol: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    said = [f"{name.replace('_', ' ')} {protocol[name]}" for name in SHOWN if protocol.get(name)]
+    shown = [name for name in SHOWN if protocol.get(name) and protocol[name] != USUAL.get(name)]
+    said = [f"{name.replace('_', ' ')} {protocol[name]}" for name in shown]
     said += sorted({f"{row['precision']} on {row['device']}" for row in rows if row["precision"]})
     if protocol.get("jobs", 1) > 1:
         said.append(f"{protocol['jobs']} runs at once")

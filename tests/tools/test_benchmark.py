@@ -149,6 +149,9 @@ def test_scheduler_difficulty_and_centers_are_those_of_all_that_ask(tool: Module
         ["margin", None, "ema"],
         ["margin", "focal", "ema"],
     ]
+    text = (tmp_path / "runs" / "benchmark.md").read_text()
+    assert "scheduler focal; difficulty margin; centers ema;" in text
+    assert "view statistics" not in text
 
 
 def test_several_at_once_find_what_one_after_the_other_find(
