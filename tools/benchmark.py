@@ -22,6 +22,7 @@ from pckd.cli import Parser, run_tool
 from pckd.comparison.cases import ABLATIONS, GRIDS, Case, ablation_cases, method_cases, scheduled
 from pckd.comparison.ledger import MARKDOWN, Ledger
 from pckd.comparison.matrix import FAMILIES, matrix
+from pckd.comparison.paper import USUAL
 from pckd.comparison.plan import (
     SETTINGS,
     Run,
@@ -69,11 +70,16 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, default=64, help="images a step")
     add("--lr", type=float, help="learning rate at the start (default: the recipe's)")
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
-    add("--view-statistics", choices=("joint", "own"), default="joint", help="of the student's batch norms")
+    add(
+        "--view-statistics",
+        choices=("joint", "own"),
+        default=USUAL["view_statistics"],
+        help="of the student's batch norms",
+    )
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
-    add("--difficulty", default="cross_entropy", metavar="NAME", help="how hard a sample is")
+    add("--difficulty", default=USUAL["difficulty"], metavar="NAME", help="how hard a sample is")
     add("--scheduler", metavar="NAME", help="from difficulty to weight, in methods that preview (default: preview)")
-    add("--centers", default="classifier", metavar="NAME", help="what the category centers are")
+    add("--centers", default=USUAL["centers"], metavar="NAME", help="what the category centers are")
     add("--teacher-cache", metavar="DIR", help="keep the teacher's answers there, for all runs")
     add("--view-pool", type=int, metavar="P", help="augment each image in P ways")
     add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: where it repays itself)")
@@ -93,17 +99,17 @@ def make_parser() -> Parser:
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
     """Methods, or an ablation's cases and what methods are asked for beside them."""
     if args.ablation is None:
-        return scheduled(method_cases("all" if args.methods is None else args.methods), args.scheduler)
+        return method_cases("all" if args.methods is None else args.methods)
     cases = ablation_cases(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs, views=args.views)
     known = {case.label for case in cases}
     more = [] if args.methods is None else method_cases(args.methods)
-    return scheduled(cases + [case for case in more if case.label not in known], args.scheduler)
+    return cases + [case for case in more if case.label not in known]
 
 
 def run(args: argparse.Namespace) -> int:
     if args.one_run is not None:
         return run_one_for_parent(args.one_run)
-    cases = chosen_cases(args)
+    cases = scheduled(chosen_cases(args), args.scheduler)
     if args.matrix:
         print_table(["method", *FAMILIES], matrix(cases), header=True)
         return 0
