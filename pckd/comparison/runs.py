@@ -21,7 +21,7 @@ from pckd.api import distill, train_teacher
 from pckd.comparison.plan import Run
 from pckd.display import make_display
 from pckd.engine.guard import Interrupted, Signals
-from pckd.engine.record import LATER, MAY_CHANGE, METRICS, RESULT
+from pckd.engine.record import MAY_CHANGE, METRICS, RESULT, find_changes
 from pckd.engine.sources import Data
 from pckd.engine.train import Display
 from registry import UserError
@@ -52,7 +52,7 @@ def read_finished(run: Run, data: Data) -> dict[str, Any] | None:
     advice = "choose another --output, or remove the folder"
     try:
         done = json.loads((run.path / RESULT).read_text(encoding="utf-8"))
-        there = {**LATER, **done["arguments"], **{key: done[key] for key in ("train_images", "measured_on", *READ)}}
+        there = {**done["arguments"], **{key: done[key] for key in ("train_images", "measured_on", *READ)}}
         rows = [json.loads(line) for line in (run.path / METRICS).read_text(encoding="utf-8").splitlines()]
         rows[-1]["top1"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -63,12 +63,7 @@ def read_finished(run: Run, data: Data) -> dict[str, Any] | None:
     if run.arguments["teacher_weights"] is None and done["teacher"] is not None:
         asked["teacher_epochs"] = run.arguments["teacher_epochs"]
     asked.update(train_images=len(data.train), measured_on=data.measured_on)
-    # What an earlier version did not know of was not given to it.
-    other = [
-        f"{key} was {there.get(key)!r}, is {value!r}"
-        for key, value in asked.items()
-        if there.get(key) != value and not (key not in there and not value)
-    ]
+    other = find_changes(there, asked)
     if other:
         raise UserError(f"{run.path} holds a run with other arguments ({'; '.join(other)}); {advice}")
     return {**done, "history": rows}

@@ -53,7 +53,7 @@ MAY_CHANGE = frozenset(
 )
 """Arguments that a resumed run may give anew."""
 LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint"})
-"""What runs of earlier versions, which did not know these arguments, did. Any other that they lack was None."""
+"""What runs of earlier versions, which did not know these arguments, did. Any other that they lack was not given."""
 
 log = logging.getLogger("pckd")
 
@@ -319,13 +319,24 @@ def _unseal(content: bytes) -> dict[str, Any]:
     return state
 
 
-def _refuse_other_arguments(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of a run's arguments differs from those of an earlier run, in words.
+
+    Args:
+        before: of the earlier run, as its files have them; it may lack some that its version did not know.
+        now: what is asked for; of the others nothing is said.
+    """
     before = {**LATER, **before}
-    changed = [
+    return [
         f"{key} was {before.get(key)!r}, is {value!r}"
         for key, value in now.items()
-        if key not in MAY_CHANGE and before.get(key) != value
+        # An earlier version did as this one does where an argument is not given.
+        if (before[key] != value if key in before else value)
     ]
+
+
+def _refuse_other_arguments(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = find_changes(before, {key: value for key, value in now.items() if key not in MAY_CHANGE})
     if changed:
         raise UserError(
             f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "

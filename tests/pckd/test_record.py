@@ -354,7 +354,7 @@ def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
         ({"views": 4, "method": "crd"}, "(method was 'kd', is 'crd'; views was None, is 4)"),
         ({"milestones": [0.5]}, "milestones was [0.5, 0.75], is [0.5]"),
         ({"ema": 0.9}, "ema was None, is 0.9"),
-        ({"amp": False}, "amp was None, is False"),
+        ({"amp": True}, "amp was None, is True"),
         ({"view_statistics": "own"}, "view_statistics was 'joint', is 'own'"),
     ],
 )
@@ -370,7 +370,8 @@ def test_other_arguments_are_named(change: dict[str, Any], said: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "change", [{"ema": None}, dict.fromkeys(sorted(MAY_CHANGE), "new"), {"epochs": 9, "num_workers": 4}, LATER]
+    "change",
+    [{"ema": None, "amp": False}, dict.fromkeys(sorted(MAY_CHANGE), "new"), {"epochs": 9, "num_workers": 4}, LATER],
 )
 def test_arguments_that_may_change_or_are_not_given(change: dict[str, Any], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
