@@ -22,7 +22,7 @@ class History:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One dictionary an epoch, as written to metrics.jsonl."""
     seconds: float = 0.0
-    """Of training alone, evaluation excluded; of this process, where the run was resumed."""
+    """Of training alone, evaluation excluded; from the start of the run, however often it was resumed."""
     images: int = 0
     """Images trained on in that time, by all processes; an image shown in four views counts once."""
 

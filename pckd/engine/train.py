@@ -104,6 +104,8 @@ def fit(
             what = f"cannot resume: the {part} is another than before (give the same plug-ins, or another --output): it"
             ask(what, module.load_state_dict, state[part])
         history.rows, first, start = state["history"], state["epoch"], state["step"]
+        # Checkpoints of earlier versions have no times.
+        history.seconds, history.images = state.get("seconds", 0.0), state.get("images", 0)
         own = state["processes"][ranks.rank if len(state["processes"]) == ranks.size else 0]
         meter.load_state_dict(own["meter"], device)
         if (first, start) > (schedule.epochs + 1, 0):
@@ -146,8 +148,8 @@ def fit(
         guard.skipped = state["skipped"]
         set_random_state(own["random"], device)
 
-    def checkpoint(epoch: int, step: int) -> None:
-        """Keep all that a run needs to go on in ``epoch`` after ``step`` of its steps."""
+    def checkpoint(epoch: int, step: int, seconds: float = 0.0) -> None:
+        """Keep all that a run needs to go on in ``epoch`` after ``step`` of its steps, ``seconds`` into them."""
         processes = ranks.everyone({"random": random_state(device), "meter": meter.state_dict()})
         if folder is not None:
             folder.save_checkpoint(
@@ -160,6 +162,8 @@ def fit(
                     "skipped": int(guard.skipped),
                     "processes": processes,
                     "history": history.rows,
+                    "seconds": history.seconds + seconds,
+                    "images": history.images,
                     "arguments": arguments,
                 }
             )
@@ -212,7 +216,7 @@ def fit(
                 last = step + 1 == schedule.steps
                 if stop or (checkpoint_every != "epoch" and (step + 1) % checkpoint_every == 0 and not last):
                     guard.look_before_saving(trainee, epoch, step + 1)
-                    checkpoint(epoch, step + 1)
+                    checkpoint(epoch, step + 1, time.perf_counter() - started)
                 if stop:
                     raise Interrupted(stop, f"stopped in epoch {epoch} after step {step + 1} of {schedule.steps}")
             start = 0

@@ -217,6 +217,40 @@ def test_a_run_cut_anywhere_goes_on_bit_by_bit(method: Any, tiny_data: pckd.Data
         assert torch.equal(a, b)
 
 
+class Ticking(Recorder):
+    """A clock on which every step takes a second; ends the run, as a kill does, after one of them."""
+
+    def __init__(self, place: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.place = place
+
+    def perf_counter(self) -> float:
+        return float(self.steps)
+
+    def advance(self, epoch: int, step: int) -> None:
+        super().advance(epoch, step)
+        if (epoch, step) == self.place:
+            raise Interrupted
+
+
+def test_a_resumed_run_counts_its_time_and_images_from_the_start(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"output": tmp_path, "epochs": 3, "checkpoint_every": 2, "views": 1}
+    for place in ((1, 3), (2, 1), (2, 3)):
+        clock = Ticking(place)
+        monkeypatch.setattr(loop, "time", clock)
+        with pytest.raises(Interrupted):
+            run(tiny_data, resume=True, display=clock, **options)
+    clock = Ticking()
+    monkeypatch.setattr(loop, "time", clock)
+    resumed = run(tiny_data, resume=True, display=clock, **options)
+    record = json.loads((tmp_path / "result.json").read_text())
+    steps = len(tiny_data.train) // 16
+    assert record["train_seconds"] == 3 * steps
+    assert record["images_per_second"] == resumed.images_per_second == 16
+
+
 def test_a_resumed_run_decides_as_the_whole_one_did(
     tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +311,7 @@ def test_resume_of_a_finished_run_trains_nothing(tiny_data: pckd.Data, tmp_path:
     metrics = (tmp_path / "metrics.jsonl").read_text()
     again = run(tiny_data, output=tmp_path, epochs=1, resume=True)
     assert again.last_top1 == first.last_top1
-    assert again.images_per_second is None
+    assert again.images_per_second == first.images_per_second
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
 
 
