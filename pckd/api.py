@@ -53,12 +53,13 @@ from pckd.engine.step import ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, Report, fit
 from pckd.functional import PUBLISHED_EPOCHS
-from pckd.objective import Metric, Scheduler, needs_teacher
+from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from registry import (
     BACKBONES,
     DATASETS,
     CenterRule,
     Setup,
+    Shapes,
     Term,
     UserError,
     build,
@@ -97,8 +98,8 @@ class Result:
     history: list[dict[str, Any]]
     """One dictionary an epoch: every term of the objective, accuracies, learning rate."""
     images_per_second: float | None
-    """Training images a second, evaluation excluded; an image counts once however many views it has. None where a
-    resumed run had nothing left to train."""
+    """Training images a second, evaluation excluded; an image counts once however many views it has. None where it is
+    not known: a run of an earlier version, resumed with nothing left to train."""
     record: dict[str, Any]
     """Everything above but the network, with the exact arguments and versions: the content of result.json."""
 
@@ -290,7 +291,25 @@ def distill(
         torch.manual_seed(seed)
         student_net = make_network(student, loaded)
         student_shapes = shapes_of(student_net, loaded, "student")
-        teacher_net, teacher_shapes = None, student_shapes
+        cached = teacher_cache is not None and needs_teacher(terms)
+        smallest = min(batch_size, len(loaded.train))
+
+        def assemble(terms: Sequence[Term], setup: Setup) -> tuple[Objective, int]:
+            """The objective and the number of views it is shown, or the refusal of what cannot work."""
+            # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
+            torch.manual_seed(seed + 1)
+            objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
+            shown = (4 if objective.needs_rotations else 1) if views is None else views
+            objective.check_views(shown, smallest)
+            check_one_row(student_net, loaded, smallest * shown)
+            return objective, shown
+
+        surely = [term for term in terms if not term.optional]
+        if isinstance(teacher, str) and teacher_weights is None and needs_teacher(terms) and surely:
+            # What is refused, is refused before the teacher has been trained.
+            untrained = FrozenTeacher(make_network(teacher, loaded))
+            assemble(surely, _setup(student_shapes, untrained, loaded, surely, cached=cached))
+        teacher_net = None
         # A method that needs no teacher does not make one, but one that is at hand is measured.
         if teacher is not None and (needs_teacher(terms) or teacher_weights or isinstance(teacher, nn.Module)):
             teacher_net = FrozenTeacher(
@@ -309,34 +328,22 @@ def distill(
             )
             if teacher_net.network is student_net:
                 raise UserError("student and teacher are the same object; give the student a copy")
-            shapes = shapes_of(teacher_net, loaded, "teacher")
-            # In an objective that does not look at it the student stands in its place.
-            teacher_shapes = shapes if needs_teacher(terms) else student_shapes
+        setup = _setup(student_shapes, teacher_net, loaded, terms, cached=cached)
+        objective, views = assemble(terms, setup)
         cache = None
-        if teacher_cache is not None and teacher_net is not None and needs_teacher(terms):
+        if teacher_cache is not None and teacher_net is not None and cached:
             key = cache_key(teacher_net.network, loaded.train, precision=precision, pool=view_pool, flip=flip)
             cache = TeacherCache(
                 teacher_cache,
                 key=key,
                 samples=len(loaded.train),
                 pool=view_pool,
-                classes=teacher_shapes.num_classes,
-                embedding=teacher_shapes.embedding,
+                classes=setup.teacher.num_classes,
+                embedding=setup.teacher.embedding,
                 say=display.note,
             )
-            teacher_shapes = teacher_shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
             display.note(cache.describe())
-        # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
-        torch.manual_seed(seed + 1)
-        classifier = None if teacher_net is None else teacher_net.classifier
-        setup = Setup(student_shapes, teacher_shapes, len(loaded.train), classifier)
-        objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
         objective.start(student_net, None if teacher_net is None else teacher_net.network)
-        if views is None:
-            views = 4 if objective.needs_rotations else 1
-        smallest = min(batch_size, len(loaded.train))
-        objective.check_views(views, smallest)
-        check_one_row(student_net, loaded, smallest * views)
         if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
             display.note(
                 f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "
@@ -575,6 +582,23 @@ def evaluate(
     loader = Loader(split, batch_size, train=False, device=target, num_workers=num_workers)
     precision = resolve_precision(precision, target)
     return evaluate_network(network.to(target), loader, device=target, precision=precision)
+
+
+def _setup(student: Shapes, teacher: FrozenTeacher | None, data: Data, terms: Sequence[Term], *, cached: bool) -> Setup:
+    """What the losses are built from.
+
+    Args:
+        cached: the teacher's logits and embedding are kept, and its maps are not.
+    """
+    if teacher is None:
+        return Setup(student, student, len(data.train), None)
+    shapes = shapes_of(teacher, data, "teacher")
+    if not needs_teacher(terms):
+        # In an objective that does not look at it the student stands in its place.
+        shapes = student
+    elif cached:
+        shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
+    return Setup(student, shapes, len(data.train), teacher.classifier)
 
 
 def _obtain_teacher(

@@ -460,6 +460,32 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str, tiny_data:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "kd(temperature=0)"}, "temperature must be above 0"),
+        ({"method": "simkd", "student": "MobileNetV2"}, "does not return"),
+        ({"method": "sskd", "views": 1}, "compares 2 or more views of an image, but views=1"),
+        ({"method": "crd(negatives=0)"}, "negatives"),
+        ({"method": "fitnet", "teacher_cache": "answers"}, "not feature maps"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_is_refused_before_the_teacher_is_trained(
+    options: dict[str, Any],
+    message: str,
+    tiny_data: pckd.Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path))
+    display = Recorder()
+    with pytest.raises(UserError, match=message):
+        run(tiny_data, teacher="resnet14", epochs=1, display=display, **options)
+    assert not any("trained first" in note for note in display.notes)
+
+
 def test_teacher_of_another_class_count_is_refused(tiny_data: pckd.Data) -> None:
     with pytest.raises(UserError, match=r"the teacher has 10 classes, the data set tiny 3"):
         run(tiny_data, teacher=BACKBONES.get("resnet8")(10))
