@@ -107,8 +107,7 @@ def _accuracies(protocol: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         *_table(header, cells),
         "",
         "Top-1 in percent: mean ± standard deviation over seeds, after the last epoch and the best. A difference is of "
-        "the same seeds, its interval that of the paired t-test. Seconds are of training alone, and of the last "
-        "process where a run was resumed."
+        "the same seeds, its interval that of the paired t-test. Seconds are of training alone."
         + (" The paper's figures are the paper's, not measured here." if "paper" in header else ""),
     ]
 
