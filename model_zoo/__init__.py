@@ -6,8 +6,9 @@ this package imports none of them.
 
 from __future__ import annotations
 
-from model_zoo.checkpoints import Loaded, fetch, load_weights, save_weights
+from model_zoo.checkpoints import Loaded, fetch, load_weights, read_metadata, save_weights
 from model_zoo.pairs import PAIRS, Pair, Recipe, find_pair, recipe_for, usual_teacher
+from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from model_zoo.probe import probe
 from model_zoo.published import PUBLISHED, Published, load_published
 from model_zoo.recipes import METHOD_OPTIONS, method_options, method_recipe
@@ -18,6 +19,7 @@ __all__ = [
     "PUBLISHED",
     "Loaded",
     "Pair",
+    "Preprocessing",
     "Published",
     "Recipe",
     "fetch",
@@ -26,8 +28,11 @@ __all__ = [
     "load_weights",
     "method_options",
     "method_recipe",
+    "preprocessing_of",
     "probe",
+    "read_metadata",
     "recipe_for",
     "save_weights",
+    "set_preprocessing",
     "usual_teacher",
 ]

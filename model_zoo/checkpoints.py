@@ -22,10 +22,11 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from torch import Tensor, nn
 
+from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from registry import BACKBONES, UserError
 from registry.files import DISK_ERRORS, cannot_write, write_atomically
 
-__all__ = ["Loaded", "fetch", "load_weights", "save_weights"]
+__all__ = ["Loaded", "fetch", "load_weights", "read_metadata", "save_weights"]
 
 # Where the weights are in the files of this library, of other distillation libraries, and of common trainers.
 NESTED = ("model", "state_dict", "model_state_dict", "student", "network", "net")
@@ -64,7 +65,8 @@ def load_weights(
 
     The file holds a state dict, or a dictionary with one under ``model``, ``state_dict`` or the like, or it is a
     ``.safetensors`` file. Prefixes of data parallelism and of ``torch.compile`` are taken off. No code in the file
-    is ever run.
+    is ever run. The network also takes the file's record of how its images are prepared
+    (:func:`model_zoo.preprocessing_of`), or has none where the file has none.
 
     Args:
         network: what to fill; stays on its device and keeps its types.
@@ -76,14 +78,7 @@ def load_weights(
     Raises:
         UserError: no such file, another hash, no checkpoint, an unsafe one, or one of another network.
     """
-    path = fetch(source, sha256=sha256, cache_dir=cache_dir)
-    try:
-        content = _read(path)
-    except _Damaged as error:
-        if not _is_download(os.fspath(source)):
-            raise
-        path.unlink(missing_ok=True)
-        raise UserError(f"{error}; {REMOVED}") from error
+    path, content = _fetch_and_read(source, sha256=sha256, cache_dir=cache_dir)
     state = _without_wrappers(_find_state(content, path), network)
     own = network.state_dict()
     # Files older than PyTorch 0.4.1 don't count batches; nothing depends on the count.
@@ -98,14 +93,42 @@ def load_weights(
         raise UserError(f"{path}: no key matches {type(network).__name__}'s{_fitting(state)}")
     _check_finite(path, {key: state[key] for key in matching})
     network.load_state_dict({key: state[key] for key in matching}, strict=False)
+    meta = _metadata(content)
+    set_preprocessing(network, Preprocessing.from_metadata(meta))
+    return Loaded(meta, (*missing, *reshaped), tuple(unexpected) if not strict else ())
+
+
+def read_metadata(source: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What :func:`save_weights` was given besides the network; empty for the files of other programs.
+
+    Raises:
+        UserError: no such file, no checkpoint, or an unsafe one.
+    """
+    return _metadata(_fetch_and_read(source, sha256=None, cache_dir=cache_dir)[1])
+
+
+def _fetch_and_read(
+    source: str | os.PathLike[str], *, sha256: str | None, cache_dir: str | os.PathLike[str] | None
+) -> tuple[Path, dict[str, Any]]:
+    path = fetch(source, sha256=sha256, cache_dir=cache_dir)
+    try:
+        return path, _read(path)
+    except _Damaged as error:
+        if not _is_download(os.fspath(source)):
+            raise
+        path.unlink(missing_ok=True)
+        raise UserError(f"{error}; {REMOVED}") from error
+
+
+def _metadata(content: Mapping[str, Any]) -> dict[str, Any]:
     meta = content.get("meta")
-    return Loaded(
-        dict(meta) if isinstance(meta, Mapping) else {}, (*missing, *reshaped), tuple(unexpected) if not strict else ()
-    )
+    return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata: Any) -> Path:
     """Write ``{"model": state dict, "meta": metadata}``, all or nothing, and return the path.
+
+    Where the network carries a record of how its images are prepared, that is in the metadata as ``preprocessing``.
 
     Args:
         network: its tensors are written from the CPU, so that the file loads anywhere.
@@ -118,6 +141,9 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata
     """
     target = Path(path)
     state = network.state_dict()
+    record = preprocessing_of(network)
+    if record is not None:
+        metadata = {"preprocessing": record.as_metadata(), **metadata}
     if target.suffix == ".safetensors":
         data: bytes | memoryview = _to_safetensors(state, target, metadata)
     else:
@@ -189,8 +215,11 @@ def _download(address: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     base = Path(cache_dir) if cache_dir is not None else Path(torch.hub.get_dir()) / "pckd"
-    # iopath's cache knows an address by its path alone: a folder per server keeps equal paths apart.
+    # iopath's cache knows an address by the folder of its path and by what follows its last slash: a folder per server
+    # keeps equal paths apart, and a hash keeps queries apart of which only the end would count.
     folder = base / re.sub(r"[^\w.-]", "_", parts.netloc)
+    if "/" in parts.query + parts.fragment:
+        folder = folder / hashlib.sha256(address.encode()).hexdigest()[:16]
     # It downloads under another name and renames. A server that breaks off is noticed where it had said the length;
     # where it had not, only the hash, or reading the file, tells (load_weights then removes it).
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import hashlib
 import http.server
@@ -20,7 +21,17 @@ import pytest
 import torch
 from torch import nn
 
-from model_zoo import PUBLISHED, Published, load_published, load_weights, save_weights
+from model_zoo import (
+    PUBLISHED,
+    Preprocessing,
+    Published,
+    load_published,
+    load_weights,
+    preprocessing_of,
+    read_metadata,
+    save_weights,
+    set_preprocessing,
+)
 from registry import BACKBONES, UserError, build
 
 
@@ -77,6 +88,55 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert loaded.meta == {"accuracy": 71.5, "method": "kd", "epochs": [1, 2], "network": "resnet8"}
     assert (loaded.missing, loaded.unexpected) == ((), ())
     assert os.listdir(path.parent) == ["student.pt"]
+
+
+RECORD = Preprocessing((0.5, 0.25, 0.75), (0.5, 0.25, 1.0), (8, 12), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_network_keeps_the_record_of_its_preprocessing(suffix: str, tmp_path: Path) -> None:
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    source, plain = net(), net()
+    set_preprocessing(source, RECORD)
+    assert preprocessing_of(plain) is None
+    assert source.state_dict().keys() == plain.state_dict().keys()
+    for other in (copy.deepcopy(source), pickle.loads(pickle.dumps(source))):
+        assert preprocessing_of(other) == RECORD
+    target = net()
+    load_weights(target, save_weights(source, tmp_path / f"x.{suffix}", epochs=3))
+    assert preprocessing_of(target) == RECORD
+    assert Preprocessing.from_metadata(read_metadata(tmp_path / f"x.{suffix}")) == RECORD
+    # Weights of a file without a record are not those that the record was of.
+    load_weights(target, save_weights(plain, tmp_path / f"y.{suffix}"))
+    assert preprocessing_of(target) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"preprocessing": "resize 256"}, {"preprocessing": {"mean": [0.5]}}]
+    + [{"preprocessing": {**RECORD.as_metadata(), **other}} for other in ({"std": (1, 0, 1)}, {"mean": (1, "x", 1)})],
+    ids=str,
+)
+def test_metadata_of_other_programs_are_no_record(metadata: dict[str, Any]) -> None:
+    assert Preprocessing.from_metadata(metadata) is None
+
+
+def test_a_network_with_another_attribute_of_that_name_keeps_it(tmp_path: Path) -> None:
+    network = net()
+    network.preprocessing = torch.nn.Identity()
+    set_preprocessing(network, RECORD)
+    assert preprocessing_of(network) is None
+    assert isinstance(network.preprocessing, torch.nn.Identity)
+
+
+def test_renormalization_by_hand() -> None:
+    # A pixel of 0.6: (0.6 - 0.4) / 0.2 = 1 for the data, and (0.6 - 0.5) / 0.5 = 0.2 for the network's first channel.
+    scale, shift = RECORD.renormalization((0.4, 0.1, 0.35), (0.2, 0.5, 0.25))
+    assert [1 * s + t for s, t in zip(scale, shift, strict=True)] == pytest.approx([0.2, (0.6 - 0.25) / 0.25, -0.15])
+    assert RECORD.normalizes_as(RECORD.mean, [x + 5e-5 for x in RECORD.std])
+    assert not RECORD.normalizes_as(RECORD.mean, [x + 2e-4 for x in RECORD.std])
+    assert not RECORD.normalizes_as((0.5,), (0.5,))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -295,6 +355,17 @@ def test_downloads_are_verified_and_kept(server: tuple[str, Path, list[str]], tm
     target = net()
     load_weights(target, f"{address.replace('127.0.0.1', 'localhost')}/sub/x.pth", cache_dir=tmp_path / "cache")
     assert len(asked) == 2
+
+
+def test_addresses_that_differ_within_the_query_are_different_files(
+    server: tuple[str, Path, list[str]], tmp_path: Path
+) -> None:
+    address, folder, asked = server
+    save_weights(net(), folder / "get.pth")
+    queries = ["?file=one/x.pth", "?file=two/x.pth", "?version=1", "?version=2"]
+    for query in [*queries, *queries]:
+        load_weights(net(), f"{address}/get.pth{query}", cache_dir=tmp_path)
+    assert len(asked) == 4
 
 
 def test_a_corrupt_download_is_removed(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
