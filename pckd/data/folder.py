@@ -167,6 +167,9 @@ class Square:
     def __init__(self, size: int) -> None:
         self.size = size
 
+    def __repr__(self) -> str:
+        return f"Square({self.size})"
+
     def __call__(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 

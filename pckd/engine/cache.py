@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd.data.views import POOL_VERSION
+from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from registry import Absent, Batch, DataSplit, Output, UserError
 from registry.files import write_atomically
 
@@ -223,9 +223,12 @@ def cache_key(
 ) -> dict[str, Any]:
     """All that a teacher's answers to a pool of augmentations depend on, as JSON.
 
+    What changes an answer by its rounding alone does not count: the batch that an image is in, and compiling.
+
     Args:
-        teacher: by its modules, their settings as they print them, and all parameters and buffers. split: by every
-            byte. precision: what the teacher runs in. pool, flip: of the loader. more: anything else, as JSON.
+        teacher: by its modules, their settings as they print them, their code, and all parameters and buffers; where
+            it carries a record of its normalization, that counts instead of the split's. split: by every byte.
+            precision: what the teacher runs in. pool, flip: of the loader. more: anything else, as JSON.
 
     Raises:
         UserError: the split is streamed, so that its images are never the same.
@@ -235,34 +238,18 @@ def cache_key(
             f"{split.name or 'the data set'} is streamed and augmented anew as it is read; leave out the teacher "
             "cache, or use a data set that is held in memory"
         )
-    # Where a function is printed, its address differs from run to run.
-    structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(teacher))
-    classes = [f"{name} {type(part).__module__}.{type(part).__qualname__}" for name, part in teacher.named_modules()]
+    network = network_fingerprint(teacher)
+    shown = {name: network[name] for name in ("mean", "std") if network[name] is not None}
     return {
-        "teacher": _digest({**teacher.state_dict(), **dict(teacher.named_buffers())}),
-        "structure": _digest({"printed": structure, "classes": classes}),
-        "images": _digest({"images": split.images}),
-        "labels": _digest({"labels": split.labels}),
-        "mean": list(split.mean),
-        "std": list(split.std),
-        "padding": split.padding,
+        "teacher": network["weights"],
+        "structure": code_fingerprint(teacher),
+        **split_fingerprint(split),
+        **shown,
         "precision": precision,
         "flip": flip,
         "pool": [pool, POOL_VERSION],
         **more,
     }
-
-
-def _digest(parts: Mapping[str, Any]) -> str:
-    """sha256 of named values; a tensor counts with its type, its shape and its bytes."""
-    digest = hashlib.sha256()
-    for name, value in parts.items():
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!r}\n".encode())
-    return digest.hexdigest()
 
 
 @contextmanager

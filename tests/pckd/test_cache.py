@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from model_zoo import Preprocessing, set_preprocessing
 from pckd.data import Loader
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.teacher import FrozenTeacher
@@ -430,6 +431,15 @@ def test_a_class_of_the_same_printed_name_is_another_cache():
     assert key_of(one) != key_of(other)
 
 
+def test_a_teacher_that_is_shown_images_in_its_own_way_is_another_cache():
+    teacher = make_teacher().network
+    plain = key_of(teacher)
+    set_preprocessing(teacher, Preprocessing((0.4,) * 3, (0.2,) * 3, (8, 8), ("a",)))
+    assert key_of(teacher) != plain
+    # Whatever the data say.
+    assert key_of(teacher) == key_of(teacher, make_split(mean=(0.1, 0.2, 0.3)))
+
+
 def test_the_address_of_a_function_that_a_module_prints_does_not_count():
     class Printing(nn.Module):
         def extra_repr(self):
@@ -442,7 +452,7 @@ def test_the_address_of_a_function_that_a_module_prints_does_not_count():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bf16"}, {"pool": 4}, {"flip": False}, {"more": 1}],
+    [{"precision": "bf16"}, {"pool": 4}, {"flip": False}, {"device": "cuda"}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_circumstances_are_another_cache(changes):

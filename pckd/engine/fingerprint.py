@@ -1,0 +1,141 @@
+"""Fingerprints of data and networks: what the key of a cache holds, and what a resumed run is compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from model_zoo import preprocessing_of
+from pckd.data.folder import ImageFiles, spread
+from pckd.engine.progress import own_random_state, seed_everything
+from registry import DataSplit, UserError, ask
+
+__all__ = ["code_fingerprint", "digest", "network_fingerprint", "split_fingerprint"]
+
+SAMPLE = 64
+"""Files, or images, of streamed data that are read, spread evenly."""
+_PIECE = 4096
+"""Images, or files, that are looked at together."""
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """sha256 of named values; a tensor counts with its type, its shape and its bytes in order, not its layout."""
+    found = hashlib.sha256()
+    for name, value in parts.items():
+        if isinstance(value, Tensor):
+            found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            # In pieces, because images that are not contiguous are copied.
+            for piece in value.detach().split(_PIECE) if value.dim() else (value.detach(),):
+                found.update(piece.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            found.update(f"{name} {value!r}\n".encode())
+    return found.hexdigest()
+
+
+def split_fingerprint(split: DataSplit) -> dict[str, Any]:
+    """What is learned from a split follows from this, as JSON; neither its name nor where its files lie counts.
+
+    Images in memory count with every byte. Of image files that are read as they are needed count all names, relative
+    to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images.
+
+    Raises:
+        UserError: a file is gone, or an image cannot be read.
+    """
+    return {
+        "images": _images(split.images),
+        "labels": digest({"labels": split.labels.to(torch.int64)}),
+        "classes": digest({"classes": tuple(split.classes)}),
+        "mean": [float(x) for x in split.mean],
+        "std": [float(x) for x in split.std],
+        "padding": split.padding,
+    }
+
+
+def network_fingerprint(network: nn.Module) -> dict[str, Any]:
+    """What a network answers, as far as its files say it: parameters, buffers, and the normalization of its images."""
+    record = preprocessing_of(network)
+    return {
+        "weights": digest({**network.state_dict(), **dict(network.named_buffers())}),
+        "mean": None if record is None else list(record.mean),
+        "std": None if record is None else list(record.std),
+    }
+
+
+def code_fingerprint(network: nn.Module) -> str:
+    """Hash of how a network computes: its modules, their settings as they print them, and the source of their classes.
+
+    Of PyTorch's own classes, and of those whose source cannot be read, the names count. Where a class lies does not.
+    """
+    # Where a function is printed, its address differs from run to run.
+    structure = _without_addresses(repr(network))
+    names = [f"{name} {type(part).__qualname__}" for name, part in network.named_modules()]
+    sources = sorted({_source(type(part)) for part in network.modules()})
+    return digest({"printed": structure, "classes": names, "sources": sources})
+
+
+def _source(kind: type) -> str:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name.startswith("torch."):
+        return name
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return name
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _images(images: Any) -> str:
+    if isinstance(images, Tensor):
+        return digest({"images": images})
+    if isinstance(images, Subset):
+        return digest({"indices": torch.as_tensor(list(images.indices)), "of": _images(images.dataset)})
+    if isinstance(images, ImageFiles):
+        return _files(images)
+    return digest({"count": len(images), **{f"image {i}": _item(images, i) for i in spread(len(images), SAMPLE)}})
+
+
+def _files(images: ImageFiles) -> str:
+    paths = images.paths
+    first, last = min(paths), max(paths)
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    # Where the folder that all have in common ends.
+    start = first.rfind(os.sep, 0, alike) + 1
+    pieces = [paths[begin : begin + _PIECE] for begin in range(0, len(paths), _PIECE)]
+    found = hashlib.sha256(f"{images.size} {_without_addresses(repr(images.arrange))}\n".encode())
+    try:
+        # Several at once, because a network's file system takes its time for each.
+        with ThreadPoolExecutor(16) as pool:
+            for piece, sizes in zip(pieces, pool.map(_sizes, pieces), strict=True):
+                names = (path[start:].replace(os.sep, "/") for path in piece)
+                lines = "".join(f"{name}\0{size}\n" for name, size in zip(names, sizes, strict=True))
+                found.update(lines.encode(errors="surrogateescape"))
+        for position in spread(len(paths), SAMPLE):
+            with open(paths[position], "rb") as file:
+                found.update(hashlib.sha256(file.read()).digest())
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}); restore the file") from None
+    return found.hexdigest()
+
+
+def _sizes(paths: Sequence[str]) -> list[int]:
+    return [os.stat(path).st_size for path in paths]
+
+
+def _item(images: Any, position: int) -> Any:
+    """An image of a streamed data set, with the random numbers of its reading, should it use any, always the same."""
+    with own_random_state(torch.device("cpu")):
+        seed_everything(position, 0)
+        return ask(f"image {position} of the data set", images.__getitem__, position)
