@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model_zoo import load_weights, recipe_for, save_weights, usual_teacher
+from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing, usual_teacher
 from model_zoo.pairs import bare
 from pckd import profiling
 from pckd.data import Loader, limit
@@ -29,6 +30,7 @@ from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
+from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from pckd.engine.gradient_report import GradientReport
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
@@ -41,10 +43,12 @@ from pckd.engine.sources import (
     check_one_row,
     describe,
     load_data,
+    load_trained,
     make_network,
     make_objective,
     method_lr,
     method_terms,
+    other_preprocessing,
     pair_options,
     schedule_terms,
     shapes_of,
@@ -68,6 +72,8 @@ from registry import (
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
+log = logging.getLogger("pckd")
+
 POOL = 16
 """Augmentations of each image where a teacher cache needs them to be finitely many; see the README for the choice."""
 
@@ -75,6 +81,15 @@ RECIPE_BATCH = 64
 """Images a step in the recipes, to which their learning rates belong."""
 TOLERATED = 4.0
 """Factor by which a learning rate may differ from the linear rule before the log says so."""
+
+NEAR_CHANCE = 1.5
+"""A teacher whose accuracy is at most so many times that of chance is said to be a mistake."""
+
+TEACHER_OPTIONS = (
+    *("batch_size", "momentum", "weight_decay", "milestones", "lr_decay", "flip", "on_nonfinite"),
+    *("device", "precision", "compile", "num_workers"),
+)
+"""Arguments of :func:`distill` that hold for the training of its teacher, too."""
 
 POLL_SECONDS = 2.0
 """Between two looks at a teacher that another process trains."""
@@ -87,7 +102,7 @@ class Result:
     """What a run gives back. Accuracies are percentages on ``measured_on``."""
 
     student: nn.Module
-    """The trained network, in eval mode."""
+    """The trained network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`)."""
     last_top1: float
     """Accuracy after the last epoch: the figure to report."""
     best_top1: float
@@ -151,12 +166,17 @@ def distill(
     Args:
         student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``.
         teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
-            ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache.
+            ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache: on the same data and
+            with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip`` and
+            ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one teacher. A
+            teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images
+            normalized as in its own training, and refused where its classes are others.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction: see
             :func:`load_data`.
-        teacher_weights: file or address of the named teacher's weights.
+        teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
+            where this library wrote it.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
         teacher_lr: its learning rate at the start; by default its recipe's.
         epochs: length of the run; milestones and preview's growth scale with it.
@@ -187,7 +207,8 @@ def distill(
             (:class:`pckd.engine.gradient_report.GradientReport`); likewise, as ``gradient_report``.
         profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
-        resume: continue from the output folder's checkpoint, if there is one.
+        resume: continue from the output folder's checkpoint, if there is one. Other arguments, other data (also at the
+            same place) and another teacher are refused; data and teacher's file may lie elsewhere.
         checkpoint_every: steps between two checkpoints, or ``"epoch"``; there is always one at the end of an epoch.
         on_nonfinite: what a term that is not finite does: ``"stop"`` the run before its step, or ``"skip"`` the step.
         display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).
@@ -241,6 +262,11 @@ def distill(
         loaded = load_data(
             data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
         )
+        fingerprints: dict[str, Any] = {}
+        if folder is not None:
+            fingerprints = {"train": split_fingerprint(loaded.train), "test": split_fingerprint(loaded.test)}
+            if resume:
+                folder.refuse_another_run(arguments, fingerprints)
         terms = method_terms(method)
         if teacher is None and needs_teacher(terms):
             if not isinstance(student, str):
@@ -309,30 +335,48 @@ def distill(
             # What is refused, is refused before the teacher has been trained.
             untrained = FrozenTeacher(make_network(teacher, loaded))
             assemble(surely, _setup(student_shapes, untrained, loaded, surely, cached=cached))
-        teacher_net = None
+        teacher_net, own = None, None
         # A method that needs no teacher does not make one, but one that is at hand is measured.
         if teacher is not None and (needs_teacher(terms) or teacher_weights or isinstance(teacher, nn.Module)):
-            teacher_net = FrozenTeacher(
-                _obtain_teacher(
-                    teacher,
-                    loaded,
-                    weights=teacher_weights,
-                    epochs=epochs if teacher_epochs is None else teacher_epochs,
-                    lr=teacher_lr,
-                    batch_size=batch_size,
-                    device=target,
-                    precision=precision,
-                    num_workers=num_workers,
-                    display=display,
-                )
+            network = _obtain_teacher(
+                teacher,
+                loaded,
+                weights=teacher_weights,
+                epochs=epochs if teacher_epochs is None else teacher_epochs,
+                lr=teacher_lr,
+                batch_size=batch_size,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                milestones=milestones,
+                lr_decay=lr_decay,
+                flip=flip,
+                on_nonfinite=on_nonfinite,
+                device=target,
+                precision=precision,
+                compile=compile,
+                num_workers=num_workers,
+                display=display,
             )
-            if teacher_net.network is student_net:
+            if network is student_net:
                 raise UserError("student and teacher are the same object; give the student a copy")
+            own = other_preprocessing("the teacher", network, loaded.train, display.note)
+            shown = loaded.train.mean, loaded.train.std
+            teacher_net = FrozenTeacher(network, None if own is None else own.renormalization(*shown))
+            if folder is not None:
+                fingerprints["teacher"] = network_fingerprint(network)
         setup = _setup(student_shapes, teacher_net, loaded, terms, cached=cached)
         objective, views = assemble(terms, setup)
         cache = None
         if teacher_cache is not None and teacher_net is not None and cached:
-            key = cache_key(teacher_net.network, loaded.train, precision=precision, pool=view_pool, flip=flip)
+            key = cache_key(
+                teacher_net.network,
+                loaded.train,
+                precision=precision,
+                pool=view_pool,
+                flip=flip,
+                device=target.type,
+                version=_version(),
+            )
             cache = TeacherCache(
                 teacher_cache,
                 key=key,
@@ -343,6 +387,11 @@ def distill(
                 say=display.note,
             )
             display.note(cache.describe())
+        if own is not None and any(hasattr(loss, "start") for loss in objective.losses.values()):
+            display.note(
+                "warning: the student may start with layers of the teacher, which were trained on images that were "
+                "normalized in another way; data with the teacher's mean and std suits them better"
+            )
         objective.start(student_net, None if teacher_net is None else teacher_net.network)
         if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
             display.note(
@@ -362,11 +411,19 @@ def distill(
             recall=None if cache is None else cache.recall,
         )
         test_loader = make_loader(loaded.test, max(rank_batch, 256), train=False)
-        teacher_top1 = None
+        teacher_top1, at_chance = None, False
         if teacher_net is not None:
             teacher_net.to(target)
             teacher_top1 = evaluate_network(teacher_net, test_loader, device=target, precision=precision).top1
             display.note(f"teacher: {teacher_top1:.2f} % top-1 on {loaded.measured_on}")
+            chance = 100 / loaded.train.num_classes
+            at_chance = teacher_top1 <= NEAR_CHANCE * chance
+            if at_chance:
+                display.note(
+                    f"warning: the teacher ({teacher_top1:.2f} %) is not far from chance ({chance:.2f} %): its "
+                    "classes may be in another order than the data's, its images may have been normalized in another "
+                    "way, or its weights may be the wrong file"
+                )
         reports: dict[str, Report] = {}
         if report_difficulty:
             reports["difficulty_report"] = DifficultyReport(
@@ -376,6 +433,7 @@ def distill(
             reports["gradient_report"] = GradientReport(
                 train_loader, device=target, precision=precision, view_statistics=view_statistics
             )
+        set_preprocessing(student_net, loaded.preprocessing)
         history = fit(
             student=student_net,
             teacher=teacher_net if objective.needs_teacher else None,
@@ -402,10 +460,11 @@ def distill(
             on_nonfinite=on_nonfinite,
             reports=reports,
             view_statistics=view_statistics,
+            fingerprints=fingerprints,
         )
         last = history.rows[-1]
         best_top1 = max(row["top1"] for row in history.rows)
-        if teacher_top1 is not None and best_top1 > teacher_top1:
+        if teacher_top1 is not None and best_top1 > teacher_top1 and not at_chance:
             display.note(
                 f"the student ({best_top1:.2f} %) is above its teacher ({teacher_top1:.2f} %): a better teacher, "
                 "or one trained longer, would have more to teach"
@@ -421,6 +480,8 @@ def distill(
             "pair_options": published,
             "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
             "dataset": loaded.name,
+            "preprocessing": loaded.preprocessing.as_metadata(),
+            "fingerprints": fingerprints,
             "train_images": len(loaded.train),
             "measured_on": loaded.measured_on,
             "epochs": epochs,
@@ -442,6 +503,7 @@ def distill(
             "profile": cost.as_dict() if cost is not None else None,
         }
         student_net = objective.predictor(student_net).eval()
+        set_preprocessing(student_net, loaded.preprocessing)
         if folder is not None:
             save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
             folder.write_result(record)
@@ -474,48 +536,84 @@ def train_teacher(
     epochs: int = PUBLISHED_EPOCHS,
     batch_size: int = 64,
     lr: float | None = None,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    milestones: Sequence[float] = MILESTONES,
+    lr_decay: float = 0.1,
+    flip: bool = True,
+    on_nonfinite: Literal["stop", "skip"] = "stop",
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
+    compile: bool | None = None,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
     display: Display | None = None,
 ) -> nn.Module:
     """A trained teacher: from the cache where the same one was trained before, else trained now and kept there.
 
+    The same one: all arguments that its weights follow from, its code, and the training images with their labels and
+    normalization are the same (:func:`pckd.engine.fingerprint.split_fingerprint`). Each image is shown in one view,
+    augmented anew each time.
+
     Args:
         teacher: a name of ``BACKBONES``.
+        lr: learning rate at the start; by default the recipe's.
         cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
-        data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, lr, seed, device, precision,
-            num_workers, display: see :func:`distill`.
+        data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, momentum, weight_decay, milestones,
+            lr_decay, flip, on_nonfinite, seed, device, precision, compile, num_workers, display: see :func:`distill`.
 
     Returns:
-        The network, in eval mode.
+        The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`).
     """
     display = display or Silent()
+    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    check_numbers(lr_decay=lr_decay, seed=seed, num_workers=num_workers)
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     if lr is None:
         lr = recipe_for(teacher).lr
     with joined(resolve_device(device)) as (ranks, target):
-        # What the teacher's weights follow from; the labels' hash tells apart data sets of one name.
-        key = {
-            "version": _version(),
-            "teacher": teacher,
-            "dataset": loaded.name,
-            "labels": hashlib.sha256(loaded.train.labels.numpy().tobytes()).hexdigest(),
-            "shape": loaded.image_shape,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "seed": seed,
+        training: dict[str, Any] = {
+            "epochs": int(epochs),
+            "batch_size": int(batch_size),
+            "lr": float(lr),
+            "momentum": float(momentum),
+            "weight_decay": float(weight_decay),
+            "milestones": [float(milestone) for milestone in milestones],
+            "lr_decay": float(lr_decay),
+            "flip": bool(flip),
+            "on_nonfinite": on_nonfinite,
+            "seed": int(seed),
             "precision": resolve_precision(precision, target),
         }
+        with own_random_state(target):
+            network = make_network(teacher, loaded)
+        # What the teacher's weights follow from, found out once for all processes.
+        key, measured = ranks.same(
+            (
+                {
+                    "version": _version(),
+                    "teacher": teacher,
+                    "code": code_fingerprint(network),
+                    "dataset": loaded.name,
+                    "data": split_fingerprint(loaded.train),
+                    "shape": loaded.image_shape,
+                    **training,
+                    "device": target.type,
+                },
+                split_fingerprint(loaded.test),
+            )
+            if ranks.first
+            else None
+        )
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
         path = folder / f"{safe}-{digest}.pth"
-        # Its training is a run like any other, which goes on where it was interrupted.
-        unfinished = folder / f"{safe}-{digest}.run"
+        # Its training is a run like any other, which goes on where it was interrupted: by the images it is measured on,
+        # too, on which its weights do not depend.
+        looked_at = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:6]
+        unfinished = folder / f"{safe}-{digest}-{looked_at}.run"
         said = False
         while not ranks.same(path.exists()):
             if not said:
@@ -523,15 +621,12 @@ def train_teacher(
                     f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}"
                 )
             try:
-                network = train(
+                trained = train(
                     student=teacher,
                     data=loaded,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    lr=lr,
-                    seed=seed,
+                    **training,
                     device=device,
-                    precision=precision,
+                    compile=compile,
                     num_workers=num_workers,
                     output=unfinished,
                     resume=True,
@@ -549,11 +644,10 @@ def train_teacher(
                     continue
                 raise
             if ranks.first:
-                save_weights(network, path, **key)
+                save_weights(trained, path, **key)
                 shutil.rmtree(unfinished, ignore_errors=True)
             ranks.wait()
-            return network
-        network = make_network(teacher, loaded)
+            return trained
         display.note(f"teacher {teacher}: from the cache, {path}")
         load_weights(network, path)
         return network.eval()
@@ -572,13 +666,23 @@ def evaluate(
 ) -> Scores:
     """Top-1 and top-5 accuracy in percent on the test split of ``data``.
 
+    A network that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images normalized
+    as in its training; where that is not as the data set says, the log says so.
+
     Args:
         network: ``forward(x) -> Output``. The other arguments: see :func:`distill`.
+
+    Raises:
+        UserError: any bad input, in one line; also where the network was trained on other classes, or on the same in
+            another order.
     """
     target = resolve_device(device)
     split = data.test if isinstance(data, Data) else build(DATASETS, data, data_root, False)
     if limit_test is not None:
         split = limit(split, limit_test, DATA_SEED)
+    own = other_preprocessing("the network", network, split, log.warning)
+    if own is not None:
+        split = replace(split, mean=own.mean, std=own.std)
     loader = Loader(split, batch_size, train=False, device=target, num_workers=num_workers)
     precision = resolve_precision(precision, target)
     return evaluate_network(network.to(target), loader, device=target, precision=precision)
@@ -602,36 +706,14 @@ def _setup(student: Shapes, teacher: FrozenTeacher | None, data: Data, terms: Se
 
 
 def _obtain_teacher(
-    teacher: str | nn.Module | None,
-    data: Data,
-    *,
-    weights: str | os.PathLike[str] | None,
-    epochs: int,
-    lr: float | None,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    num_workers: int,
-    display: Display,
+    teacher: str | nn.Module, data: Data, *, weights: str | os.PathLike[str] | None, **training: Any
 ) -> nn.Module:
+    """The teacher itself, by its weights, or trained as :func:`train_teacher` does with ``training``."""
     if isinstance(teacher, nn.Module):
         return teacher
-    assert teacher is not None
     if weights is not None:
-        network = make_network(teacher, data)
-        load_weights(network, weights)
-        return network
-    return train_teacher(
-        teacher=teacher,
-        data=data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        num_workers=num_workers,
-        display=display,
-    )
+        return load_trained(teacher, data, weights)
+    return train_teacher(teacher=teacher, data=data, **training)
 
 
 def _learning_rate(

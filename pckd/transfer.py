@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from model_zoo import load_weights, probe
+from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
 from pckd.api import check_numbers
 from pckd.data import Loader
 from pckd.engine.evaluate import answers
@@ -60,6 +60,11 @@ class Inputs(NamedTuple):
     size: tuple[int, int] | None = None
     """Height and width in pixels; None leaves images as they are."""
 
+    @classmethod
+    def of(cls, record: Preprocessing) -> Inputs:
+        """As a network's own record says."""
+        return cls(record.mean, record.std, record.image_size)
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -79,7 +84,7 @@ def transfer(
     network: nn.Module,
     data: str | Data,
     *,
-    source: str | Data | Inputs,
+    source: str | Data | Inputs | None = None,
     source_root: str | None = None,
     data_root: str | None = None,
     limit_train: int | None = None,
@@ -103,7 +108,8 @@ def transfer(
         data: what to classify: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test: see
             :func:`pckd.load_data`.
         source: what the network was trained on, for its normalization and size: a name (with the files in
-            ``source_root``), a :class:`Data`, or the numbers themselves.
+            ``source_root``), a :class:`Data`, or the numbers themselves. By default what the network's own record of
+            its preprocessing says (:func:`model_zoo.preprocessing_of`).
         image_size: pixels per side, or height and width, instead of the source's.
         epochs: of the linear layer. batch_size: rows a step. lr: at the start.
         seed: of the layer's initialization and of the order; the same seed on the same machine gives the same figures.
@@ -116,7 +122,13 @@ def transfer(
     check_numbers(limit_train=limit_train, limit_test=limit_test)
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
-    inputs = inputs_of(source, source_root)
+    record = preprocessing_of(network)
+    if source is not None:
+        inputs = inputs_of(source, source_root)
+    elif record is not None:
+        inputs = Inputs.of(record)
+    else:
+        raise UserError("source is missing: what the network was trained on, of which it has no record itself")
     if image_size is not None:
         inputs = inputs._replace(size=_sides(image_size))
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test)
@@ -174,6 +186,7 @@ def load_network(student: str, weights: str | os.PathLike[str], *, channels: int
         if wrong:
             shown = f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}"
             raise UserError(f"{weights}: weights of another network than {student}: {len(wrong)} keys differ: {shown}")
+        set_preprocessing(network, preprocessing_of(holder))
         return network
     assert problem is not None
     raise problem

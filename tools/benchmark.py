@@ -34,7 +34,7 @@ from pckd.comparison.plan import (
     refuse_early,
 )
 from pckd.comparison.presets import PRESETS, preset
-from pckd.comparison.runs import obtain_teachers, read_finished, run_all, run_one_for_parent
+from pckd.comparison.runs import fingerprints_of, obtain_teachers, read_finished, run_all, run_one_for_parent
 from pckd.comparison.sheets import overview
 from pckd.comparison.statistics import t_quantile
 from pckd.display import make_display, print_table
@@ -152,7 +152,8 @@ def compare(args: argparse.Namespace, runs: Sequence[Run], reference: str, root:
     data = load_data(args.dataset, root=args.data_root, **limits)
     refused, notes = refuse_early(runs, data)
     tried = [run for run in runs if (run.pair, run.case.label) not in refused]
-    done = {run: record for run in tried if (record := read_finished(run, data)) is not None}
+    now = fingerprints_of(runs, data)
+    done = {run: record for run in tried if (record := read_finished(run, data, now[run.teacher])) is not None}
     hidden = ("output", "preset", "matrix", "one_run", "list", "debug")
     protocol = {name: value for name, value in vars(args).items() if name not in hidden}
     ledger = Ledger(root, protocol, tried, reference=reference, confidence=args.confidence, notes=notes)
@@ -168,7 +169,7 @@ def compare(args: argparse.Namespace, runs: Sequence[Run], reference: str, root:
     ledger.write()
 
     def ended(run: Run, reason: str | None, seconds: float) -> None:
-        record = read_finished(run, data) if reason is None else None
+        record = read_finished(run, data, now[run.teacher]) if reason is None else None
         if record is None:
             ledger.refuse(run, reason or "it left no result", failed=True)
             display.note(f"{run.title}: failed after {seconds:.0f} s: {reason}")
@@ -178,7 +179,10 @@ def compare(args: argparse.Namespace, runs: Sequence[Run], reference: str, root:
             display.note(f"{run.title}: {accuracies}, {seconds:.0f} s")
         ledger.write()
 
-    failed = obtain_teachers(left, data, display)
+    failed = obtain_teachers(left, data, display, now)
+    for run in done:
+        # A teacher that had to be trained anew is another one than that of the runs that are done.
+        read_finished(run, data, now[run.teacher])
     for run in left:
         if run.teacher in failed:
             ended(run, failed[run.teacher], 0.0)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from model_zoo import Preprocessing, read_metadata
 from pckd import Transfer, load_data, transfer
 from pckd.cli import Parser, run_tool
 from pckd.comparison.statistics import mean_and_deviation
@@ -63,9 +64,13 @@ def make_parser() -> Parser:
     add("--weights", metavar="FILE", help="also look at this network without a run folder, for example the teacher")
     add("--student", metavar="NAME", help="backbone of --weights, or of --random without run folders")
     add("--random", action="store_true", help="also look at untrained networks: the least that training must exceed")
-    add("--source", metavar="NAME", help="data set that the networks were trained on (default: what the runs say)")
+    add(
+        "--source",
+        metavar="NAME",
+        help="data set that the networks were trained on (default: what the files of their weights say, or the runs)",
+    )
     add("--source-root", metavar="DIR", help="where its files are (default: what the runs say)")
-    add("--mean", type=_numbers, metavar="A,B,...", help="its mean per channel of 0 to 1, where it cannot be read")
+    add("--mean", type=_numbers, metavar="A,B,...", help="its mean per channel of 0 to 1, instead")
     add("--std", type=_numbers, metavar="A,B,...", help="its standard deviation per channel, likewise")
     add("--image-size", type=int, metavar="N", help="pixels per side (default: those of the networks' training)")
     add("--epochs", type=int, default=DEFAULTS["epochs"], help="of the linear layer")
@@ -155,11 +160,13 @@ def trained(args: argparse.Namespace) -> list[Subject]:
     for folder, record, label in zip(args.folders, records, labels(records), strict=True):
         source = args.source or record["dataset"]
         where = source, args.source_root or (None if args.source else record["arguments"].get("data_root"))
+        weights = Path(folder).expanduser() / FINAL_MODEL
         try:
-            if where not in known:
-                known[where] = shown_as(args, *where)
-            inputs = known[where]
-            weights = Path(folder).expanduser() / FINAL_MODEL
+            inputs = recorded(args, weights)
+            if inputs is None:
+                if where not in known:
+                    known[where] = shown_as(args, *where)
+                inputs = known[where]
             network = load_network(record["student"], weights, channels=len(inputs.mean))
         except UserError as error:
             text = str(error)
@@ -167,6 +174,14 @@ def trained(args: argparse.Namespace) -> list[Subject]:
         facts = record["seed"], record["last_top1"], str(folder)
         subjects.append(Subject(label, record["student"], network, inputs, record["dataset"], *facts))
     return subjects
+
+
+def recorded(args: argparse.Namespace, weights: str | Path) -> Inputs | None:
+    """How a file of weights itself says that images are shown; None where it does not, or the command says it."""
+    if args.mean or args.source or args.source_root:
+        return None
+    record = Preprocessing.from_metadata(read_metadata(weights))
+    return None if record is None else Inputs.of(record)
 
 
 def shown_as(args: argparse.Namespace, source: str, root: str | None) -> Inputs:
@@ -183,8 +198,10 @@ def shown_as(args: argparse.Namespace, source: str, root: str | None) -> Inputs:
 
 
 def given(args: argparse.Namespace, runs: Sequence[Subject]) -> Subject:
-    """The network of --weights, which is shown images as those of the run folders are."""
-    inputs, source = (runs[0].inputs, runs[0].source) if runs else elsewhere(args)
+    """The network of --weights; where its file does not say how, it is shown images as those of the run folders are."""
+    inputs, source = recorded(args, args.weights), str(read_metadata(args.weights).get("dataset", ""))
+    if inputs is None:
+        inputs, source = (runs[0].inputs, runs[0].source) if runs else elsewhere(args)
     network = load_network(args.student, args.weights, channels=len(inputs.mean))
     return Subject(Path(args.weights).name, args.student, network, inputs, source)
 

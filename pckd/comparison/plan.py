@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_zoo import load_weights
 from pckd.api import POOL, check_numbers
 from pckd.comparison.cases import Case
 from pckd.engine.cache import NO_MAPS
@@ -18,6 +17,7 @@ from pckd.engine.precision import resolve_device
 from pckd.engine.sources import (
     Data,
     check_choices,
+    load_trained,
     make_network,
     make_objective,
     method_terms,
@@ -224,9 +224,7 @@ def refuse_early(runs: Sequence[Run], data: Data) -> tuple[dict[tuple[str, str],
     for run in _first_of_each(runs):
         weights = run.arguments["teacher_weights"]
         if run.teacher not in teachers:
-            network = make_network(run.teacher, data)
-            if weights is not None:
-                load_weights(network, weights)
+            network = make_network(run.teacher, data) if weights is None else load_trained(run.teacher, data, weights)
             teachers[run.teacher] = FrozenTeacher(network)
         if run.student not in students:
             students[run.student] = shapes_of(make_network(run.student, data), data, "student")

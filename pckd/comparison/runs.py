@@ -10,24 +10,25 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pckd.api import distill, train_teacher
+from pckd.api import TEACHER_OPTIONS, distill, train_teacher
 from pckd.comparison.plan import Run
 from pckd.display import make_display
+from pckd.engine.fingerprint import network_fingerprint, split_fingerprint
 from pckd.engine.guard import Interrupted, Signals
 from pckd.engine.record import MAY_CHANGE, METRICS, RESULT, find_changes
-from pckd.engine.sources import Data
+from pckd.engine.sources import Data, load_trained
 from pckd.engine.train import Display
 from registry import UserError
 from registry.errors import is_out_of_memory
 
-__all__ = ["LOG", "Ended", "obtain_teachers", "read_finished", "run_all", "run_one_for_parent"]
+__all__ = ["LOG", "Ended", "fingerprints_of", "obtain_teachers", "read_finished", "run_all", "run_one_for_parent"]
 
 LOG = "log.txt"
 """In a run's folder: what it printed, where it ran in a process of its own."""
@@ -41,11 +42,29 @@ Ended = Callable[[Run, str | None, float], None]
 """Told of a run that has ended: the reason, where it failed, and the seconds that it took."""
 
 
-def read_finished(run: Run, data: Data) -> dict[str, Any] | None:
-    """The record of a finished run; None where it is not finished.
+def fingerprints_of(runs: Sequence[Run], data: Data) -> dict[str, dict[str, Any]]:
+    """Of each teacher the fingerprints of a run under it: of the data, and of the teacher where its weights are given.
 
     Raises:
-        UserError: the files cannot be read, or are of a run with other arguments; says which.
+        UserError: weights that cannot be read.
+    """
+    splits = {"train": split_fingerprint(data.train), "test": split_fingerprint(data.test)}
+    found: dict[str, dict[str, Any]] = {}
+    for teacher, run in {run.teacher: run for run in runs}.items():
+        weights = run.arguments["teacher_weights"]
+        of_teacher = {} if weights is None else {"teacher": network_fingerprint(load_trained(teacher, data, weights))}
+        found[teacher] = {**splits, **of_teacher}
+    return found
+
+
+def read_finished(run: Run, data: Data, fingerprints: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The record of a finished run; None where it is not finished.
+
+    Args:
+        fingerprints: what the data and the teacher are now (:func:`fingerprints_of`).
+
+    Raises:
+        UserError: the files cannot be read, or are of a run with other arguments, data or teacher; says which.
     """
     if not (run.path / RESULT).exists():
         return None
@@ -63,26 +82,34 @@ def read_finished(run: Run, data: Data) -> dict[str, Any] | None:
     if run.arguments["teacher_weights"] is None and done["teacher"] is not None:
         asked["teacher_epochs"] = run.arguments["teacher_epochs"]
     asked.update(train_images=len(data.train), measured_on=data.measured_on)
-    other = find_changes(there, asked)
+    other = find_changes(there, asked, done.get("fingerprints"), fingerprints)
     if other:
         raise UserError(f"{run.path} holds a run with other arguments ({'; '.join(other)}); {advice}")
     return {**done, "history": rows}
 
 
-def obtain_teachers(runs: Sequence[Run], data: Data, display: Display) -> dict[str, str]:
+def obtain_teachers(
+    runs: Sequence[Run], data: Data, display: Display, fingerprints: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, str]:
     """Train the teachers that have no weights, or find them in the cache, as each of the runs then does.
+
+    Args:
+        fingerprints: of :func:`fingerprints_of`; those of the teachers are added.
 
     Returns:
         Of teachers whose training failed: name to reason.
     """
     failed = {}
     for teacher, run in {run.teacher: run for run in runs if run.arguments["teacher_weights"] is None}.items():
-        options = {key: run.arguments[key] for key in ("batch_size", "device", "precision", "num_workers")}
+        options = {key: run.arguments[key] for key in TEACHER_OPTIONS if key in run.arguments}
         epochs, lr = run.arguments["teacher_epochs"], run.arguments["teacher_lr"]
         try:
-            train_teacher(teacher=teacher, data=data, epochs=epochs, lr=lr, display=display, **options)
+            network = train_teacher(teacher=teacher, data=data, epochs=epochs, lr=lr, display=display, **options)
         except (UserError, RuntimeError, MemoryError) as error:
             failed[teacher] = f"its teacher: {_reason(error)}"
+        else:
+            if fingerprints is not None:
+                fingerprints[teacher]["teacher"] = network_fingerprint(network)
     return failed
 
 

@@ -54,6 +54,10 @@ MAY_CHANGE = frozenset(
 """Arguments that a resumed run may give anew."""
 LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint"})
 """What runs of earlier versions, which did not know these arguments, did. Any other that they lack was not given."""
+PARTS: Mapping[str, str] = MappingProxyType(
+    {"train": "the training split", "test": "the split that is measured on", "teacher": "the teacher"}
+)
+"""What a run has fingerprints of, and what that is called; see :mod:`pckd.engine.fingerprint`."""
 
 log = logging.getLogger("pckd")
 
@@ -135,15 +139,52 @@ class RunFolder:
         write_atomically(path, _seal(state), previous=previous, then=_THEN)
         self._newest_is_broken = False
 
-    def load_checkpoint(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    def load_checkpoint(
+        self, arguments: Mapping[str, Any], fingerprints: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None where there is none yet.
 
         Where that is the previous one, because the newest is damaged or a kill came between two renames, a warning is
         logged, and its text is also under ``"note"`` in what is returned.
 
+        Args:
+            arguments: of the run that goes on. fingerprints: of its data and teacher (:data:`PARTS`).
+
         Raises:
-            UserError: none of those there can be read, or it was written by a run with other arguments.
+            UserError: none of those there can be read, or it was written by a run with other arguments, data or
+                teacher.
         """
+        state, problems = self._newest()
+        path = self.path / (CHECKPOINT if not problems else PREVIOUS)
+        if state is None:
+            if problems == ["is missing"] * 2:
+                return None
+            raise UserError(
+                f"cannot resume from {self.path / CHECKPOINT}: it {problems[0]}, and {PREVIOUS} {problems[1]}; "
+                "restore one of them from a copy, or start anew in another --output"
+            )
+        _refuse_another_run(path, state, arguments, fingerprints)
+        if problems:
+            self._newest_is_broken = problems[0] != "is missing"
+            state["note"] = f"{self.path / CHECKPOINT} {problems[0]}: going on from {PREVIOUS}, the one before"
+            log.warning("%s", state["note"])
+        return state
+
+    def refuse_another_run(self, arguments: Mapping[str, Any], fingerprints: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`load_checkpoint` would refuse, before a teacher is trained for it.
+
+        Args:
+            fingerprints: those that are known so far.
+
+        Raises:
+            UserError: the checkpoint is of a run with other arguments, data or teacher.
+        """
+        state, problems = self._newest()
+        if state is not None:
+            _refuse_another_run(self.path / (CHECKPOINT if not problems else PREVIOUS), state, arguments, fingerprints)
+
+    def _newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, and what is wrong with those that should come before it."""
         problems: list[str] = []
         state: dict[str, Any] | None = None
         for name in (CHECKPOINT, PREVIOUS):
@@ -156,20 +197,7 @@ class RunFolder:
                 problems.append(f"cannot be read ({error.strerror or error})")
             except _Damaged as error:
                 problems.append(str(error))
-        path = self.path / (CHECKPOINT if not problems else PREVIOUS)
-        if state is None:
-            if problems == ["is missing"] * 2:
-                return None
-            raise UserError(
-                f"cannot resume from {self.path / CHECKPOINT}: it {problems[0]}, and {PREVIOUS} {problems[1]}; "
-                "restore one of them from a copy, or start anew in another --output"
-            )
-        _refuse_other_arguments(path, state["arguments"], arguments)
-        if problems:
-            self._newest_is_broken = problems[0] != "is missing"
-            state["note"] = f"{self.path / CHECKPOINT} {problems[0]}: going on from {PREVIOUS}, the one before"
-            log.warning("%s", state["note"])
-        return state
+        return state, problems
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of metrics.jsonl after ``epochs``: they belong to what a resumed run does again.
@@ -319,24 +347,42 @@ def _unseal(content: bytes) -> dict[str, Any]:
     return state
 
 
-def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of a run's arguments differs from those of an earlier run, in words.
+def find_changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    known: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What of a run's arguments, data and teacher differs from those of an earlier run, in words.
 
     Args:
-        before: of the earlier run, as its files have them; it may lack some that its version did not know.
+        before: arguments of the earlier run, as its files have them; it may lack some that its version did not know.
         now: what is asked for; of the others nothing is said.
+        known: the earlier run's fingerprints (:data:`PARTS`); what its version did not know is not compared.
+        found: what there is now; likewise.
     """
-    before = {**LATER, **before}
-    return [
+    before, known, found = {**LATER, **before}, known or {}, found or {}
+    # What is known by its content may lie elsewhere.
+    moved = {"teacher_cache"} | ({"teacher_weights"} if "teacher" in known else set())
+    changes = [
         f"{key} was {before.get(key)!r}, is {value!r}"
         for key, value in now.items()
         # An earlier version did as this one does where an argument is not given.
-        if (before[key] != value if key in before else value)
+        if (before[key] != value if key in before else value) and not (key in moved and value and before.get(key))
     ]
+    for part, name in PARTS.items():
+        own, other = (prints.get(part) or {} for prints in (found, known))
+        differing = [key for key, value in own.items() if key in other and other[key] != value]
+        if differing:
+            changes.append(f"{name} has other {', '.join(differing)} than before")
+    return changes
 
 
-def _refuse_other_arguments(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = find_changes(before, {key: value for key, value in now.items() if key not in MAY_CHANGE})
+def _refuse_another_run(
+    path: Path, state: Mapping[str, Any], now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
+) -> None:
+    asked = {key: value for key, value in now.items() if key not in MAY_CHANGE}
+    changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
     if changed:
         raise UserError(
             f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "

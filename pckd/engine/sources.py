@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from model_zoo import method_options, method_recipe, probe
+from model_zoo import Preprocessing, load_weights, method_options, method_recipe, preprocessing_of, probe
 from model_zoo.recipes import LEFT_OUT
 from pckd.data import hold_out, limit
 from pckd.data.check import check_item, check_split
@@ -69,12 +70,29 @@ class Data:
         channels, others = check_item(self.train)[0], check_item(self.test)[0]
         if channels != others:
             raise UserError(f"{self.name}: training images have {channels} channels, test images {others}")
+        if not self.preprocessing.normalizes_as(self.test.mean, self.test.std):
+            raise UserError(
+                f"{self.name}: the test split is normalized in another way than the training split; "
+                "give both the training split's mean and std"
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as the network gets it in training."""
         channels, height, width = self.train.images[0].shape
         return int(channels), int(height), int(width)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a network that is trained on this data carries as its record."""
+        return preprocessing_for(self.train)
+
+
+def preprocessing_for(split: DataSplit) -> Preprocessing:
+    """How the images of a split are prepared, and its classes."""
+    _, height, width = check_item(split)
+    mean, std = (tuple(float(x) for x in values) for values in (split.mean, split.std))
+    return Preprocessing(mean, std, (height, width), tuple(map(str, split.classes)))
 
 
 def load_data(
@@ -185,6 +203,77 @@ def make_network(network: str | nn.Module, data: Data) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise PluginError(f"backbone {network!r} returned {type(built).__name__}: it must return an nn.Module")
     return built
+
+
+def load_trained(name: str, data: Data, weights: str | os.PathLike[str]) -> nn.Module:
+    """A network by name with these weights.
+
+    Raises:
+        UserError: unknown name, no such file, or weights of another network or of other classes.
+    """
+    network = make_network(name, data)
+    load_weights(network, weights)
+    check_classes(os.fspath(weights), network, data.train.classes, data.name)
+    return network
+
+
+def check_classes(what: str, network: nn.Module, classes: Sequence[str], owner: str) -> None:
+    """Refuse a network whose record has other classes than these, or the same in another order.
+
+    Args:
+        what: the network, for messages. owner: who has ``classes``, likewise.
+
+    Raises:
+        UserError: says which.
+    """
+    record = preprocessing_of(network)
+    theirs, ours = () if record is None else record.classes, tuple(map(str, classes))
+    if not theirs or theirs == ours:
+        return
+    if len(theirs) != len(ours):
+        raise UserError(f"{what}: was trained on {len(theirs)} classes, and {owner} has {len(ours)}")
+    k = next(k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    how = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
+    raise UserError(
+        f"{what}: was trained on {how} than {owner} has: class {k} is {theirs[k]!r} there and {ours[k]!r} here; "
+        "use weights and data with the same classes in the same order"
+    )
+
+
+def other_preprocessing(
+    what: str, network: nn.Module, split: DataSplit, say: Callable[[str], None]
+) -> Preprocessing | None:
+    """The network's record, where its images were normalized in another way than a split says; None otherwise.
+
+    Args:
+        what: the network, for messages. say: told where normalization or image size are others.
+
+    Raises:
+        UserError: the network was trained on other classes, or on images with another number of channels.
+    """
+    record = preprocessing_of(network)
+    if record is None:
+        return None
+    data, name = preprocessing_for(split), split.name or "the data set"
+    check_classes(what, network, data.classes, name)
+    if len(record.mean) != len(data.mean):
+        raise UserError(
+            f"{what}: was trained on images with {len(record.mean)} channels, and those of {name} have {len(data.mean)}"
+        )
+    if record.image_size != data.image_size:
+        theirs, ours = ("x".join(map(str, size)) for size in (record.image_size, data.image_size))
+        say(f"{what}: was trained on images of {theirs} pixels, and those of {name} have {ours}")
+    if record.normalizes_as(data.mean, data.std):
+        return None
+    say(
+        f"{what}: is shown images normalized as in its own training (mean {_numbers(record.mean)}, std "
+        f"{_numbers(record.std)}), not as {name} says (mean {_numbers(data.mean)}, std {_numbers(data.std)})"
+    )
+    return record
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,22 @@ class FrozenTeacher(nn.Module):
 
     Args:
         network: ``forward(x) -> Output`` with a ``classifier``. It is frozen in place, not copied.
+        renormalization: scale and shift per channel, where the teacher was trained on images that were normalized in
+            another way than those it will be given (:meth:`model_zoo.Preprocessing.renormalization`).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self, network: nn.Module, renormalization: tuple[Sequence[float], Sequence[float]] | None = None
+    ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
         self.answering: nn.Module = self.network
+        for name, values in zip(("scale", "shift"), renormalization or (None, None), strict=True):
+            per_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, per_channel, persistent=False)
         self.maps = True
         self.train(False)
 
@@ -50,8 +61,12 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
-        output: Output = self.answering(x)
+        output: Output = self.answering(self.renormalized(x))
         return output if self.maps else without_maps(output)
+
+    def renormalized(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] as the teacher was shown them in its own training."""
+        return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
     def prepare(self, images: Tensor, precision: str, *, maps: bool = True, compile: bool = False) -> bool:
         """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
@@ -67,7 +82,7 @@ class FrozenTeacher(nn.Module):
             whether batch norms were folded; a network that cannot be traced answers as it is.
         """
         folded = fold_batch_norms(self.network)
-        same = folded is not None and same_answers(self.network, folded, images[:4])
+        same = folded is not None and same_answers(self.network, folded, self.renormalized(images[:4]))
         prepared = folded if folded is not None and same else copy.deepcopy(self.network)
         if precision == "bf16":
             # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.

@@ -76,12 +76,14 @@ def fit(
     on_nonfinite: Literal["stop", "skip"] = "stop",
     reports: Mapping[str, Report] | None = None,
     view_statistics: ViewStatistics = "joint",
+    fingerprints: Mapping[str, Any] | None = None,
 ) -> History:
     """Train ``student`` in place and return the history.
 
     Everything random in an epoch follows from ``seed`` and the epoch's number, or is in the checkpoint, so that a
     resumed run repeats the uninterrupted one. See :func:`pckd.distill` for the arguments; every process of a group
-    calls this alike, and the first one alone has a ``folder``.
+    calls this alike, and the first one alone has a ``folder``, and the ``fingerprints`` of data and teacher, which a
+    resumed run must have, too.
 
     Raises:
         NonFinite: a term is not finite; the optimizer step is not taken and the last checkpoint stays.
@@ -97,7 +99,7 @@ def fit(
     initial = objective.initial_epochs(epochs)
     schedule = Schedule(initial, epochs, len(train_loader), lr, milestones, lr_decay)
     history, meter, first, start = History(), Meter(), 1, 0
-    state = ranks.same(folder.load_checkpoint(arguments) if folder is not None and resume else None)
+    state = ranks.same(folder.load_checkpoint(arguments, fingerprints) if folder is not None and resume else None)
     if state is not None:
         # The same names may stand for other plug-ins than when the checkpoint was written.
         for part, module in (("student", student), ("objective", objective), ("optimizer", optimizer)):
@@ -165,6 +167,7 @@ def fit(
                     "seconds": history.seconds + seconds,
                     "images": history.images,
                     "arguments": arguments,
+                    "fingerprints": dict(fingerprints or {}),
                 }
             )
 

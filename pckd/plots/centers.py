@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from model_zoo import preprocessing_of
 from pckd.plots.folders import Group
 from pckd.plots.networks import Workshop
 from pckd.plots.style import headline, new_figure, panel_title
@@ -71,13 +72,14 @@ def matrices(groups: Sequence[Group], workshop: Workshop) -> tuple[list[Matrix],
         found.append(Matrix(title, own))
     if reference is not None:
         found.append(Matrix(f"teacher {name}", reference))
-    names: tuple[str, ...] = ()
-    if len(found[0].values) <= MOST_NAMES:
+    record = preprocessing_of(networks[0])
+    names: tuple[str, ...] = () if record is None else record.classes
+    if not names and len(found[0].values) <= MOST_NAMES:
         try:
             names = workshop.split(runs[0]).classes
         except UserError as error:
             more.append(f"the classes are numbered: {error}")
-    return found, names if len(names) == len(found[0].values) else (), [*notes, *more]
+    return found, names if len(names) == len(found[0].values) <= MOST_NAMES else (), [*notes, *more]
 
 
 def draw_centers(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, list[str]]:

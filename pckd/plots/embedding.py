@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from pckd.data import Loader, limit
 from pckd.engine.precision import autocast, resolve_device, resolve_precision
-from pckd.engine.sources import DATA_SEED
+from pckd.engine.sources import DATA_SEED, other_preprocessing
 from pckd.objective import Predictor
 from pckd.plots.centers import classifier_rows
 from pckd.plots.folders import Group
@@ -140,7 +140,11 @@ def draw_embedding(
     if any(workshop.split(run) is not whole for _, run in chosen[1:]):
         raise UserError("the runs have different data sets; show them one by one")
     part = first_classes(whole, images)
-    panels = [_panel(title, network, part, target, kind) for title, network in networks]
+    panels = []
+    for title, network in networks:
+        own = other_preprocessing(title, network, part, more.append)
+        shown = part if own is None else dataclasses.replace(part, mean=own.mean, std=own.std)
+        panels.append(_panel(title, network, shown, target, kind))
     if any(panel.centers is None for panel in panels):
         more.append("a student that answers with a loss's head has no centers among its embeddings")
     return _draw(panels, whole.classes, len(part)), [*notes, *more]

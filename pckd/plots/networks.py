@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_zoo import load_weights, probe
+from model_zoo import load_weights, preprocessing_of, probe
 from pckd.engine.record import FINAL_MODEL
-from pckd.engine.sources import load_data, make_objective, method_terms, read_split
+from pckd.engine.sources import check_classes, load_data, make_objective, method_terms, read_split
 from pckd.engine.teacher import FrozenTeacher
 from pckd.plots.folders import Group, Run
 from registry import BACKBONES, DataSplit, Setup, UserError, ask, build
@@ -74,7 +74,8 @@ class Workshop:
         """The runs' common teacher: its name, the network in eval mode, or None and a note that says why.
 
         Raises:
-            UserError: the runs have several teachers, or the given weights are not this teacher's.
+            UserError: the runs have several teachers, or the given weights are not this teacher's, or of other classes
+                than the student's.
         """
         taught = [run for run in runs if run.result.get("teacher")]
         if not taught:
@@ -94,6 +95,9 @@ class Workshop:
         classes, channels = classes_of(student), _channels(student)
         network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
         load_weights(network, source)
+        record = preprocessing_of(student)
+        if record is not None:
+            check_classes(f"teacher {names[0]}", network, record.classes, "the student")
         return names[0], network.eval(), []
 
     def split(self, run: Run) -> DataSplit:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model_zoo import PAIRS, save_weights
+from model_zoo import PAIRS, save_weights, set_preprocessing
 from pckd import load_data
 from pckd.comparison import plan
 from pckd.comparison.cases import Case, ablation_cases, method_cases, scheduled
@@ -257,6 +258,17 @@ def test_weights_of_another_network_are_refused_before_any_run(tmp_path: Path) -
     runs = make_runs([("resnet8", "resnet8")], method_cases("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
     with pytest.raises(UserError, match=r"other\.pth"):
         refuse_early(runs, load_data(runs[0].arguments["data"]))
+
+
+def test_a_teacher_of_other_classes_is_refused_before_any_run(tmp_path: Path) -> None:
+    runs = runs_of("kd", seeds="0")
+    data = load_data(runs[0].arguments["data"])
+    network = BACKBONES.get("resnet8")(10)
+    set_preprocessing(network, replace(data.preprocessing, classes=data.train.classes[::-1]))
+    path = save_weights(network, tmp_path / "other.pth")
+    runs = make_runs([("resnet8", "resnet8")], method_cases("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
+    with pytest.raises(UserError, match=r"other\.pth: was trained on the same classes in another order"):
+        refuse_early(runs, data)
 
 
 def test_two_runs_never_have_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:

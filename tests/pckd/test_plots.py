@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_zoo import save_weights
+from model_zoo import Preprocessing, save_weights
 from pckd import plots
 from pckd.objective import Predictor
+from pckd.plots import embedding
 from pckd.plots.ablation import bars, figures_of, limits
 from pckd.plots.centers import classifier_rows, off_diagonal_correlation, similarities
 from pckd.plots.cost import pareto, points_of_benchmark, points_of_runs, relative, seconds_of
@@ -413,6 +415,42 @@ def test_a_student_that_answers_with_a_losses_head(tmp_path: Path) -> None:
     picture = plots.draw("embedding", [folder])
     assert any("no centers among its embeddings" in note for note in picture.notes)
     assert len(picture.figure.axes[0].collections) == 4
+
+
+def with_record(path: Path, **changes: Any) -> Preprocessing:
+    """Give a file of weights with 4 classes a record of its preprocessing."""
+    record = Preprocessing((0.5,) * 3, (0.16,) * 3, (8, 8), ("disc", "ring", "square", "triangle"))
+    content = torch.load(path, weights_only=True)
+    record = replace(record, **changes)
+    torch.save({**content, "meta": {"preprocessing": record.as_metadata()}}, path)
+    return record
+
+
+def test_classes_are_named_as_the_student_knows_them(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"})
+    with_record(folder / "model_final.pth", classes=("a", "b", "c", "d"))
+    axes = plots.draw("centers", [folder]).figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "d"]
+
+
+def test_networks_are_shown_images_by_their_own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    original = embedding.embeddings
+    monkeypatch.setattr(embedding, "embeddings", lambda *a, **o: (shown.append(a[1].mean), original(*a, **o))[1])
+    folder, weights = taught(tmp_path)
+    with_record(weights, mean=(0.1, 0.2, 0.3))
+    picture = plots.draw("embedding", [folder], images=20)
+    assert shown == [(0.5,) * 3, (0.1, 0.2, 0.3)]
+    assert [note for note in picture.notes if "teacher resnet20: is shown images normalized as in its own" in note]
+    with_record(folder / "model_final.pth", classes=("ring", "disc", "square", "triangle"))
+    for kind in ("centers", "embedding"):
+        with pytest.raises(
+            UserError, match="teacher resnet20: was trained on the same classes in another order than the"
+        ):
+            plots.draw(kind, [folder])
+    with_record(weights, classes=("ring", "disc", "square", "triangle"))
+    with pytest.raises(UserError, match="resnet8, kd: was trained on the same classes in another order than shapes"):
+        plots.draw("embedding", [folder], images=20)
 
 
 # Embedding

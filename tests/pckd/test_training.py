@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import pckd
 from model_zoo import save_weights
 from pckd.engine import train as loop
+from pckd.engine.record import RunFolder
 from pckd.engine.schedule import learning_rate
 from pckd.engine.teacher import FrozenTeacher
 from registry import BACKBONES, LOSSES, Context, Output, Setup, Term, UserError, build
@@ -290,6 +294,108 @@ def test_resume_refuses_other_arguments(tiny_data: pckd.Data, tmp_path: Path) ->
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def with_weight(network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[5] += 1e-3
+    return network
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda o: o.update(data=with_split(o["data"], images=brighter)), "the training split has other images than"),
+        (
+            lambda o: o.update(data=with_split(o["data"], mean=lambda m: (0.5, 0.5, 0.4))),
+            "training split has other mean",
+        ),
+        (
+            lambda o: o.update(
+                data=replace(o["data"], test=replace(o["data"].test, labels=o["data"].test.labels.roll(1)))
+            ),
+            "the split that is measured on has other labels than before",
+        ),
+        (lambda o: o.update(teacher=with_weight(teacher_net())), "the teacher has other weights than before"),
+    ],
+)
+def test_resume_refuses_other_data_and_another_teacher(
+    change: Any, said: str, tiny_data: pckd.Data, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"data": tiny_data, "teacher": teacher_net(), "method": "kd", "output": tmp_path}
+    run(**options, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = {**options}
+    change(changed)
+    with pytest.raises(UserError, match=said) as caught:
+        run(**changed, epochs=2, resume=True)
+    assert "give the same ones or another --output" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(run(**options, epochs=2, resume=True).history) == 2
+
+
+def test_other_data_is_refused_before_a_teacher_is_trained_on_it(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"teacher": "resnet8", "method": "kd", "teacher_epochs": 1, "output": tmp_path / "run"}
+    run(tiny_data, epochs=1, **options)
+    display = Recorder()
+    with pytest.raises(UserError, match="the training split has other images than before"):
+        run(with_split(tiny_data, images=brighter), epochs=2, resume=True, display=display, **options)
+    assert display.notes == []
+
+
+def test_a_checkpoint_without_fingerprints_goes_on_as_ever(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    run(tiny_data, method="kd", output=tmp_path, epochs=1)
+    folder = RunFolder(tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    del state["fingerprints"]
+    folder.save_checkpoint(state)
+    other = with_split(tiny_data, images=brighter)
+    assert len(run(other, method="kd", output=tmp_path, epochs=2, resume=True).history) == 2
+
+
+def write_pictures(root: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for k in range(3):
+            (root / split / f"class {k}").mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / f"class {k}" / f"{i}.png")
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_run_goes_on_where_its_data_and_its_teacher_were_copied_to(memory: bool, tmp_path: Path) -> None:
+    """But not where a picture is gone, or the teacher's file is another one."""
+    write_pictures(tmp_path / "here" / "pictures")
+    save_weights(teacher_net(), tmp_path / "here" / "teacher.pth")
+
+    def started(place: str, output: str, **options: Any) -> pckd.Result:
+        return pckd.distill(
+            student="resnet8",
+            teacher="resnet8",
+            teacher_weights=tmp_path / place / "teacher.pth",
+            method="kd",
+            data=f"imagefolder(memory={memory})",
+            data_root=str(tmp_path / place / "pictures"),
+            output=tmp_path / output,
+            **{**SMALL, "batch_size": 8, **options},
+        )
+
+    whole = started("here", "whole")
+    with pytest.raises(Interrupted):
+        started("here", "cut", display=StopAt(2, 1))
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    shutil.copytree(tmp_path / "cut", tmp_path / "moved")
+    assert started("there", "moved", resume=True).history == whole.history
+    (tmp_path / "there" / "pictures" / "train" / "class 1" / "3.png").unlink()
+    with pytest.raises(UserError, match="the training split has other images, labels"):
+        started("there", "cut", resume=True)
+    save_weights(teacher_net(seed=6), tmp_path / "here" / "teacher.pth")
+    with pytest.raises(UserError, match="the teacher has other weights than before"):
+        started("here", "cut", resume=True)
+
+
 def test_finished_run_is_not_overwritten(tiny_data: pckd.Data, tmp_path: Path) -> None:
     run(tiny_data, output=tmp_path, epochs=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -415,6 +521,95 @@ def test_teacher_is_trained_once_and_then_taken_from_the_cache(
     assert a.teacher_top1 == b.teacher_top1
     # The projections and the student start alike whether or not a teacher was trained just before.
     assert a.history == b.history
+
+
+def with_split(data: pckd.Data, **changes: Any) -> pckd.Data:
+    """The same data, with other images, labels, mean, ... in both splits."""
+    train = replace(data.train, **{key: change(getattr(data.train, key)) for key, change in changes.items()})
+    shared = {key: getattr(train, key) for key in changes if key not in ("images", "labels")}
+    return replace(data, train=train, test=replace(data.test, **shared))
+
+
+def brighter(images: Tensor) -> Tensor:
+    images = images.clone()
+    images[17, 2, 4, 4] += 1
+    return images
+
+
+OTHER_TEACHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a pixel": ({"images": brighter}, {}),
+    "a label": ({"labels": lambda labels: labels.roll(1)}, {}),
+    "names of classes": ({"classes": lambda classes: classes[::-1]}, {}),
+    "mean": ({"mean": lambda mean: (0.5, 0.5, 0.4)}, {}),
+    "std": ({"std": lambda std: (0.25, 0.25, 0.2)}, {}),
+    "padding": ({"padding": lambda padding: 2}, {}),
+    **{
+        next(iter(option)): ({}, option)
+        for option in (
+            {"flip": False},
+            {"momentum": 0.8},
+            {"weight_decay": 1e-4},
+            {"milestones": (0.5,)},
+            {"lr_decay": 0.2},
+            {"lr": 0.04},
+            {"on_nonfinite": "skip"},
+            {"batch_size": 12},
+            {"seed": 1},
+        )
+    },
+}
+
+
+def test_every_thing_that_a_teacher_follows_from_makes_another_one(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    """And what it does not follow from, none."""
+
+    def obtained(data: pckd.Data, **options: Any) -> bool:
+        """Whether it was trained."""
+        display = Recorder()
+        options = {**SMALL, "epochs": 1, **options}
+        pckd.train_teacher(teacher="resnet8", data=data, cache=tmp_path, display=display, **options)
+        return any("trained first" in note for note in display.notes)
+
+    assert obtained(tiny_data)
+    again = {
+        name: obtained(with_split(tiny_data, **split), **options) for name, (split, options) in OTHER_TEACHERS.items()
+    }
+    assert [name for name, trained in again.items() if not trained] == []
+    assert len(list((tmp_path / "teachers").iterdir())) == 1 + len(OTHER_TEACHERS)
+    other_test = replace(tiny_data, test=replace(tiny_data.test, images=brighter(tiny_data.test.images)))
+    assert not obtained(other_test, num_workers=1, compile=False)
+
+
+def test_the_teachers_training_takes_the_runs_options_but_its_seed(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path))
+    options: dict[str, Any] = {
+        "momentum": 0.5,
+        "weight_decay": 0.1,
+        "milestones": (0.5,),
+        "lr_decay": 0.5,
+        "flip": False,
+        "batch_size": 12,
+    }
+    for seed in (3, 4):
+        run(tiny_data, teacher="resnet8", method="kd", teacher_lr=0.05, teacher_epochs=2, seed=seed, **options)
+    (path,) = (tmp_path / "teachers").iterdir()
+    expected = pckd.train(student="resnet8", data=tiny_data, **{**SMALL, "lr": 0.05, "seed": 0, **options}).student
+    kept = torch.load(path, weights_only=True)["model"]
+    assert all(torch.equal(value, kept[key]) for key, value in expected.state_dict().items())
+
+
+def test_an_interrupted_teacher_goes_on_whatever_it_is_measured_on(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"teacher": "resnet8", "cache": tmp_path, **SMALL}
+    with pytest.raises(Interrupted):
+        pckd.train_teacher(data=tiny_data, display=StopAt(2, 1), **options)
+    other_test = replace(tiny_data, test=replace(tiny_data.test, images=brighter(tiny_data.test.images)))
+    display = Recorder()
+    pckd.train_teacher(data=other_test, display=display, **options)
+    assert not any("resuming" in note for note in display.notes)
+    pckd.train_teacher(data=tiny_data, display=display, **options)
+    assert any("from the cache" in note for note in display.notes)
 
 
 def test_bf16_gives_finite_metrics_close_to_fp32(tiny_data: pckd.Data) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import pckd
-from model_zoo import save_weights
+from model_zoo import Preprocessing, preprocessing_of, save_weights, set_preprocessing
 from pckd import transfer as probe_of
 from pckd.objective import Predictor
 from pckd.transfer import Inputs, embed, fit_linear, fitted, inputs_of, load_network
@@ -185,6 +185,17 @@ def test_size_and_statistics_are_those_of_the_source(tiny_data: pckd.Data) -> No
     assert network.seen[-1].shape == (2, 3, 4, 4)
 
 
+def test_by_default_size_and_statistics_are_those_of_the_networks_record(tiny_data: pckd.Data) -> None:
+    network = Averages()
+    with pytest.raises(UserError, match="source is missing: what the network was trained on, of which it has no rec"):
+        probe_of(network, tiny_data, **QUICK)
+    # Its classes are others, as those of another data set may be.
+    set_preprocessing(network, Preprocessing((0.1,) * 3, (0.2,) * 3, (5, 6), ("a", "b")))
+    probe_of(network, tiny_data, epochs=1, **QUICK)
+    pixels = fitted(tiny_data.test, Inputs((0.1,) * 3, (0.2,) * 3, (5, 6))).images
+    torch.testing.assert_close(network.seen[-1], ((pixels / 255) - 0.1) / 0.2, atol=1e-5, rtol=1e-5)
+
+
 def test_inputs_of_a_name_are_what_its_split_says() -> None:
     inputs = inputs_of("shapes(image_size=12, train_size=10, test_size=10)")
     assert inputs == Inputs((0.5,) * 3, (0.16,) * 3, (12, 12))
@@ -237,6 +248,7 @@ def test_of_a_student_with_the_head_of_a_loss_its_own_embedding(tiny_data: pckd.
     loaded = load_network("resnet8", tmp_path / "model_final.pth", channels=3)
     own = result.student.network.state_dict()
     body = {key: value for key, value in loaded.state_dict().items() if not key.startswith("fc.")}
+    assert preprocessing_of(loaded) == tiny_data.preprocessing
     assert len(body) == len(own) - 2
     assert all(torch.equal(value, own[key]) for key, value in body.items())
     options: dict[str, Any] = {"source": tiny_data, "epochs": 2, **QUICK}

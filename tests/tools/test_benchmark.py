@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-from model_zoo import save_weights
+from model_zoo import load_weights, save_weights
+from pckd.data import limit
 from pckd.engine.record import FolderInUse, Lock
-from registry import BACKBONES
+from registry import BACKBONES, DATASETS, build
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 DATA = "shapes(image_size=8, train_size=40, test_size=20)"
@@ -77,6 +81,42 @@ def test_runs_every_method_and_seed_once(tool: ModuleType, tmp_path: Path, capsy
     again = json.loads(gone.read_text())
     assert (again["last_top1"], again["best_top1"]) == (result["last_top1"], result["best_top1"])
     assert {path for path, stamp in stamps(output).items() if before[path] != stamp} == {gone}
+
+
+def test_runs_under_another_teacher_or_on_other_data_are_not_mixed(
+    tool: ModuleType, tmp_path: Path, registries: None, refusal: Callable[[list[str]], str]
+) -> None:
+    weights = save_weights(BACKBONES.get("resnet8")(10), tmp_path / "teacher.pth")
+    drawn = build(DATASETS, DATA, None, True)
+    splits = {True: drawn, False: limit(drawn, 20)}
+    DATASETS.register("mine")(lambda root, train: splits[train])
+    common = ["--methods", "kd", "--teacher", "resnet8", *QUICK, "--dataset", "mine", "--output"]
+    trained = [*common, str(tmp_path / "trained"), "--seeds"]
+    given = [*common, str(tmp_path / "given"), "--teacher-weights", str(weights)]
+    assert tool.main([*trained, "0"]) == 0
+    assert tool.main(given) == 0
+    # The same weights at another place are the same teacher.
+    shutil.copy(weights, tmp_path / "moved.pth")
+    assert tool.main([*given[:-1], str(tmp_path / "moved.pth")]) == 0
+    save_weights(BACKBONES.get("resnet8")(10), weights)
+    said = "kd-seed0 holds a run with other arguments (the teacher has other weights than before); choose another --out"
+    assert said in refusal(given)
+    # The cache's, for a second seed.
+    (cached,) = (tmp_path / "cache" / "teachers").iterdir()
+    network = BACKBONES.get("resnet8")(10)
+    load_weights(network, cached)
+    torch.nn.init.zeros_(network.classifier.bias)
+    save_weights(network, cached)
+    assert said in refusal([*trained, "0,1"])
+    splits[True] = replace(drawn, images=drawn.images.flip(3))
+    assert "other arguments (the training split has other images than before)" in refusal([*trained, "0"])
+
+
+def test_the_teacher_is_trained_as_its_runs_are_told(tool: ModuleType, tmp_path: Path) -> None:
+    for flip in ([], ["--no-flip"]):
+        assert tool.main(["--methods", "kd", "--output", str(tmp_path / f"runs{len(flip)}"), *SMALL, *flip]) == 0
+    found = [torch.load(path, weights_only=True)["meta"] for path in (tmp_path / "cache" / "teachers").iterdir()]
+    assert sorted(meta["flip"] for meta in found) == [False, True]
 
 
 def test_several_pairs_have_a_table_each(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -44,6 +45,24 @@ def test_student_alone_finds_trains_and_keeps_its_teacher(
     assert tool.main([*arguments[:-1], str(tmp_path / "again")]) == 0
     assert "from the cache" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "again" / "metrics.jsonl").read_text()
+
+
+def test_a_teacher_is_not_taken_for_one_of_other_pictures(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of as many pictures a class, under the same names."""
+    for root, color in (("a", 40), ("b", 200)):
+        for split in ("train", "test"):
+            for k, name in enumerate(("cat", "dog")):
+                folder = tmp_path / root / split / name
+                folder.mkdir(parents=True)
+                for i in range(8):
+                    Image.new("RGB", (8, 8), (color, 100 * k, i)).save(folder / f"{i}.png")
+    for root, said in (("a", "trained first"), ("b", "trained first"), ("a", "from the cache")):
+        data = ["--dataset", "imagefolder", "--data-root", str(tmp_path / root)]
+        taught = ["--student", "resnet8", "--teacher", "resnet8", "--method", "kd", "--teacher-epochs", "1"]
+        assert tool.main([*taught, *QUICK, *data]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_output_is_plain_lines_where_there_is_no_terminal(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,18 @@ def test_given_weights_and_untrained_networks_are_rows_too(
         assert result == pckd.transfer(network, TARGET, source=SHOWN, **options).history
 
 
+def test_a_runs_own_file_says_how_images_are_shown(
+    tool: ModuleType, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever lies where its data set was."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "kd", folder)
+    record = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**record, "dataset": "imagefolder"}))
+    assert tool.main([str(folder), *COMMAND]) == 0
+    assert table(capsys.readouterr().out)[2][5] == f"{probed(runs / 'kd').last_top1:.2f}"
+
+
 def test_without_run_folders_the_source_is_named(
     tool: ModuleType, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +139,10 @@ def test_without_run_folders_the_source_is_named(
     numbers = ["--mean", "0.5,0.5,0.5", "--std", "0.16,0.16,0.16", "--image-size", "8"]
     assert tool.main([*alone, *numbers]) == 0
     assert table(capsys.readouterr().out)[2][5] == named[2][5]
+    # The file itself says how, and on what; where it does not, it is asked.
+    assert tool.main(alone) == 0
+    row = table(capsys.readouterr().out)[2]
+    assert (row[2], row[5]) == (SOURCE, named[2][5])
     assert tool.main(["--random", "--student", "resnet8", "--source", SOURCE, *COMMAND]) == 0
     assert table(capsys.readouterr().out)[2][0] == "untrained"
 
@@ -158,6 +174,7 @@ def test_without_run_folders_the_source_is_named(
         ("{runs}/other --dataset shapes", "is not a run's: it has no student, method"),
         ("{runs}/without --dataset shapes", "model_final.pth: no such file"),
         ("{runs}/elsewhere --dataset shapes", "say with --source and --source-root where it is"),
+        ("--weights {runs}/elsewhere/model_final.pth --student resnet8 --dataset shapes", "--source is missing"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -170,6 +187,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     record = json.loads((runs / "kd" / "result.json").read_text())
     (runs / "without" / "result.json").write_text(json.dumps(record))
     (runs / "elsewhere" / "result.json").write_text(json.dumps({**record, "dataset": "custom"}))
-    shutil.copy(runs / "kd" / "model_final.pth", runs / "elsewhere")
+    # Of an earlier version, which kept no record of the normalization.
+    weights = torch.load(runs / "kd" / "model_final.pth", weights_only=True)["model"]
+    torch.save({"model": weights, "meta": {}}, runs / "elsewhere" / "model_final.pth")
     # Where an option is given twice, the last one counts.
     assert message in refusal([*QUICK, *arguments.format(runs=runs).split()])

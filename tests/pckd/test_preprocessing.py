@@ -1,0 +1,271 @@
+"""A network's record of its preprocessing: where it is written, and that networks are shown images by it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import pckd
+from model_zoo import Preprocessing, load_weights, preprocessing_of, save_weights, set_preprocessing
+from pckd.data import make_views
+from pckd.engine.evaluate import Scores
+from pckd.engine.teacher import FrozenTeacher
+from registry import BACKBONES, Output, UserError, build
+
+SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 1}
+CLASSES = ("class 0", "class 1", "class 2")
+OWN = Preprocessing((0.5,) * 3, (0.25,) * 3, (8, 8), CLASSES)
+"""Of ``tiny_data``."""
+THEIRS = Preprocessing((0.2, 0.3, 0.4), (0.5, 0.25, 1.0), (8, 8), CLASSES)
+
+
+def net(record: Preprocessing | None = None, seed: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    network: nn.Module = BACKBONES.get("resnet8")(3)
+    set_preprocessing(network, record)
+    return network.eval()
+
+
+def normalized(data: pckd.Data, record: Preprocessing) -> pckd.Data:
+    train, test = (replace(split, mean=record.mean, std=record.std) for split in (data.train, data.test))
+    return replace(data, train=train, test=test)
+
+
+class Notes(logging.Handler):
+    """A display, and a log, that keep what they are told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.getMessage())
+
+    def begin(self, *_: object) -> None: ...
+    def advance(self, *_: object) -> None: ...
+    def epoch(self, *_: object) -> None: ...
+    def end(self) -> None: ...
+
+
+# Where it is written
+
+
+@pytest.mark.parametrize("method", ["kd", "simkd"])
+def test_the_student_its_file_and_the_result_have_it(method: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
+    """Also where the student answers with the head of a loss."""
+    student = net(THEIRS, seed=1)
+    result = pckd.distill(student=student, teacher=net(), method=method, data=tiny_data, output=tmp_path, **SMALL)
+    assert preprocessing_of(result.student) == preprocessing_of(student) == OWN
+    meta = torch.load(tmp_path / "model_final.pth", weights_only=True)["meta"]
+    assert Preprocessing.from_metadata(meta) == OWN
+    assert Preprocessing.from_metadata(json.loads((tmp_path / "result.json").read_text())) == OWN
+
+
+def test_a_trained_teacher_has_it_now_and_from_the_cache(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    for _ in range(2):
+        teacher = pckd.train_teacher(teacher="resnet8", data=tiny_data, cache=tmp_path, **SMALL)
+        assert preprocessing_of(teacher) == OWN
+
+
+def test_both_splits_are_normalized_alike(tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError, match="the test split is normalized in another way than the training split"):
+        pckd.Data(tiny_data.train, replace(tiny_data.test, std=(0.25, 0.25, 0.3)))
+
+
+# A network is measured by it
+
+
+def test_a_network_is_measured_with_its_own_normalization(
+    tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = pckd.train(student="resnet8", data=tiny_data, **{**SMALL, "epochs": 8}).student
+    own = pckd.evaluate(network, tiny_data)
+    assert not caplog.records
+    dark = normalized(tiny_data, THEIRS)
+    assert pckd.evaluate(network, dark) == own
+    assert caplog.messages == [
+        "the network: is shown images normalized as in its own training (mean 0.5 0.5 0.5, std 0.25 0.25 0.25), "
+        "not as tiny says (mean 0.2 0.3 0.4, std 0.5 0.25 1)"
+    ]
+    set_preprocessing(network, None)
+    assert pckd.evaluate(network, dark).loss != own.loss
+
+
+def test_the_same_test_pictures_beside_other_training_pictures(tmp_path: Path) -> None:
+    """Of small pictures the data set takes mean and std from whatever lies in ``train``."""
+    noise = np.random.default_rng(0)
+    for root, brightness in (("a", 1.0), ("b", 0.1)):
+        for split, scale in (("train", brightness), ("test", 1.0)):
+            random = np.random.default_rng(1) if split == "test" else noise
+            for k in range(2):
+                folder = tmp_path / root / split / f"class {k}"
+                folder.mkdir(parents=True)
+                for i in range(12):
+                    pixels = random.integers(0, 120, (8, 8, 3))
+                    pixels[..., k] += 100
+                    Image.fromarray((scale * pixels).astype(np.uint8)).save(folder / f"{i}.png")
+    options = {**SMALL, "epochs": 6, "batch_size": 8, "data": "imagefolder", "data_root": str(tmp_path / "a")}
+    result = pckd.train(student="resnet8", output=tmp_path / "run", **options)
+    again = BACKBONES.get("resnet8")(2)
+    load_weights(again, tmp_path / "run" / "model_final.pth")
+    found = pckd.evaluate(again, "imagefolder", data_root=str(tmp_path / "b"))
+    assert found.top1 == result.last_top1
+    assert found.loss == pytest.approx(result.history[-1]["test_loss"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (CLASSES[::-1], "was trained on the same classes in another order than tiny has: class 0 is 'class 2' there"),
+        (
+            ("class 0", "dog", "class 2"),
+            "was trained on other classes than tiny has: class 1 is 'dog' there and 'class",
+        ),
+        (CLASSES[:2], "was trained on 2 classes, and tiny has 3"),
+    ],
+)
+def test_other_classes_are_refused(classes: tuple[str, ...], said: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
+    network = net(replace(OWN, classes=classes))
+    save_weights(network, tmp_path / "teacher.pth")
+    calls: dict[str, Callable[[], object]] = {
+        "the network": lambda: pckd.evaluate(network, tiny_data),
+        "the teacher": lambda: pckd.distill(student="resnet8", teacher=network, data=tiny_data, **SMALL),
+        str(tmp_path / "teacher.pth"): lambda: pckd.distill(
+            student="resnet8", teacher="resnet8", teacher_weights=tmp_path / "teacher.pth", data=tiny_data, **SMALL
+        ),
+    }
+    for what, call in calls.items():
+        with pytest.raises(UserError) as caught:
+            call()
+        assert str(caught.value).startswith(f"{what}: {said}")
+        assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_size_are_said_and_other_channels_refused(
+    tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture
+) -> None:
+    pckd.evaluate(net(replace(OWN, image_size=(32, 24))), tiny_data)
+    assert caplog.messages == ["the network: was trained on images of 32x24 pixels, and those of tiny have 8x8"]
+    with pytest.raises(UserError, match="trained on images with 1 channels, and those of tiny have 3"):
+        pckd.evaluate(net(replace(OWN, mean=(0.5,), std=(0.5,))), tiny_data)
+
+
+# A teacher is shown images by it
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_students_batch_is_renormalized_for_the_teacher(prepared: bool, tiny_data: pckd.Data) -> None:
+    """Crops too, which are padded with black before they are normalized."""
+
+    def views(record: Preprocessing) -> Tensor:
+        return make_views(
+            tiny_data.train.images[:6],
+            views=2,
+            mean=record.mean,
+            std=record.std,
+            train=True,
+            generator=torch.Generator().manual_seed(0),
+        ).flatten(0, 1)
+
+    teacher = FrozenTeacher(net(THEIRS), THEIRS.renormalization(OWN.mean, OWN.std))
+    torch.testing.assert_close(teacher.renormalized(views(OWN)), views(THEIRS), rtol=1e-5, atol=1e-5)
+    if prepared:
+        assert teacher.prepare(views(OWN), "fp32")
+    expected = net()(views(THEIRS))
+    torch.testing.assert_close(teacher(views(OWN)).logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+class ByHand(nn.Module):
+    """The network of a record, on images normalized with 0.5 and 0.25."""
+
+    def __init__(self, network: nn.Module, record: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.classifier = network, network.classifier
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (record.mean, record.std))
+
+    def forward(self, x: Tensor) -> Output:
+        output: Output = self.network((x * 0.25 + 0.5 - self.mean) / self.std)
+        return output
+
+
+def test_a_teacher_teaches_with_its_own_normalization(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"student": "resnet8", "method": "pckd", "data": tiny_data, **SMALL, "epochs": 2}
+    by_hand = pckd.distill(teacher=ByHand(net(), THEIRS), **options)
+    display = Notes()
+    found = pckd.distill(teacher=net(THEIRS), display=display, **options)
+    assert found.teacher_top1 == pckd.evaluate(net(THEIRS), tiny_data).top1
+    assert [note for note in display.said if "normalized" in note and "warning" not in note] == [
+        "the teacher: is shown images normalized as in its own training (mean 0.2 0.3 0.4, std 0.5 0.25 1), "
+        "not as tiny says (mean 0.5 0.5 0.5, std 0.25 0.25 0.25)"
+    ]
+    for one, other in zip(by_hand.history, found.history, strict=True):
+        assert other["kd"] == pytest.approx(one["kd"], rel=1e-3)
+        assert other["feature_alignment"] == pytest.approx(one["feature_alignment"], rel=1e-3)
+    plain = pckd.distill(teacher=net(), **options)
+    assert plain.history[0]["kd"] != pytest.approx(found.history[0]["kd"], rel=1e-2)
+    # By its file, and with its answers kept.
+    save_weights(net(THEIRS), tmp_path / "teacher.pth")
+    named = pckd.distill(teacher="resnet8", teacher_weights=tmp_path / "teacher.pth", **options)
+    assert named.history == found.history
+    kept = [
+        pckd.distill(**{**options, "method": "kd"}, teacher=teacher, teacher_cache=tmp_path / "cache").history[0]["kd"]
+        for teacher in (net(), net(THEIRS))
+    ]
+    assert kept[0] != pytest.approx(kept[1], rel=1e-2)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_student_that_inherits_layers_of_another_normalization_is_warned_of(tiny_data: pckd.Data) -> None:
+    said = {}
+    for record in (OWN, THEIRS):
+        display = Notes()
+        pckd.distill(
+            student="resnet8", teacher=net(record), method="pckd_plus", data=tiny_data, display=display, **SMALL
+        )
+        said[record] = any("layers of the teacher, which were trained on images" in note for note in display.said)
+    assert said == {OWN: False, THEIRS: True}
+
+
+# A teacher that knows nothing
+
+
+@pytest.mark.parametrize(
+    ("teacher", "warned", "advised"), [(0.0, True, False), (50.0, True, False), (50.1, False, True)]
+)
+def test_a_teacher_near_chance_is_a_mistake_and_not_one_that_was_trained_too_briefly(
+    teacher: float, warned: bool, advised: bool, tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three classes chance is a third, and half is one and a half times as much."""
+    monkeypatch.setattr("pckd.api.evaluate_network", lambda *_, **__: Scores(teacher, 100.0, 1.0, 30))
+    monkeypatch.setattr("pckd.engine.train.evaluate_network", lambda *_, **__: Scores(90.0, 100.0, 1.0, 30))
+
+    class Order(Notes):
+        def begin(self, *_: object) -> None:
+            self.note("training")
+
+    display = Order()
+    pckd.distill(student="resnet8", teacher=net(), method="kd", data=tiny_data, display=display, **SMALL)
+    before = display.said[: display.said.index("training")]
+    expected = "classes may be in another order than the data's, its images may have been normalized in another way, or"
+    assert any(expected in note and "chance (33.33 %)" in note for note in before) == warned
+    assert any("a better teacher" in note for note in display.said) == advised
+
+
+def test_a_backbone_by_name_still_works_where_its_file_has_no_record(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    path = save_weights(build(BACKBONES, "resnet8", 3), tmp_path / "teacher.pth")
+    display = Notes()
+    pckd.distill(student="resnet8", teacher="resnet8", teacher_weights=path, data=tiny_data, display=display, **SMALL)
+    assert not any("normalized as in its own" in note for note in display.said)
