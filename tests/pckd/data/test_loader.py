@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import numpy as np
@@ -294,6 +295,28 @@ def test_limit_takes_a_fixed_random_part(plain):
     assert not torch.equal(limit(plain, 20, seed=2).difficulty, part.difficulty)
     assert set(limit(plain, 10, seed=1).difficulty.tolist()) < set(part.difficulty.tolist())
     assert torch.equal(items(limit(plain, 50, seed=1)), items(plain))
+
+
+def test_a_limited_part_has_every_class_where_there_is_room():
+    # As many as the digits of 50 names: 42 classes of one image, 8 of 20 and more.
+    split = make_split(size=250)
+    labels = torch.cat([torch.arange(42), 42 + torch.arange(208) % 8])
+    split = dataclasses.replace(split, labels=labels, classes=tuple(map(str, range(50))))
+    parts = {n: limit(split, n, seed=4) for n in (1, 20, 50, 51, 100, 249)}
+    for n, part in parts.items():
+        assert len(part) == n
+        assert len(part.labels.unique()) == min(n, 50)
+        at = (part.difficulty * 250).round().long()
+        assert at.tolist() == sorted(at.tolist())
+    for smaller, larger in zip(list(parts.values()), list(parts.values())[1:], strict=False):
+        assert set(smaller.difficulty.tolist()) < set(larger.difficulty.tolist())
+
+
+def test_a_limited_part_is_as_ever_where_that_has_every_class():
+    split = make_split()
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    assert len(split.labels[order[:20]].unique()) == 5
+    assert torch.equal(limit(split, 20).difficulty, split.difficulty[order[:20].sort().values])
 
 
 @pytest.mark.parametrize("n", [0, -1, 51])
