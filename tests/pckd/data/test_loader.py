@@ -381,7 +381,7 @@ def test_limit_takes_a_fixed_random_part(plain):
 
 
 def test_a_limited_part_has_every_class_where_there_is_room():
-    # As many as the digits of 50 names: 42 classes of one image, 8 of 20 and more.
+    # 42 classes of one image, and 8 of 26.
     split = make_split(size=250)
     labels = torch.cat([torch.arange(42), 42 + torch.arange(208) % 8])
     split = dataclasses.replace(split, labels=labels, classes=tuple(map(str, range(50))))
