@@ -24,7 +24,8 @@ from torch import nn
 from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing, usual_teacher
 from model_zoo.pairs import bare
 from pckd import profiling
-from pckd.data import Loader, limit
+from pckd.data import Loader
+from pckd.data.check import check_on_bad_image
 from pckd.data.loader import LARGEST_POOL, MOST_WORKERS
 from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
@@ -37,11 +38,11 @@ from pckd.engine.progress import own_random_state
 from pckd.engine.ranks import joined
 from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.sources import (
-    DATA_SEED,
     Data,
     check_choices,
     check_one_row,
     describe,
+    limited,
     load_data,
     load_trained,
     make_network,
@@ -159,6 +160,7 @@ def distill(
     resume: bool = False,
     checkpoint_every: int | Literal["epoch"] = "epoch",
     on_nonfinite: Literal["stop", "skip"] = "stop",
+    on_bad_image: Literal["stop", "skip"] = "stop",
     display: Display | None = None,
 ) -> Result:
     """Train a student under a frozen teacher.
@@ -173,8 +175,8 @@ def distill(
             normalized as in its own training, and refused where its classes are others.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
-        data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction: see
-            :func:`load_data`.
+        data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
+            see :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
             where this library wrote it.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
@@ -242,6 +244,7 @@ def distill(
     _check_paths(data_root=data_root, teacher_weights=teacher_weights, teacher_cache=teacher_cache, output=output)
     if on_nonfinite not in ("stop", "skip"):
         raise UserError(f"on_nonfinite must be stop or skip, not {on_nonfinite!r}")
+    check_on_bad_image(on_bad_image)
     if view_statistics not in ("joint", "own"):
         raise UserError(f"view_statistics must be joint or own, not {view_statistics!r}")
     target = resolve_device(device)
@@ -260,7 +263,12 @@ def distill(
                 folder.refuse_finished_work()
         rank_batch = ranks.share(batch_size)
         loaded = load_data(
-            data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
+            data,
+            root=data_root,
+            limit_train=limit_train,
+            limit_test=limit_test,
+            val_fraction=val_fraction,
+            on_bad_image=on_bad_image,
         )
         fingerprints: dict[str, Any] = {}
         if folder is not None:
@@ -679,7 +687,7 @@ def evaluate(
     target = resolve_device(device)
     split = data.test if isinstance(data, Data) else build(DATASETS, data, data_root, False)
     if limit_test is not None:
-        split = limit(split, limit_test, DATA_SEED)
+        split = limited(split, limit_test)
     own = other_preprocessing("the network", network, split, log.warning)
     if own is not None:
         split = replace(split, mean=own.mean, std=own.std)

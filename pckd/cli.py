@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import registry
 from pckd.display import print_registry
@@ -74,7 +75,7 @@ def run_tool(
         130 when interrupted, 143 when terminated.
     """
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ToOutput()])
     try:
         with EndOnSignals(), dead_readers_named():
             for plugin in args.plugin:
@@ -91,6 +92,17 @@ def run_tool(
     except KeyboardInterrupt as error:
         print(f"{parser.prog}: {str(error) or 'interrupted'}{interrupted(args)}", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 130
+
+
+class _ToOutput(logging.StreamHandler):
+    """Writes to standard output as it is when something is said: a progress bar puts itself in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None: ...
 
 
 def _reason(error: Exception) -> str:

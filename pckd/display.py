@@ -6,8 +6,8 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +17,8 @@ from rich.text import Text
 from model_zoo import METHOD_OPTIONS, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from registry import METHODS, Registry, Term, build, options_of
+
+T = TypeVar("T")
 
 HIDDEN = frozenset({"epoch", "top5", "test_loss", "difficulty_report", "gradient_report"})
 """Columns of an epoch's row that the display leaves to metrics.jsonl."""
@@ -109,6 +111,22 @@ class Rich(Silent):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+def watch(items: Iterable[T], title: str, total: int, display: object) -> Iterator[T]:
+    """The items, with a progress bar where the display is a terminal's."""
+    if not isinstance(display, Rich):
+        yield from items
+        return
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=display.console,
+        transient=True,
+    ) as progress:
+        yield from progress.track(items, total=total, description=title)
 
 
 def make_display(stream: TextIO | None = None) -> Plain | Rich:

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from model_zoo import save_weights, usual_teacher
 from pckd import testing
 from pckd.api import check_numbers, distill
-from pckd.display import Silent
+from pckd.data import Loader, limit
+from pckd.data.check import check_on_bad_image
+from pckd.display import Silent, watch
 from pckd.engine.record import RunFolder
-from pckd.engine.sources import Data, load_data, make_network, method_terms, schedule_terms
+from pckd.engine.sources import DATA_SEED, Data, load_data, make_network, method_terms, schedule_terms
 from pckd.engine.train import Display
 from pckd.objective import needs_teacher
-from registry import Term, UserError, parse
+from registry import DATASETS, BadImages, Term, UserError, options_of, parse
 
 __all__ = ["check"]
 
 LOOKED_AT = 64
 """Test images, of which the first are enough."""
+PIECE = 16
+"""Images that a process reads at a time."""
 
 
 def check(*, display: Display | None = None, **options: Any) -> None:
     """Check what ``pckd.distill(**options)`` would use, and take one step of each stage. Trains and writes nothing.
 
+    All cores together read every image of data that is streamed or decoded from files, whatever limits are given.
+
     Args:
         options: those of :func:`pckd.distill`. A teacher without weights answers untrained. display: told what holds.
 
     Raises:
+        BadImages: images cannot be read, and are not to be skipped: those of both splits.
         UserError: a plug-in breaks a clause of its contract (see ``pckd.testing``), or the run would be refused or
             fail at its first step; in one line.
     """
     display = display or Silent()
-    for name in ("epochs", "batch_size"):
+    check_on_bad_image(options.get("on_bad_image", "stop"))
+    for name in ("epochs", "batch_size", "limit_train", "limit_test"):
         # They are others in the step that is taken.
         check_numbers(**{name: options.get(name)})
-    data = options.get("data", "shapes")
-    loaded = load_data(data, root=options.get("data_root"), val_fraction=options.get("val_fraction", 0.0))
-    for limit in ("limit_train", "limit_test"):
-        if options.get(limit) is not None:
-            load_data(loaded, **{limit: options[limit]})
+    loaded = _load(options, display)
     output = options.get("output")
     if output is not None and Path(output).expanduser().exists() and not options.get("resume"):
         RunFolder(output).refuse_finished_work()
@@ -62,11 +68,15 @@ def check(*, display: Display | None = None, **options: Any) -> None:
         display.note(f"checked {name}")
 
     batch = min(options.get("batch_size", 64), len(loaded.train))
-    small = load_data(loaded, limit_train=batch, limit_test=min(LOOKED_AT, len(loaded.test)))
+    small = replace(
+        loaded,
+        train=limit(loaded.train, batch, DATA_SEED),
+        test=limit(loaded.test, min(LOOKED_AT, len(loaded.test)), DATA_SEED),
+    )
     with tempfile.TemporaryDirectory() as folder:
         step = {**options, "data": small, "epochs": 1, "batch_size": batch, "output": None, "resume": False}
         step.update(teacher=teacher, profile=False, compile=bool(options.get("compile")))
-        for done in ("data_root", "limit_train", "limit_test", "val_fraction"):
+        for done in ("data_root", "limit_train", "limit_test", "val_fraction", "on_bad_image"):
             step.pop(done, None)
         if isinstance(teacher, str) and options.get("teacher_weights") is None and needs_teacher(terms):
             # By its name, because published options go by the names; but what it would be trained to is not known yet.
@@ -75,6 +85,49 @@ def check(*, display: Display | None = None, **options: Any) -> None:
             step["teacher_cache"] = Path(folder) / "cache"
         distill(**step)
     display.note(f"checked one step of {batch} images; nothing was trained or written")
+
+
+def _load(options: Mapping[str, Any], display: Display) -> Data:
+    """The data of the run, of which every image has been read: those beyond its limits, too.
+
+    Raises:
+        BadImages: images cannot be read, and are not to be skipped: those of both splits.
+        UserError: the data cannot be loaded.
+    """
+    data = options.get("data", "shapes")
+    whole = {"root": options.get("data_root"), "val_fraction": options.get("val_fraction", 0.0)}
+    policy = options.get("on_bad_image", "stop")
+    if isinstance(data, Data) and data.train.on_bad_image == "skip":
+        policy = "skip"
+    limits = {key: options[key] for key in ("limit_train", "limit_test") if options.get(key) is not None}
+    name, chosen = parse(data) if isinstance(data, str) else ("", {})
+    takes = options_of(DATASETS.get(name)) if name else {}
+    # Decoded into memory, a split ends with its own bad images, before the other one is looked at.
+    one_by_one = _written(name, {**chosen, "memory": False}) if {"memory", "on_bad_image"} <= set(takes) else data
+    loaded = load_data(one_by_one, on_bad_image="skip", **whole)
+    bad: list[str] = []
+    count = 0
+    for split in (loaded.train, loaded.test):
+        if not isinstance(split.images, Tensor):
+            loader = Loader(split, PIECE, train=False, num_workers=min(_cores(), len(split) // PIECE))
+            for _ in watch(loader.epoch(1), f"reading {split.name}", len(loader), display):
+                pass
+            bad += [loader.bad[position] for position in sorted(loader.bad)]
+            count += len(split)
+    if bad and "skip" not in (policy, chosen.get("on_bad_image")):
+        raise BadImages(*bad)
+    if limits or "on_bad_image" in takes:
+        loaded = load_data(data, on_bad_image=policy, **whole, **limits)
+    if bad and not isinstance(loaded.train.images, Tensor):  # or they have been named when they were decoded
+        display.note(f"left out: {BadImages(*bad).listed()}")
+    if count:
+        display.note(f"checked {count:,} images: {f'{len(bad):,} cannot be read' if bad else 'all can be read'}")
+    return loaded
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checks(
@@ -92,6 +145,9 @@ def _checks(
     ]
     named = options.get("data", "shapes")
     if isinstance(named, str):
+        name, chosen = parse(named)
+        if options.get("on_bad_image") == "skip" and "on_bad_image" in options_of(DATASETS.get(name)):
+            named = _written(name, {"on_bad_image": "skip", **chosen})
         checks.append((f"data set {named}", partial(testing.check_dataset, named, root=options.get("data_root"))))
     for term in terms:
         if term.weight:
@@ -111,4 +167,9 @@ def _with_options(term: Term) -> Any:
     if not isinstance(term.loss, str):
         return term.loss
     name, given = parse(term.loss)
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in {**given, **term.options}.items())})"
+    return _written(name, {**given, **term.options})
+
+
+def _written(name: str, options: Mapping[str, Any]) -> str:
+    """A name with options, as ``registry.parse`` reads it."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
 from pckd.api import check_numbers
 from pckd.data import Loader
+from pckd.data.check import first_item
 from pckd.engine.evaluate import answers
 from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
@@ -143,16 +144,22 @@ def transfer(
         )
 
 
-def inputs_of(source: str | Data | Inputs, root: str | None = None) -> Inputs:
+def inputs_of(
+    source: str | Data | Inputs, root: str | None = None, on_bad_image: Literal["stop", "skip"] = "stop"
+) -> Inputs:
     """The statistics and the image size of a data set that networks were trained on; its training split is read.
+
+    Args:
+        source, root, on_bad_image: the data set, where its files are, and what is done about those that cannot be read,
+            as in the networks' training.
 
     Raises:
         UserError: unknown name, or missing or broken data.
     """
     if isinstance(source, Inputs):
         return source
-    split = source.train if isinstance(source, Data) else read_split(source, root, True)
-    _, height, width = split.images[0].shape
+    split = source.train if isinstance(source, Data) else read_split(source, root, True, on_bad_image)
+    _, height, width = first_item(split).shape
     return Inputs(tuple(split.mean), tuple(split.std), (int(height), int(width)))
 
 
@@ -210,7 +217,7 @@ def fitted(split: DataSplit, inputs: Inputs) -> DataSplit:
     Raises:
         UserError: color images for a network that takes grey ones, or another number of channels.
     """
-    channels, wanted = int(split.images[0].shape[0]), len(inputs.mean)
+    channels, wanted = int(first_item(split).shape[0]), len(inputs.mean)
     if channels != wanted and not (channels == 1 and wanted == 3):
         raise UserError(
             f"{split.name or 'the data set'}: its images have {channels} channels, and the network takes {wanted}; "

@@ -20,7 +20,7 @@ from registry.contracts import (
     Shapes,
     Term,
 )
-from registry.errors import NameTaken, NotApplicable, PluginError, UnknownName, UserError, ask
+from registry.errors import BadImages, NameTaken, NotApplicable, PluginError, UnknownName, UserError, ask
 from registry.plugins import load_entry_points, load_plugin
 from registry.registry import Registry
 from registry.spec import build, check_options, options_of, parse
@@ -79,7 +79,11 @@ CENTER_RULES = Registry(
 )
 DATASETS = Registry(
     "DATASETS",
-    """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, classes, mean, std.""",
+    """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, classes, mean, std.
+
+    An image that cannot be read is raised as :class:`registry.BadImages`. A data set that decodes its images when it is
+    built takes the option ``on_bad_image``: ``"stop"`` raises for all of them at once, ``"skip"`` leaves them out.
+    """,
     packages=("pckd.data",),
 )
 
@@ -103,6 +107,7 @@ __all__ = [
     "METHODS",
     "REGISTRIES",
     "Absent",
+    "BadImages",
     "Batch",
     "CenterRule",
     "Centers",

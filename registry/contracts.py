@@ -336,6 +336,8 @@ class DataSplit:
         padding: pixels of zero padding for the random crop in training; 0 for data that is already augmented
             in its workers.
         name: shown in logs.
+        on_bad_image: what is done about a streamed image that raises :class:`registry.BadImages`: ``"stop"`` raises it;
+            ``"skip"`` shows the next one of the split in its place in training, and does not count it in evaluation.
     """
 
     images: Any
@@ -346,6 +348,7 @@ class DataSplit:
     difficulty: Tensor | None = None
     padding: int = 4
     name: str = ""
+    on_bad_image: Literal["stop", "skip"] = "stop"
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 __all__ = [
+    "BadImages",
     "NameTaken",
     "NotApplicable",
     "PluginError",
@@ -30,6 +31,29 @@ _ONE_ROW = "more than 1 value per channel"
 
 class UserError(ValueError):
     """Bad input. Tools print its one line on standard error and exit with code 2."""
+
+
+class BadImages(UserError):
+    """Images that cannot be read, as in a damaged file. A data set raises it; ``on_bad_image`` says what becomes of it.
+
+    Args:
+        reason, more: one for each image, with its place: ``"cats/3.png: not a readable image (the file is empty)"``.
+    """
+
+    def __init__(self, reason: str, *more: str) -> None:
+        super().__init__(reason, *more)
+        self.reasons = (reason, *more)
+
+    def __str__(self) -> str:
+        remedy = "repair or remove {0}, or leave {0} out with on_bad_image=skip"
+        if len(self.reasons) == 1:
+            return f"{self.reasons[0]}; {remedy.format('it')}"
+        return f"{len(self.reasons):,} images cannot be read: {self.listed()}; {remedy.format('them')}"
+
+    def listed(self, most: int = 5) -> str:
+        """The first reasons, and how many more there are."""
+        more = len(self.reasons) - most
+        return "; ".join(self.reasons[:most]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 class UnknownName(UserError, KeyError):

@@ -68,6 +68,12 @@ def make_parser() -> Parser:
     add("--resume", action="store_true", help="continue from the checkpoint in --output")
     add("--checkpoint-every", type=_steps, default="epoch", metavar="STEPS|epoch", help="how often, with --output")
     add("--on-nonfinite", choices=("stop", "skip"), default="stop", help="what a term that is not finite does")
+    add(
+        "--on-bad-image",
+        choices=("stop", "skip"),
+        default=DEFAULTS["on_bad_image"],
+        help="what an image that cannot be read does: stop the run, or be left out",
+    )
     add("--difficulty", default=DEFAULTS["difficulty"], metavar="NAME", help="how hard a sample is")
     add("--scheduler", metavar="NAME", help="from difficulty to weight (default: preview, where the method previews)")
     add("--centers", default=DEFAULTS["centers"], metavar="NAME", help="what the category centers are")
@@ -80,8 +86,8 @@ def make_parser() -> Parser:
     )
     add("--no-flip", dest="flip", action="store_false", help="no random horizontal flips in training")
     add("--val-fraction", type=float, default=0.0, help="hold out this share of the training set and measure on it")
-    add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones")
-    add("--limit-test", type=int, metavar="N", help="measure on N images, always the same ones")
+    add("--limit-train", type=int, metavar="N", help="train on N images, always the same ones, of each class one first")
+    add("--limit-test", type=int, metavar="N", help="measure on N images, likewise")
     add("--num-workers", type=int, default=DEFAULTS["num_workers"], help="processes that read a streamed data set")
     add(
         "--report-difficulty",
@@ -92,7 +98,7 @@ def make_parser() -> Parser:
     add("--report-gradients", action="store_true", help="each epoch also how the terms' gradients lie to one another")
     add("--tensorboard", action="store_true", help="write each epoch's numbers to OUTPUT/tensorboard, too")
     add("--profile", action="store_true", help="first measure what a step costs; kept in result.json")
-    add("--check", action="store_true", help="hold all that would be used to its contract, take one step, and stop")
+    add("--check", action="store_true", help="read every image, hold all to its contract, take one step, and stop")
     parser.add_common()
     return parser
 
@@ -171,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
         "view_pool": args.view_pool,
         "checkpoint_every": args.checkpoint_every,
         "on_nonfinite": args.on_nonfinite,
+        "on_bad_image": args.on_bad_image,
         "report_difficulty": args.report_difficulty,
         "report_gradients": args.report_gradients,
         "profile": args.profile,

@@ -22,7 +22,7 @@ from pckd import Transfer, load_data, transfer
 from pckd.cli import Parser, run_tool
 from pckd.comparison.statistics import mean_and_deviation
 from pckd.display import make_display
-from pckd.engine.record import FINAL_MODEL, MAY_CHANGE, RESULT
+from pckd.engine.record import FINAL_MODEL, LATER, MAY_CHANGE, RESULT
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
 from registry import UserError
 from registry.files import write_atomically
@@ -155,11 +155,12 @@ def refuse_early(args: argparse.Namespace) -> None:
 def trained(args: argparse.Namespace) -> list[Subject]:
     """The students of the run folders."""
     records = [read_run(folder) for folder in args.folders]
-    known: dict[tuple[str, str | None], Inputs] = {}
+    known: dict[tuple[str, str | None, Any], Inputs] = {}
     subjects = []
     for folder, record, label in zip(args.folders, records, labels(records), strict=True):
         source = args.source or record["dataset"]
-        where = source, args.source_root or (None if args.source else record["arguments"].get("data_root"))
+        own = {} if args.source else {**LATER, **record["arguments"]}
+        where = source, args.source_root or own.get("data_root"), own.get("on_bad_image", "stop")
         weights = Path(folder).expanduser() / FINAL_MODEL
         try:
             inputs = recorded(args, weights)
@@ -184,12 +185,12 @@ def recorded(args: argparse.Namespace, weights: str | Path) -> Inputs | None:
     return None if record is None else Inputs.of(record)
 
 
-def shown_as(args: argparse.Namespace, source: str, root: str | None) -> Inputs:
+def shown_as(args: argparse.Namespace, source: str, root: str | None, on_bad_image: Any = "stop") -> Inputs:
     """How networks that were trained on ``source`` are shown images."""
     if args.mean:
         return Inputs(args.mean, args.std, (args.image_size, args.image_size))
     try:
-        return inputs_of(source, root)
+        return inputs_of(source, root, on_bad_image)
     except UserError as error:
         raise UserError(
             f"the data set {source!r} of its training cannot be read ({error}); "
@@ -250,7 +251,8 @@ def read_run(folder: str) -> dict[str, Any]:
 
 def labels(records: Sequence[dict[str, Any]]) -> list[str]:
     """What to call each run: its method, and where runs of it differ in more than their seed, in what."""
-    settings = [{k: v for k, v in record["arguments"].items() if k not in NOT_THE_METHOD} for record in records]
+    given = [{**LATER, **record["arguments"]} for record in records]
+    settings = [{k: v for k, v in arguments.items() if k not in NOT_THE_METHOD} for arguments in given]
     names = []
     for record, own in zip(records, settings, strict=True):
         alike = [

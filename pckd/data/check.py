@@ -1,16 +1,21 @@
-"""What a data set returns, held to the contract before anything is trained on it."""
+"""What a data set returns, held to the contract before anything is trained on it, and what is to be said of it."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from registry import DataSplit, UserError, ask
+from registry import BadImages, DataSplit, UserError, ask
 
-__all__ = ["check_alike", "check_item", "check_split"]
+__all__ = ["check_alike", "check_item", "check_on_bad_image", "check_split", "first_item", "say_once"]
+
+log = logging.getLogger("pckd")
+_SAID: set[str] = set()
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -35,6 +40,7 @@ def check_split(split: DataSplit) -> None:
             f"labels run from {low} to {high}, and there are {split.num_classes} classes: "
             f"each must be 0 to {split.num_classes - 1}",
         )
+    check_on_bad_image(split.on_bad_image)
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4:
             _refuse(label, f"images must be uint8 [M, C, H, W], not {_kind(images)}")
@@ -42,13 +48,13 @@ def check_split(split: DataSplit) -> None:
 
 
 def check_item(split: DataSplit) -> tuple[int, int, int]:
-    """(C, H, W) of the first image, which of a streamed split is read.
+    """(C, H, W) of the first image (:func:`first_item`), which of a streamed split is read.
 
     Raises:
         UserError: it cannot be read, or it is no uint8 tensor [C, H, W]; names the split.
     """
     label = split.name or "the data set"
-    item = ask(f"{label}: image 0", split.images.__getitem__, 0)
+    item = first_item(split)
     if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
         _refuse(label, f"an image must be uint8 [C, H, W], not {_kind(item)}")
     channels, height, width = item.shape
@@ -56,6 +62,42 @@ def check_item(split: DataSplit) -> tuple[int, int, int]:
         _refuse(label, f"its images are {height}x{width} with {channels} channels: there is nothing to see")
     _check_statistics(label, split, channels)
     return channels, height, width
+
+
+def first_item(split: DataSplit) -> Tensor:
+    """The first image of a split; where images that cannot be read are skipped, the first that can.
+
+    Raises:
+        BadImages: it cannot be read, or none can.
+        UserError: reading it failed otherwise; names the split.
+    """
+    reasons: list[str] = []
+    for position in range(len(split)):
+        try:
+            what = f"{split.name or 'the data set'}: image {position}"
+            return ask(what, split.images.__getitem__, position)
+        except BadImages as error:
+            reasons += error.reasons
+            if split.on_bad_image != "skip":
+                break
+    raise BadImages(*reasons)
+
+
+def check_on_bad_image(value: object) -> None:
+    """Refuse what is not said of images that cannot be read.
+
+    Raises:
+        UserError: names the two that are.
+    """
+    if value not in ("stop", "skip"):
+        raise UserError(f"on_bad_image must be stop or skip, not {value!r}")
+
+
+def say_once(text: str) -> None:
+    """Log a warning, once a process; of several that train together, in the first one, since all see the same files."""
+    if text not in _SAID and int(os.environ.get("RANK", "0")) == 0:
+        _SAID.add(text)
+        log.warning("%s", text)
 
 
 def check_alike(item: object, first: object, position: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from registry import UserError
+from pckd.data.check import say_once
+from registry import BadImages, UserError
+from registry.errors import is_out_of_memory
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -34,7 +38,32 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".tga", ".qoi"),
+    *(".avif", ".heic", ".heif", ".hif", ".jxl"),
+)
+"""Of image files. Those that this Pillow cannot open are left out by name."""
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
+)
+"""Hold thumbnails and the like, no classes and no images of one. In lower case."""
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+"""Of no interest to anyone. In lower case."""
+_SPLITS = ("train", "test", "val")
+
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+_TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+"""``PIL.Image.Transpose`` that makes an image of this EXIF orientation upright."""
+_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_MOST_OF_14_BITS = 2**14 - 1
+"""Images of 10, 12 and 14 bits are stored in 16 without a word. None of their values is above this one."""
+
+
+_HIDDEN = "hidden folders"
+Left = defaultdict[str, list[str]]
+"""What is left out: reason to a name of each, or its suffix."""
 
 
 class Files(NamedTuple):
@@ -45,7 +74,7 @@ class Files(NamedTuple):
     labels: Tensor
     """[M], int64."""
     classes: tuple[str, ...]
-    """Names of the class folders, sorted."""
+    """Names of the class folders in Unicode's form NFC, sorted."""
 
 
 def find_split(root: str | Path, names: Sequence[str]) -> Path:
@@ -66,74 +95,290 @@ def find_split(root: str | Path, names: Sequence[str]) -> Path:
     raise UserError(f"no folder {' or '.join(f'{n}/' for n in names)} in {base}; there is: {shown or 'nothing'}")
 
 
+def class_folders(split: Path) -> dict[str, str]:
+    """The class folders of a split, sorted: name in Unicode's form NFC to the folder as the disk spells it.
+
+    One name has several spellings: macOS and the programs that pack its archives write ``é`` as two characters.
+
+    Raises:
+        UserError: none is there, two spell one name, or one holds another, by a link, so that images would have two
+            labels.
+    """
+    spelled: dict[str, str] = {}
+    for entry in _scan(split):
+        if not _is_folder(entry) or _is_hidden(entry.name):
+            continue
+        name = unicodedata.normalize("NFC", entry.name)
+        if name in spelled:
+            raise UserError(
+                f"{split} has two class folders {name}, spelled in two forms of Unicode; "
+                "move the images of one into the other"
+            )
+        spelled[name] = entry.name
+    if not spelled:
+        raise UserError(f"no class folders in {split}: it must have one folder of images a class")
+    places = {os.path.realpath(split / spelled[name]): name for name in sorted(spelled, reverse=True)}
+    for name in spelled:
+        place = os.path.realpath(split / spelled[name])
+        for outer in (place, *_parents(place)):
+            if places.get(outer, name) != name:
+                raise UserError(
+                    f"class folder {split / spelled[name]} is the class folder {places[outer]} or lies in it, by a "
+                    "link: its images would have two labels; remove the link"
+                )
+    return {name: spelled[name] for name in sorted(spelled)}
+
+
 def list_files(split: Path) -> Files:
     """All image files below ``split/<class>/``, in a fixed order.
 
+    Links to folders are followed, but for those that lead back into the data set. Hidden folders and those of systems
+    (``.ipynb_checkpoints``, ``@eaDir``, ``__MACOSX``) are not looked into. A warning counts what is left out.
+
     Raises:
-        UserError: no class folder, or one without an image.
+        UserError: no class folder, or one without an image; a folder cannot be read.
     """
-    classes = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise UserError(f"no class folders in {split}: it must have one folder of images a class")
+    folders = class_folders(split)
+    left: Left = defaultdict(list)
+    for entry in _scan(split):
+        if _is_folder(entry):
+            if _is_hidden(entry.name):
+                left[_HIDDEN].append(entry.name)
+        elif _suffix(entry.name) in _SUFFIXES:
+            left["images beside the class folders"].append(entry.name)
+    # What has its label already: a link into it, or to a folder that holds it, would give its images a second one.
+    known = {os.path.realpath(split / folder) for folder in folders.values()}
+    known |= {os.path.realpath(split.parent / name) for name in _SPLITS}
+    readable = _readable_suffixes()
     paths: list[str] = []
     counts: list[int] = []
-    for name in classes:
-        found = [
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(split / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(_SUFFIXES) and not file.startswith(".")
-        ]
+    for folder in folders.values():
+        here: Left = defaultdict(list)
+        found = sorted(_images_below(os.path.join(split, folder), readable, known, here))
         if not found:
-            raise UserError(f"no images in {split / name}: each class folder must have one ({', '.join(_SUFFIXES)})")
-        paths += sorted(found)
+            there = f"; there are {_counted(here)}" if here else ""
+            usual = ", ".join(suffix for suffix in _SUFFIXES if suffix in readable)
+            raise UserError(f"no images in {split / folder}: each class folder must have one ({usual}){there}")
+        paths += found
         counts.append(len(found))
-    labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
-    return Files(paths, labels, tuple(classes))
+        for reason, names in here.items():
+            left[reason] += names
+    if left:
+        say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
+    labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
+    return Files(paths, labels, tuple(folders))
+
+
+def _images_below(top: str, readable: Container[str], known: set[str], left: Left) -> Iterator[str]:
+    """The image files below a folder; ``known`` grows by where links led, ``left`` by what is left out."""
+    folders = [top]
+    while folders:
+        for entry in sorted(_scan(folders.pop()), key=lambda entry: entry.name):
+            suffix = _suffix(entry.name)
+            if _is_folder(entry):
+                if _is_hidden(entry.name):
+                    left[_HIDDEN].append(entry.name)
+                elif entry.is_symlink() and _leads_back(place := os.path.realpath(entry.path), known):
+                    left["links to folders that are read already"].append(entry.name)
+                else:
+                    if entry.is_symlink():
+                        known.add(place)
+                    folders.append(entry.path)
+            elif entry.name.startswith("."):
+                if suffix in _SUFFIXES:
+                    left["hidden files"].append(entry.name)
+            elif suffix in readable:
+                yield entry.path
+            elif suffix in _SUFFIXES:
+                left["images that this Pillow cannot read"].append(suffix)
+            elif entry.name.lower() not in _SYSTEM_FILES:
+                left["other files"].append(suffix or entry.name)
+
+
+def _leads_back(place: str, known: set[str]) -> bool:
+    """Whether a folder is one of the known, lies in one, or holds one."""
+    below = os.path.join(place, "")
+    return not known.isdisjoint([place, *_parents(place)]) or any(other.startswith(below) for other in known)
+
+
+def _readable_suffixes() -> set[str]:
+    """Those of :data:`_SUFFIXES` that this Pillow, with the plug-ins that it has now, can open."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    return {suffix for suffix in _SUFFIXES if formats.get(suffix) in Image.OPEN}
+
+
+def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(str(folder)))
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; its images cannot be listed") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder.lower() in _SYSTEM_FOLDERS
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _parents(path: str) -> list[str]:
+    return [str(parent) for parent in Path(path).parents]
+
+
+def _counted(left: Left) -> str:
+    """``"hidden folders: 3 (.cache, @eaDir); other files: 1 (.txt)"``."""
+    parts = []
+    for reason, names in left.items():
+        shown = sorted(set(names))
+        parts.append(f"{reason}: {len(names):,} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})")
+    return "; ".join(parts)
 
 
 def same_classes(one: Path, other: Path) -> None:
     """Refuse two splits whose class folders differ, since labels are positions in the sorted list of these."""
-    first, second = (
-        {entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith(".")}
-        for split in (one, other)
-    )
+    first, second = (set(class_folders(split)) for split in (one, other))
     for split, missing in ((other, first - second), (one, second - first)):
         if missing:
             shown = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
             raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {shown}")
 
 
-def read_image(path: str, arrange: Callable[[Any], Any] | None = None) -> np.ndarray:
-    """Decode a file to uint8 [H, W, 3], read-only: grey, palette, CMYK, 16-bit and transparent images become plain RGB.
+def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: float | None = None) -> np.ndarray:
+    """Decode a file to uint8 [H, W, 3], read-only: plain RGB, upright, as a viewer shows it on a white page.
 
     Args:
-        path: the file.
-        arrange: maps the decoded ``PIL.Image`` to another (a resize, a crop).
+        path: the file. Of several frames or pages the first is read.
+        arrange: maps the decoded ``PIL.Image``, upright and RGB, to another (a resize, a crop).
+        white: the value that is white in gray images of more than 8 bits; see ``imagefolder``.
 
     Raises:
-        UserError: the file cannot be read as an image.
+        BadImages: the file cannot be read as an image.
+        UserError: it does not say which value is white, and ``white`` is not given or is exceeded.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            picture: Any = image
-            if picture.mode.startswith("I"):
-                # 16 bits a pixel, of which PIL's own conversion would clip all but the darkest 256 values.
-                picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-            elif picture.mode == "P" and "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-            if picture.mode != "RGB":
-                picture = picture.convert("RGB")
+            picture = _plain(image, white)
             if arrange is not None:
                 picture = arrange(picture)
             return np.asarray(picture)
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = "the file is empty" if _is_empty(path) else " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason}); repair or remove it") from error
+        raise BadImages(f"{path}: not a readable image ({reason})") from error
+
+
+def _plain(image: Any, white: float | None) -> Any:
+    """An opened ``PIL.Image`` upright, on white, as RGB of 8 bits a channel.
+
+    Raises:
+        UserError: it has more than 8 bits, and which value is white is not known.
+    """
+    from PIL import Image
+
+    # How the pixels lie in the file; forgotten when they are decoded.
+    packing = image.tile[0][3] if image.tile else ""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    picture = image if turn is None else image.transpose(Image.Transpose[turn])
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return Image.fromarray(_from_deep_gray(np.asarray(picture), image, packing, white)).convert("RGB")
+    clear = picture.info.get("transparency")
+    if ";16" in str(packing):
+        # Of each 16 bits Pillow keeps the upper 8.
+        highest = max(high for _, high in picture.getextrema())
+        if 0 < highest <= _MOST_OF_14_BITS >> 8 and white != 65535:
+            raise UserError(
+                f"{image.filename}: a 16-bit color image of values up to {highest * 256 + 255}, and the file does not "
+                "say which value is white; convert the image to 8 bits, or say imagefolder(white=65535) where it uses "
+                "all 16 bits"
+            )
+        if isinstance(clear, tuple):
+            picture.info["transparency"] = tuple(value >> 8 for value in clear)
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.mode in ("LA", "PA", "RGBA") or clear is not None:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGB", picture.size, "white")
+        ground.paste(picture, mask=picture.getchannel("A"))
+        return ground
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged EXIF block says nothing, and the pixels are whole
+        return 1
+
+
+def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float | None) -> np.ndarray:
+    """Gray values of 16 or 32 bits [H, W] as uint8.
+
+    Args:
+        image: whose they are. packing: how they lie in its file. white: given by the user.
+
+    Raises:
+        UserError: which value is white is not known.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite")
+    low, high = values.min(), values.max()
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    floating = image.mode == "F"
+    of_16_bits = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+    advice = f"say it, as in imagefolder(white={_usual_white(high)}), or convert the image to 8 bits"
+    top: float
+    if tags.get(_TIFF_BITS) == (12,):
+        top = 4095
+    elif image.format == "PPM" and not floating and isinstance(packing, tuple) and packing[1] != 65535:
+        top = 65535  # to which Pillow has scaled what the file's head calls white
+    elif white is not None:
+        top, advice = white, "give the one that holds for all images, or convert the image to 8 bits"
+    elif floating:
+        top = 1
+    elif of_16_bits:
+        # Values of fewer bits are often stored in 16: a dark image, or one of those?
+        top = 65535 if high > _MOST_OF_14_BITS else 0
+        advice += " (white=65535 where it uses all 16 bits)"
+    else:
+        top = 255
+    beyond = top / 510 if floating else 0  # is rounded away
+    if low < -beyond or high > top + beyond:
+        kind = "a floating-point" if floating else "a 16-bit" if of_16_bits else "an integer"
+        known = "the file does not say which value is white" if white is None else f"white is {white:g}"
+        if low < -beyond:
+            known, advice = "black is 0", "convert the image to 8 bits"
+        raise UserError(
+            f"{image.filename}: {kind} gray image of values from {low:g} to {high:g}, and {known}; {advice}"
+        )
+    # Of 16 bits the upper 8, as Pillow does in color.
+    scaled = values // 256 if top == 65535 else np.rint(values * (255 / max(top, 1e-9)))
+    pixels = scaled.clip(0, 255).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
+        pixels = 255 - pixels  # 0 is white; Pillow inverts images of up to 8 bits only
+    if "transparency" in image.info:
+        pixels[values == image.info["transparency"]] = 255
+    return pixels
+
+
+def _usual_white(high: float) -> int:
+    """The white of the smallest usual range that a value lies in."""
+    return next((white for white in (1, 255, 1023, 4095, 16383, 65535) if high <= white), int(high))
 
 
 def _is_empty(path: str) -> bool:
@@ -141,19 +386,23 @@ def _is_empty(path: str) -> bool:
 
 
 def image_size_of(path: str) -> tuple[int, int]:
-    """(height, width), read from the file's head.
+    """(height, width) of the upright image, read from the file's head where that is enough.
 
     Raises:
-        UserError: the file cannot be read as an image.
+        BadImages: the file cannot be read as an image.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            height, width = image.height, image.width
+            if _orientation(image) < 5:
+                return height, width
+            # Of one that lies on its side, it depends on the format and on Pillow which of the two is the height.
     except Exception:
-        shape = read_image(path).shape
-        return shape[0], shape[1]
+        pass
+    shape = read_image(path).shape
+    return shape[0], shape[1]
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -178,28 +427,51 @@ class Square:
         return ImageOps.fit(image, (self.size, self.size), method=Image.Resampling.BILINEAR)
 
 
-def decode_all(paths: Sequence[str], size: tuple[int, int], arrange: Callable[[Any], Any] | None = None) -> Tensor:
-    """Decode files with a few threads into uint8 [M, 3, H, W] (in memory [M, H, W, 3]).
+def decode_all(
+    paths: Sequence[str],
+    size: tuple[int, int],
+    arrange: Callable[[Any], Any] | None = None,
+    white: float | None = None,
+    skip: bool = False,
+) -> tuple[Tensor, dict[int, str]]:
+    """Decode files with a few threads.
+
+    Args:
+        paths: M files. size: (H, W) of each after ``arrange``. arrange, white: see :func:`read_image`.
+        skip: leave out those that cannot be read.
+
+    Returns:
+        uint8 [M, 3, H, W] (in memory [M, H, W, 3]) without those left out, and these: position to reason.
 
     Raises:
-        UserError: a file that is no image, or of another size than ``size`` = (H, W) after ``arrange``.
+        BadImages: files that are no image: all of them.
+        UserError: one of another size.
     """
     out = np.empty((len(paths), *size, 3), dtype=np.uint8)
+    bad: dict[int, str] = {}
 
     def work(rows: range) -> None:
         for row in rows:
-            out[row] = _sized(paths[row], size, arrange)
+            try:
+                out[row] = _sized(paths[row], size, arrange, white)
+            except BadImages as error:
+                bad[row] = error.reasons[0]
 
     # Several pieces a thread, so that one of large files does not hold up the rest.
     pieces = [range(start, min(start + 256, len(paths))) for start in range(0, len(paths), 256)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(work, pieces):
             pass
-    return torch.from_numpy(out).permute(0, 3, 1, 2)
+    bad = dict(sorted(bad.items()))
+    if bad and not skip:
+        raise BadImages(*bad.values())
+    if bad:
+        out = np.delete(out, list(bad), axis=0)
+    return torch.from_numpy(out).permute(0, 3, 1, 2), bad
 
 
-def _sized(path: str, size: tuple[int, int], arrange: Callable[[Any], Any] | None) -> np.ndarray:
-    pixels = read_image(path, arrange)
+def _sized(path: str, size: tuple[int, int], arrange: Callable[[Any], Any] | None, white: float | None) -> np.ndarray:
+    pixels = read_image(path, arrange, white)
     if pixels.shape[:2] != size:
         height, width = pixels.shape[:2]
         raise UserError(f"{path} is {width}x{height} and others are {size[1]}x{size[0]}; give image_size to resize all")
@@ -228,6 +500,7 @@ class ImageFiles(Dataset):
         size: (H, W) of every item.
         arrange: brings a decoded ``PIL.Image`` to that size; may be random, from torch's global generator.
         plain: the same without randomness, for :meth:`evaluation`; ``arrange`` by default.
+        white: see :func:`read_image`.
     """
 
     def __init__(
@@ -236,18 +509,20 @@ class ImageFiles(Dataset):
         size: tuple[int, int],
         arrange: Callable[[Any], Any] | None,
         plain: Callable[[Any], Any] | None = None,
+        white: float | None = None,
     ) -> None:
         self.paths = list(paths)
         self.size = size
         self.arrange = arrange
         self.plain = plain or arrange
+        self.white = white
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Tensor:
-        return torch.tensor(_sized(self.paths[i], self.size, self.arrange)).permute(2, 0, 1)
+        return torch.tensor(_sized(self.paths[i], self.size, self.arrange, self.white)).permute(2, 0, 1)
 
     def evaluation(self) -> ImageFiles:
         """The same files, read without augmentation."""
-        return ImageFiles(self.paths, self.size, self.plain)
+        return ImageFiles(self.paths, self.size, self.plain, white=self.white)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pckd.data.check import check_alike, check_split
+from pckd.data.check import check_alike, check_split, log
 from pckd.data.strong import strong_augment
 from pckd.data.views import apply_views, draw_pool, draw_views
-from registry import Batch, DataSplit, Output, UserError, ask
+from registry import BadImages, Batch, DataSplit, Output, UserError, ask
 
 __all__ = ["Loader"]
 
@@ -44,6 +44,11 @@ class Loader:
 
     Evaluation: every image once, in order, not augmented; ranks take every ``world_size``-th image, so their counts
     may differ by one: add up sums, not means.
+
+    A streamed image that raises ``registry.BadImages`` ends the epoch. Where the split says ``on_bad_image="skip"``,
+    training shows the next readable image of the split in its place, with that one's label and position: batches keep
+    their size, and are the same in a resumed run and with any number of workers. Evaluation leaves it out. ``bad`` has
+    all that were met, position to reason.
 
     With a pool of P, an image is augmented in P fixed ways only, the same in every run (``draw_pool``). It shows them
     in turn, beginning where the seed says, so that each P epochs show every one of them once: what a frozen network
@@ -132,6 +137,8 @@ class Loader:
         if self.pool:
             # The entry of its pool that each image shows in the first epoch.
             self._first = torch.randint(self.pool, (len(split),), generator=_generator(seed, _POOL))
+        self.bad: dict[int, str] = {}
+        self._said = 0
         self._pixels: Tensor | None = None
         self._labels = split.labels.to(torch.int64)
         if isinstance(split.images, Tensor):
@@ -146,7 +153,7 @@ class Loader:
         else:
             self._plan = _Plan()
             self._workers: Any = DataLoader(
-                _Stream(split.images),
+                _Stream(split.images, skip=split.on_bad_image == "skip", replace=train),
                 batch_sampler=self._plan,
                 num_workers=num_workers,
                 collate_fn=_as_is,
@@ -201,15 +208,32 @@ class Loader:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
         tag = epoch if self.train else 0
         self._plan.batches = [[(i, _mix(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
-        for number, (share, images) in enumerate(zip(shares, self._workers, strict=True), start):
-            if isinstance(images, UserError):
+        for number, read in enumerate(self._workers, start):
+            if isinstance(read, UserError):
                 try:
-                    raise images
+                    raise read
                 finally:
                     # Or the error would hold this frame, and this frame the error: the workers would be left to the
                     # cycle collector, which stops them in an order that takes seconds.
-                    del images
-            yield self._batch(images, self._labels[share], share, share, epoch, number)
+                    del read
+            images, shown, bad = read
+            self.bad.update(bad)
+            if images is not None:
+                share = torch.tensor(shown)
+                yield self._batch(images, self._labels[share], share, share, epoch, number)
+
+    def say_bad(self) -> None:
+        """Log how many images could not be read, where there are more than when it was said last."""
+        if len(self.bad) > self._said:
+            self._said = len(self.bad)
+            bad = BadImages(*(self.bad[position] for position in sorted(self.bad)))
+            label = self.split.name or "the data set"
+            who = f"process {self.rank + 1} of {self.world_size}: " if self.world_size > 1 else ""
+            done = "others take their place" if self.train else "they are not counted"
+            log.warning(
+                "%s%s: %s of %s images cannot be read, and %s: %s",
+                *(who, label, f"{self._said:,}", f"{len(self.split):,}", done, bad.listed()),
+            )
 
     def _batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
         """One batch of the images at ``index``; ``share`` is the same on the CPU."""
@@ -262,25 +286,49 @@ class _Plan:
 
 
 class _Stream(Dataset):
-    """Reads items of a data set, each with its own random seed, whatever process does it."""
+    """Reads items of a data set, each with its own random seed, whatever process does it.
 
-    def __init__(self, images: Any) -> None:
-        self.images = images
+    Args:
+        images: the data set. skip: leave out images that cannot be read. replace: put the next readable ones there.
+    """
+
+    def __init__(self, images: Any, *, skip: bool, replace: bool) -> None:
+        self.images, self.skip, self.replace = images, skip, replace
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Tensor | UserError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor | None, list[int], dict[int, str]] | UserError:
+        """The items, or None where none is left, with their positions; positions and reasons of those not read."""
+        items: list[Tensor] = []
+        shown: list[int] = []
+        bad: dict[int, str] = {}
         try:
-            items = []
             for position, seed in keys:
-                with _seeded(seed):
-                    items.append(ask(f"image {position} of the data set", self.images.__getitem__, position))
-                check_alike(items[-1], items[0], position)
-            return torch.stack(items)
+                found = self._read(position, seed, bad)
+                if found is not None:
+                    check_alike(found[1], items[0] if items else found[1], found[0])
+                    shown.append(found[0])
+                    items.append(found[1])
+            if bad and not self.skip:
+                raise BadImages(*bad.values())
+            return (torch.stack(items) if items else None), shown, bad
         except UserError as error:
             # As a value: raised in a worker it would arrive wrapped in the worker's traceback.
             return error
+
+    def _read(self, position: int, seed: int, bad: dict[int, str]) -> tuple[int, Tensor] | None:
+        """A position and its item: the first from ``position`` on that can be read, or that one alone."""
+        tries = len(self) if self.skip and self.replace else 1
+        for at in (step % len(self) for step in range(position, position + tries)):
+            try:
+                with _seeded(seed):
+                    return at, ask(f"image {at} of the data set", self.images.__getitem__, at)
+            except BadImages as error:
+                bad[at] = error.reasons[0]
+        if tries > 1:
+            raise BadImages(*bad.values())
+        return None
 
 
 def _as_is(value: Any) -> Any:

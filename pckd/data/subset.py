@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -15,9 +16,10 @@ __all__ = ["hold_out", "limit"]
 
 
 def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
-    """``n`` images of the split: the first of a seeded permutation, in the split's own order.
+    """``n`` images of the split, in its own order: of a seeded permutation the first of each class, then the rest.
 
-    For one seed, a smaller part lies within each larger one. Works for data in memory and streamed data.
+    Each class has an image where ``n`` is large enough for all. For one seed, a smaller part lies within each larger
+    one. Works for data in memory and streamed data.
 
     Raises:
         UserError: ``n`` is below 1 or above the split's size.
@@ -26,6 +28,9 @@ def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
         name = split.name or "the data set"
         raise UserError(f"cannot take {n} images of {name}: it has {len(split)}; give 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    leads = torch.zeros(len(split), dtype=torch.bool)
+    leads[np.unique(split.labels[order].numpy(), return_index=True)[1]] = True
+    order = torch.cat([order[leads], order[~leads]])
     return _part(split, order[:n].sort().values, split.name)
 
 

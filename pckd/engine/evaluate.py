@@ -13,7 +13,7 @@ from model_zoo.probe import evaluating
 from pckd.data import Loader
 from pckd.engine.precision import autocast
 from pckd.engine.ranks import add_up
-from registry import Batch, Output
+from registry import Batch, Output, UserError
 
 
 class Scores(NamedTuple):
@@ -35,12 +35,16 @@ def answers(
             with autocast(precision, device):
                 output = network(batch.views.flatten(0, 1))
             yield output, batch
+    loader.say_bad()
 
 
 def evaluate_network(network: nn.Module, loader: Loader, *, device: torch.device, precision: str) -> Scores:
     """Top-1 and top-5 accuracy in percent, with the network in eval mode; its mode is restored afterwards.
 
     With fewer than five classes, top-5 counts as many as there are.
+
+    Raises:
+        UserError: an image cannot be read, or, where such images are skipped, none can.
     """
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     samples = 0
@@ -52,5 +56,7 @@ def evaluate_network(network: nn.Module, loader: Loader, *, device: torch.device
         samples += len(batch.labels)
     # Each process has measured its share.
     *sums, counted = add_up(torch.cat([totals, totals.new_tensor([samples])])).tolist()
+    if not counted:
+        raise UserError(f"{loader.split.name or 'the data set'}: none of its images can be read")
     top1, top5, loss_sum = sums
     return Scores(100 * top1 / counted, 100 * top5 / counted, loss_sum / counted, int(counted))

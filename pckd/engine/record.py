@@ -52,7 +52,7 @@ MAY_CHANGE = frozenset(
     }
 )
 """Arguments that a resumed run may give anew."""
-LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint"})
+LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint", "on_bad_image": "stop"})
 """What runs of earlier versions, which did not know these arguments, did. Any other that they lack was not given."""
 PARTS: Mapping[str, str] = MappingProxyType(
     {"train": "the training split", "test": "the split that is measured on", "teacher": "the teacher"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from model_zoo import Preprocessing, load_weights, method_options, method_recipe, preprocessing_of, probe
 from model_zoo.recipes import LEFT_OUT
 from pckd.data import hold_out, limit
-from pckd.data.check import check_item, check_split
+from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, say_once
 from pckd.objective import Metric, Objective, Scheduler, preview_all
 from registry import (
     BACKBONES,
@@ -33,6 +33,7 @@ from registry import (
     ask,
     build,
     check_options,
+    options_of,
     parse,
 )
 
@@ -79,7 +80,7 @@ class Data:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as the network gets it in training."""
-        channels, height, width = self.train.images[0].shape
+        channels, height, width = first_item(self.train).shape
         return int(channels), int(height), int(width)
 
     @property
@@ -102,49 +103,78 @@ def load_data(
     limit_train: int | None = None,
     limit_test: int | None = None,
     val_fraction: float = 0.0,
+    on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> Data:
     """Load a data set by name, or pass one through.
 
     Args:
         data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), or a :class:`Data`.
         root: where its files are.
-        limit_train: use the first so many images of a fixed permutation of the training split.
+        limit_train: use so many images of the training split, always the same ones: of a fixed permutation the first
+            image of each class, then the first of the rest. A warning says so where some classes have none.
         limit_test: likewise for the test split.
         val_fraction: hold out this share of the training split, by class, and measure on it instead of the test
             split, which is then not touched.
+        on_bad_image: what is done about images that cannot be read. ``"stop"`` raises: of data in memory at once, of
+            streamed data at the first batch with one. ``"skip"`` leaves them out of data in memory; of streamed data,
+            training shows the next image in their place, and evaluation does not count them; a warning names them.
+            A :class:`Data` that skips them keeps doing so.
 
     Raises:
         UserError: unknown name, missing or broken data, a limit beyond the data.
     """
     train: DataSplit
     test: DataSplit
+    check_on_bad_image(on_bad_image)
     if isinstance(data, Data):
         train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
+        if on_bad_image == "skip":
+            train, test = (replace(split, on_bad_image=on_bad_image) for split in (train, test))
     else:
-        train = read_split(data, root, True)
+        train = read_split(data, root, True, on_bad_image)
         # With a validation split the test split is not even read.
-        test = train if val_fraction else read_split(data, root, False)
+        test = train if val_fraction else read_split(data, root, False, on_bad_image)
         name, measured_on = data, "test"
     if limit_train is not None:
-        train = limit(train, limit_train, DATA_SEED)
+        train = limited(train, limit_train)
     if val_fraction:
         train, test = hold_out(train, val_fraction, DATA_SEED)
         measured_on = "val"
     if limit_test is not None:
-        test = limit(test, limit_test, DATA_SEED)
+        test = limited(test, limit_test)
     return Data(train, test, name, measured_on)
 
 
-def read_split(name: str, root: str | None, train: bool) -> DataSplit:
+def limited(split: DataSplit, n: int) -> DataSplit:
+    """The ``n`` images that every run takes of a split (:func:`pckd.data.limit`); warns of classes without any.
+
+    Raises:
+        UserError: it has fewer, or ``n`` is below 1.
+    """
+    part = limit(split, n, DATA_SEED)
+    missing = len(split.labels.unique()) - len(part.labels.unique())
+    if missing:
+        name = split.name or "the data set"
+        say_once(f"{name}: {n} images are fewer than it has classes: {missing} of these are left without an image")
+    return part
+
+
+def read_split(name: str, root: str | None, train: bool, on_bad_image: Literal["stop", "skip"] = "stop") -> DataSplit:
     """One split of a data set by name, as a whole.
+
+    Args:
+        on_bad_image: see :func:`load_data`.
 
     Raises:
         UserError: unknown name, missing or broken data.
     """
-    split = ask(f"data set {name!r}", build, DATASETS, name, root, train)
+    options: dict[str, Any] = {}
+    if on_bad_image == "skip" and "on_bad_image" in options_of(DATASETS.get(parse(name)[0])):
+        options["on_bad_image"] = on_bad_image
+    split = ask(f"data set {name!r}", build, DATASETS, name, root, train, **options)
     if not isinstance(split, DataSplit):
         raise PluginError(f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit")
-    return split
+    return replace(split, on_bad_image=on_bad_image) if on_bad_image == "skip" else split
 
 
 def check_choices(

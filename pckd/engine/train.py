@@ -223,6 +223,7 @@ def fit(
                 if stop:
                     raise Interrupted(stop, f"stopped in epoch {epoch} after step {step + 1} of {schedule.steps}")
             start = 0
+            train_loader.say_bad()
             guard.look_before_saving(trainee, epoch, schedule.steps)
             means = meter.means()
             seconds = time.perf_counter() - started

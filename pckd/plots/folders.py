@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pckd.engine.record import MAY_CHANGE, METRICS, RESULT
+from pckd.engine.record import LATER, MAY_CHANGE, METRICS, RESULT
 from registry import UserError
 
 BENCHMARK = "benchmark.json"
@@ -168,7 +168,8 @@ def _name(run: Run) -> str:
 
 def _others(run: Run) -> dict[str, Any]:
     """Arguments beside method, pair and seed; those that are not given and those that are not known are one."""
-    return {key: value for key, value in run.arguments.items() if key not in PARTICULAR and value is not None}
+    arguments = {**LATER, **run.arguments}
+    return {key: value for key, value in arguments.items() if key not in PARTICULAR and value is not None}
 
 
 def _label(run: Run, all_runs: Sequence[Run], several: bool) -> str:

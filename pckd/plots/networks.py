@@ -110,15 +110,18 @@ class Workshop:
         if not isinstance(name, str):
             raise UserError(f"{run.path}: its result does not name the data set; train again by name (--dataset)")
         held_out = run.arguments.get("val_fraction") or 0.0
-        key = repr((name, root, held_out, held_out and run.arguments.get("limit_train")))
+        on_bad_image = run.arguments.get("on_bad_image", "stop")
+        key = repr((name, root, on_bad_image, held_out, held_out and run.arguments.get("limit_train")))
         if key not in self._splits:
             try:
                 if held_out:
                     limit = run.arguments.get("limit_train")
-                    loaded = load_data(name, root=root, limit_train=limit, val_fraction=held_out).test
+                    loaded = load_data(
+                        name, root=root, limit_train=limit, val_fraction=held_out, on_bad_image=on_bad_image
+                    ).test
                 else:
                     # The training images are not looked at, and may be many.
-                    loaded = read_split(name, root, False)
+                    loaded = read_split(name, root, False, on_bad_image)
             except UserError as error:
                 raise UserError(f"{run.path}: its data set is not at hand ({error}); see --data-root") from error
             self._splits[key] = loaded

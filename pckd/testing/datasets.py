@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pckd.data import Loader
+from pckd.data.check import first_item
 from pckd.testing.contract import Contract
-from registry import DATASETS, DataSplit
+from registry import DATASETS, BadImages, DataSplit
 
 __all__ = ["check_dataset"]
 
@@ -50,9 +52,16 @@ def check_dataset(dataset: str | Callable[..., DataSplit], *, root: str | None =
     _agree(contract, *splits)
 
 
-def _some(split: DataSplit) -> list[int]:
-    """Positions of images that are looked at one by one."""
-    return sorted({round(i * (len(split) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)})
+def _some(split: DataSplit) -> list[Any]:
+    """Images that are looked at one by one; where the split skips those that cannot be read, without them."""
+    items = []
+    for position in sorted({round(i * (len(split) - 1) / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}):
+        try:
+            items.append(split.images[position])
+        except BadImages:
+            if split.on_bad_image != "skip":
+                raise
+    return items
 
 
 def _images(contract: Contract, split: DataSplit) -> None:
@@ -63,7 +72,7 @@ def _images(contract: Contract, split: DataSplit) -> None:
         expect(size == len(split), f"{size} images and {len(split)} labels", "one label an image")
     with contract.clause("uint8") as expect:
         in_memory = isinstance(split.images, Tensor)
-        items = [split.images] if in_memory else [split.images[i] for i in _some(split)]
+        items = [split.images] if in_memory else _some(split)
         others = {type(item).__name__ for item in items if not isinstance(item, Tensor)}
         expect(not others, f"images are {', '.join(others)}", "tensors")
         wrong = {f"{item.dtype} {tuple(item.shape)}" for item in items if item.dtype != torch.uint8}
@@ -97,7 +106,7 @@ def _labels(contract: Contract, split: DataSplit) -> None:
 
 def _scaling(contract: Contract, split: DataSplit) -> None:
     with contract.clause("mean and std") as expect:
-        channels, mean, std = split.images[0].shape[0], split.mean, split.std
+        channels, mean, std = first_item(split).shape[0], split.mean, split.std
         sizes = f"{len(mean)} and {len(std)} numbers"
         expect(len(mean) == len(std) == channels, f"mean and std have {sizes}", f"{channels}, one a channel")
         expect(all(0 <= m <= 1 for m in mean), f"mean is {mean}", "numbers in [0, 1], as of images scaled to it")
@@ -126,7 +135,7 @@ def _agree(contract: Contract, train: DataSplit, test: DataSplit) -> None:
     with contract.clause("splits agree") as expect:
         classes = f"{train.num_classes} and {test.num_classes} classes"
         expect(train.classes == test.classes, f"{classes}, or other names", "the same in both splits")
-        channels = [split.images[0].shape[0] for split in (train, test)]
+        channels = [first_item(split).shape[0] for split in (train, test)]
         expect(channels[0] == channels[1], f"images of {channels[0]} and {channels[1]} channels", "as many in both")
         same = (train.mean, train.std) == (test.mean, test.std)
         expect(same, "each split is normalized its own way", "the training split's mean and std in both")

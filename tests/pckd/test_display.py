@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pckd.display import Plain, Rich, make_display
+from pckd.display import Plain, Rich, Silent, make_display, watch
 
 ROW: dict[str, Any] = {
     "epoch": 2,
@@ -38,6 +38,16 @@ def test_rich_epoch_shows_every_value_whole_at_any_width(width: int) -> None:
     for word in ("category", "contrast", "preview", "weight"):
         assert word in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_watched_passes_and_has_a_bar_on_a_terminal_alone(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=terminal)
+    display = Rich(console) if terminal else Silent()
+    assert list(watch(iter("abc"), "reading [red]{x}", 3, display)) == list("abc")
+    assert ("reading [red]{x}" in stream.getvalue()) == terminal
+    assert ("3/3" in stream.getvalue()) == terminal
 
 
 def test_plain_line_has_names_values_and_time_left() -> None:

@@ -356,6 +356,7 @@ def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
         ({"ema": 0.9}, "ema was None, is 0.9"),
         ({"amp": True}, "amp was None, is True"),
         ({"view_statistics": "own"}, "view_statistics was 'joint', is 'own'"),
+        ({"on_bad_image": "skip"}, "on_bad_image was 'stop', is 'skip'"),
     ],
 )
 def test_other_arguments_are_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:

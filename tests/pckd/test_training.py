@@ -8,7 +8,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from pckd.engine import train as loop
 from pckd.engine.record import RunFolder
 from pckd.engine.schedule import learning_rate
 from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, LOSSES, Context, Output, Setup, Term, UserError, build
+from registry import BACKBONES, LOSSES, BadImages, Context, Output, Setup, Term, UserError, build
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 2}
 
@@ -505,6 +505,66 @@ def test_validation_split_leaves_the_test_split_alone(tiny_data: pckd.Data) -> N
     result = run(tiny_data, val_fraction=0.25, epochs=1)
     assert result.record["measured_on"] == "val"
     assert result.record["train_images"] == len(held.train)
+
+
+class Damaged:
+    """Streamed images, of which some cannot be read."""
+
+    def __init__(self, images: Tensor, bad: set[int]) -> None:
+        self.images, self.bad = images, bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Tensor:
+        if position in self.bad:
+            raise BadImages(f"{position}.png: not a readable image")
+        return self.images[position]
+
+
+def test_a_run_skips_what_cannot_be_read_in_the_teachers_training_in_its_own_and_in_evaluation(
+    tiny_data: pckd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "cache"))
+
+    def having(train: set[int], test: set[int], on_bad_image: Literal["stop", "skip"] = "skip") -> pckd.Data:
+        splits = [
+            replace(split, images=Damaged(split.images, bad), padding=0, on_bad_image=on_bad_image)
+            for split, bad in ((tiny_data.train, train), (tiny_data.test, test))
+        ]
+        return pckd.Data(splits[0], splits[1], name="damaged")
+
+    # Not the first ones, which are looked at when the data is loaded.
+    options = {"teacher": "resnet8", "teacher_epochs": 1, "epochs": 1, "report_difficulty": True}
+    with pytest.raises(BadImages, match="not a readable image"):
+        run(having({5, 6}, {3}, "stop"), **options)
+    result = run(having({5, 6}, {3}, "stop"), on_bad_image="skip", **options)
+    assert result.record["arguments"]["on_bad_image"] == "skip"
+    assert pckd.evaluate(result.student, having({5, 6}, {3}), device="cpu").samples == 29
+    said = [record.getMessage() for record in caplog.records]
+    assert any(
+        text.startswith("tiny: 2 of 48 images cannot be read, and others take their place: 5.png") for text in said
+    )
+    assert "tiny: 1 of 30 images cannot be read, and they are not counted: 3.png: not a readable image" in said
+    gone = having(set(), set())
+    gone.test.images.bad = set(range(30))
+    with pytest.raises(UserError, match="tiny: none of its images can be read"):
+        pckd.evaluate(result.student, gone, device="cpu")
+
+
+@pytest.mark.parametrize("limit", ["limit_train", "limit_test"])
+def test_a_limit_below_the_number_of_classes_says_how_many_have_no_image(
+    limit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = "shapes(num_classes=5, image_size=8, train_size=200, test_size=200)"
+    for n in (5, 2):
+        loaded = pckd.load_data(data, **{limit: n})
+        part = loaded.train if limit == "limit_train" else loaded.test
+        assert len(part.labels.unique()) == n
+    (said,) = {record.getMessage() for record in caplog.records}
+    split = "train" if limit == "limit_train" else "test"
+    assert said.startswith(f"shapes {split}")
+    assert said.endswith("2 images are fewer than it has classes: 3 of these are left without an image")
 
 
 def test_teacher_is_trained_once_and_then_taken_from_the_cache(

@@ -51,6 +51,8 @@ TAUGHT = "--teacher resnet8 --teacher-weights {weights} --method"
 KD, PCKD = f"{TAUGHT} kd", f"{TAUGHT} pckd"
 FOLDER = "--batch-size 4 --dataset imagefolder --data-root"
 STREAM = "--batch-size 4 --dataset imagefolder(memory=False) --data-root"
+CUT_LATE = ("train/a/1", "train/b/3", "test/a/2", "test/b/2")
+"""Images of the folder ``cut_late`` whose heads can be read and whose pixels cannot."""
 BASE = {
     "train_net": ["--student", "resnet8", "--method", "vanilla", "--dataset", DATA, *RUN, "--output", "{output}"],
     "benchmark": [
@@ -131,6 +133,7 @@ NUMBERS = {
 }
 CHOICES = {
     "on nonfinite x": says("--on-nonfinite x", "argument --on-nonfinite: invalid choice: 'x'", "stop", "skip"),
+    "on bad image x": says("--on-bad-image x", "argument --on-bad-image: invalid choice: 'x'", "stop", "skip"),
     "precision x": says("--precision x", "argument --precision: invalid choice: 'x'", "bf16"),
     "device nonsense": says("--device nonsense", "device 'nonsense' cannot be used here", "cpu, cuda"),
     "device with nothing in it": says("--device ''", "device '' cannot be used here"),
@@ -207,6 +210,21 @@ FOLDERS = {
     "streamed image of no bytes": says(f"{STREAM} {{zero}}", "b/2.png: not a readable image (the file is empty)"),
     "streamed image cut short": says(f"{STREAM} {{cut}}", "b/2.png: not a readable image (image file is truncated)"),
     "image cut short, read by workers": says(f"{STREAM} {{cut}} --num-workers 2", "b/2.png: not a readable image"),
+    "images cut short in both splits": says(
+        f"{FOLDER} {{cut_late}}", "2 images cannot be read: ", "train/a/1.jpg: not a", "train/b/3.jpg", "remove them"
+    ),
+    "streamed images cut short in both splits": says(
+        f"{STREAM} {{cut_late}} --batch-size 8", "2 images cannot be read: ", "train/a/1.jpg: not a", "train/b/3.jpg"
+    ),
+    "12 bits in 16": says(
+        f"{FOLDER} {{dark}}", "b/bits.png: a 16-bit gray image of values from 0 to 4095", "imagefolder(white=4095)"
+    ),
+    "one class in two forms of Unicode": says(
+        f"{FOLDER} {{two_forms}}", "has two class folders caf\xe9, spelled in two forms of Unicode; move the images"
+    ),
+    "class that is a link to another": says(
+        f"{FOLDER} {{linked}}", "train/c is the class folder a or lies in it, by a link", "remove the link"
+    ),
     "mixed sizes": says(f"{FOLDER} {{mixed}}", "z.png is 9x10", "8x8; give image_size to resize all"),
     "mixed sizes, streamed": says(f"{STREAM} {{mixed}}", "z.png is 9x10", "give image_size to resize all"),
     "mean of two numbers": says(
@@ -280,6 +298,12 @@ CHECKED = {
     "check: names": says(f"{PCKD} --check --scheduler previw", "unknown name 'previw'", "did you mean 'preview'"),
     "check: numbers": says("--check --lr 0", "lr must be above 0"),
     "check: data": says(f"{FOLDER} {{cut}} --check", "b/2.png: not a readable image"),
+    **{
+        f"check: images cut short in both splits, {kind}": says(
+            f"{given} --check", "4 images cannot be read: ", *(f"{p}.jpg: not a readable image" for p in CUT_LATE)
+        )
+        for kind, given in (("in memory", f"{FOLDER} {{cut_late}}"), ("streamed", f"{STREAM} {{cut_late}}"))
+    },
     "check: output of another run": says("--check --output {finished}", "already holds a run"),
     "check: output that no system can have": says(
         f"--check --output {'x' * 300}", "xxx: File name too long; check the"
@@ -604,7 +628,7 @@ class SideEffect:
 
 
 def folder_of_images(
-    root: Path, classes: str = "ab", size: tuple[int, int] = (8, 8), splits: str = "train test"
+    root: Path, classes: str = "ab", size: tuple[int, int] = (8, 8), splits: str = "train test", suffix: str = "png"
 ) -> Path:
     """A folder for ``imagefolder``: four images a class."""
     generator = np.random.default_rng(0)
@@ -613,7 +637,7 @@ def folder_of_images(
             (root / split / name).mkdir(parents=True)
             for i in range(4):
                 pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+                Image.fromarray(pixels).save(root / split / name / f"{i}.{suffix}")
     return root
 
 
@@ -623,6 +647,23 @@ def bad_folders(world: Path) -> Iterator[Path]:
         content = path.read_bytes()
         path.write_bytes({"text": b"no image", "zero": b"", "cut": content[: len(content) // 2]}[name])
         yield world / name
+    cut_late = folder_of_images(world / "cut_late", suffix="jpg")
+    for name in CUT_LATE:
+        path = cut_late / f"{name}.jpg"
+        path.write_bytes(path.read_bytes()[:-30])
+    yield cut_late
+    dark = folder_of_images(world / "dark")
+    Image.fromarray(np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)).save(dark / "train" / "b" / "bits.png")
+    yield dark
+    two_forms = folder_of_images(world / "two_forms")
+    for split in ("train", "test"):
+        (two_forms / split / "a").rename(two_forms / split / "caf\xe9")
+        (two_forms / split / "b").rename(two_forms / split / "cafe\u0301")
+    yield two_forms
+    linked = folder_of_images(world / "linked")
+    for split in ("train", "test"):
+        (linked / split / "c").symlink_to("a")
+    yield linked
     mixed = folder_of_images(world / "mixed")
     Image.new("RGB", (9, 10)).save(mixed / "train" / "b" / "z.png")
     no_image = folder_of_images(world / "no_image")
@@ -806,6 +847,9 @@ ACCEPTED = {
     "images of mixed sizes, resized": f"{FOLDER} {{mixed}} --dataset imagefolder(image_size=8)",
     "images that are not square": f"{FOLDER} {{wide}}",
     "no test set, but a part held out": f"{FOLDER} {{no_test}} --val-fraction 0.5",
+    "images cut short, skipped": f"{FOLDER} {{cut_late}} --on-bad-image skip",
+    "streamed images cut short, skipped": f"{STREAM} {{cut_late}} --on-bad-image skip --num-workers 1",
+    "12 bits in 16, of which white is given": f"{FOLDER} {{dark}} --dataset imagefolder(white=4095)",
     "CMYK and 16 bits": f"{FOLDER} {{modes}}",
     "CMYK and 16 bits, streamed": f"{STREAM} {{modes}}",
 }
@@ -990,6 +1034,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
         "loss 'five': its factory made int",
     ),
     "on nonfinite": ({"on_nonfinite": "ask"}, "on_nonfinite must be stop or skip, not 'ask'"),
+    "on bad image": ({"on_bad_image": "ask"}, "on_bad_image must be stop or skip, not 'ask'"),
     "precision": ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16, not 'fp16'"),
 }
 

@@ -188,6 +188,35 @@ def test_check_takes_a_step_and_leaves_nothing(
     assert not list(tmp_path.rglob("*.pth"))
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_is_left_out_of_a_folder_is_said_once_on_standard_output(memory: bool, tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / name / "@eaDir").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (12, 12), (60 * i, 0, 0)).save(tmp_path / name / f"{i}.jpg")
+    for path in (tmp_path / "train" / "b" / "2.jpg", tmp_path / "test" / "a" / "0.jpg"):
+        path.write_bytes(path.read_bytes()[:-60])
+    command = ["--student", "resnet8", "--method", "vanilla", "--epochs", "2", "--batch-size", "4", "--device", "cpu"]
+    command += ["--dataset", f"imagefolder(memory={memory})", "--data-root", str(tmp_path), "--on-bad-image", "skip"]
+
+    def run(*more: str) -> list[str]:
+        done = subprocess.run([sys.executable, str(TOOL), *command, *more], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    lines = run()
+    for part, name in (("train", "b/2.jpg"), ("test", "a/0.jpg")):
+        text = f"{tmp_path / part}: 8 images are used, and left out are hidden folders: 2 (@eaDir)"
+        assert lines.count(text) == 1
+        (line,) = (line for line in lines if f"{part}/{name}" in line)
+        assert line.startswith(f"imagefolder {tmp_path.name}/{part}: 1 of 8 images cannot be read, and ")
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    lines = run("--check")
+    assert "checked 16 images: 2 cannot be read" in lines
+    assert any("train/b/2.jpg" in line for line in lines)
+    assert lines[-1] == "checked one step of 4 images; nothing was trained or written"
+
+
 @pytest.mark.parametrize(
     ("plugin", "options", "clause"),
     [

@@ -1,13 +1,18 @@
+import os
 import random
+import struct
+import unicodedata
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, features
+from torchvision.transforms import v2
 
 from pckd.data import Loader, hold_out, limit
-from pckd.data.folder import read_image
-from registry import DATASETS, UserError, build
+from pckd.data.folder import Square, image_size_of, read_image
+from registry import DATASETS, BadImages, UserError, build
 
 COLORS = {"blue": (10, 20, 230), "green": (20, 220, 30), "red": (240, 15, 25)}
 
@@ -114,13 +119,219 @@ def test_every_mode_becomes_rgb(tmp_path):
 
     size = (5, 6)
     close(write(tmp_path, "grey.png", Image.new("L", size, 77)), (77, 77, 77))
-    close(write(tmp_path, "alpha.png", Image.new("RGBA", size, (9, 8, 7, 100))), (9, 8, 7))
-    close(write(tmp_path, "grey_alpha.png", Image.new("LA", size, (50, 10))), (50, 50, 50))
+    close(write(tmp_path, "alpha.png", Image.new("RGBA", size, (9, 8, 7, 100))), (159, 158, 158))
+    close(write(tmp_path, "grey_alpha.png", Image.new("LA", size, (50, 10))), (247, 247, 247))
     close(write(tmp_path, "palette.png", Image.new("RGB", size, (200, 100, 0)).quantize(4)), (200, 100, 0))
     close(write(tmp_path, "bits.png", Image.new("1", size, 1)), (255, 255, 255))
     deep = Image.fromarray(np.full((6, 5), 0x8000, dtype=np.uint16))
     close(write(tmp_path, "deep.png", deep), (128, 128, 128))
     close(write(tmp_path, "print.jpg", Image.new("CMYK", size, (0, 255, 255, 0))), (255, 0, 0), within=4)
+
+
+TURNED = np.random.default_rng(0).integers(0, 256, (18, 27, 3), dtype=np.uint8)
+
+
+def save_turned(path, orientation):
+    """A photograph as a camera held otherwise writes it; what it should look like."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(TURNED).save(path, exif=exif)
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_stand_upright(tmp_path, orientation, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    upright = save_turned(path, orientation)
+    assert upright.size == ((27, 18) if orientation < 5 else (18, 27))
+    assert image_size_of(str(path)) == upright.size[::-1]
+    assert np.array_equal(read_image(str(path)), np.asarray(upright))
+
+
+def test_a_damaged_exif_block_says_nothing(tmp_path):
+    Image.new("RGB", (4, 6), "red").save(tmp_path / "photo.jpg", exif=b"Exif\0\0MM no such block")
+    assert read_image(str(tmp_path / "photo.jpg")).shape == (6, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "arrange"),
+    [
+        ("imagefolder(image_size=16, memory=True)", Square(16)),
+        ("imagefolder(image_size=16, memory=False)", Square(16)),
+        ("imagenet(image_size=14)", v2.Compose([v2.Resize(16), v2.CenterCrop(14)])),
+    ],
+)
+def test_turned_images_are_turned_back_before_they_are_cropped(tmp_path, spec, arrange):
+    expected = []
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            expected += [save_turned(tmp_path / split / name / f"{i}.png", i) for i in range(1, 9)]
+    test = build(DATASETS, spec, str(tmp_path), False)
+    shown = [np.asarray(arrange(image)).transpose(2, 0, 1) for image in expected[16:]]
+    assert np.array_equal(items(test).numpy(), np.stack(shown))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_images_that_all_lie_on_their_side_have_the_size_of_upright_ones(tmp_path, memory):
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        save_turned(tmp_path / split / "a" / "0.jpg", 6)
+    assert items(load("imagefolder", tmp_path, memory=memory)).shape == (1, 3, 27, 18)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_16_bits(color, values, transparent=b""):
+    """A PNG of 16 bits a channel [H, W, C], which Pillow does not write in color."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"tRNS", transparent) if transparent else b""]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
+def gray_tiff(bits, data, photometric=1, kind=1):
+    """A gray TIFF of 2x2 pixels of so many bits, which Pillow does not write."""
+    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 150, 277: 1, 278: 2, 279: len(data), 339: kind}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(150, b"\0") + data
+
+
+def drawing(mode, **info):
+    """Two rows: black and opaque, then a hidden color that no one is to see; how it is saved."""
+    if mode == "P":
+        image = Image.fromarray(np.array([[0, 0], [1, 1]], np.uint8)).convert("P")
+        image.putpalette([0, 0, 0, 200, 0, 0] + [0] * 762)
+        return lambda path: image.save(path, **info)
+    colors = {"RGBA": [(0, 0, 0, 255), (200, 0, 0, 0)], "LA": [(0, 255), (77, 0)], "RGB": [(0, 0, 0), (9, 9, 9)]}
+    colors |= {"L": [0, 9], "1": [0, 1]}
+    image = Image.new(mode, (2, 2), colors[mode][0])
+    image.paste(colors[mode][1], (0, 1, 2, 2))
+    return lambda path: image.save(path, **info)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("rgba.png", drawing("RGBA")),
+        ("rgba.tif", drawing("RGBA")),
+        ("rgba.webp", drawing("RGBA", lossless=True, exact=True)),
+        ("gray.png", drawing("LA")),
+        ("palette.png", drawing("P", transparency=1)),
+        ("palette_bytes.png", drawing("P", transparency=b"\xff\0")),
+        ("palette.gif", drawing("P", transparency=1)),
+        ("color.png", drawing("RGB", transparency=(9, 9, 9))),
+        ("one_gray.png", drawing("L", transparency=9)),
+        ("bits.png", drawing("1", transparency=1)),
+        (
+            "color16.png",
+            lambda path: path.write_bytes(
+                png_of_16_bits(2, np.repeat([[[0] * 3], [[50000] * 3]], 2, 1), struct.pack(">3H", *[50000] * 3))
+            ),
+        ),
+        (
+            "gray16.png",
+            lambda path: path.write_bytes(
+                png_of_16_bits(0, np.repeat([[[0]], [[50000]]], 2, 1), struct.pack(">H", 50000))
+            ),
+        ),
+    ],
+)
+def test_transparent_images_are_laid_on_white(tmp_path, name, save):
+    save(tmp_path / name)
+    assert read_image(str(tmp_path / name))[:, :, 0].tolist() == [[0, 0], [255, 255]]
+    assert read_image(str(tmp_path / name))[1].tolist() == [[255] * 3] * 2
+
+
+def by_name(value):
+    return value if isinstance(value, str) and value.isprintable() else ""
+
+
+def gray(*values, kind="uint16"):
+    return Image.fromarray(np.array(values, kind).reshape(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "white", "expected"),
+    [
+        ("16.png", gray(0, 256, 32768, 65535), None, [0, 1, 128, 255]),
+        ("16.tif", gray(0, 256, 32768, 65535), None, [0, 1, 128, 255]),
+        ("16.pgm", gray(0, 256, 32768, 65535), None, [0, 1, 128, 255]),
+        ("dark16.png", gray(0, 256, 512, 16383), 65535, [0, 1, 2, 63]),
+        ("black16.png", gray(0, 0, 0, 0), None, [0, 0, 0, 0]),
+        ("12in16.png", gray(0, 16, 2048, 4095), 4095, [0, 1, 128, 255]),
+        ("12in16.tif", gray(0, 16, 2048, 4095), 4095, [0, 1, 128, 255]),
+        ("8in32.tif", gray(0, 1, 128, 255, kind="int32"), None, [0, 1, 128, 255]),
+        ("10in32.tif", gray(0, 4, 512, 1023, kind="int32"), 1023, [0, 1, 128, 255]),
+        ("float.tif", gray(0, 0.2, 0.5, 1.0001, kind="float32"), None, [0, 51, 128, 255]),
+        ("float.pfm", gray(0, 0.2, 0.5, 1, kind="float32"), None, [0, 51, 128, 255]),
+        ("float255.tif", gray(0, 1, 128, 255, kind="float32"), 255, [0, 1, 128, 255]),
+        # These say themselves which value is white.
+        ("12.tif", gray_tiff(12, bytes.fromhex("000800800fff")), None, [0, 128, 128, 255]),
+        ("white0.tif", gray_tiff(16, struct.pack("<4H", 0, 256, 32768, 65535), 0), None, [255, 254, 127, 0]),
+        ("float0.tif", gray_tiff(32, struct.pack("<4f", 0, 0.2, 0.6, 1), 0, 3), None, [255, 204, 102, 0]),
+        ("12.pgm", b"P5 2 2 4095\n" + struct.pack(">4H", 0, 0, 0, 1000), None, [0, 0, 0, 62]),
+        ("12.pgm", b"P5 2 2 4095\n" + struct.pack(">4H", 0, 0, 0, 1000), 4095, [0, 0, 0, 62]),
+        ("plain12.pgm", b"P2 2 2 4095\n0 0 0 4095\n", None, [0, 0, 0, 255]),
+        ("color16.png", png_of_16_bits(0, np.array([[[0], [256]], [[32768], [65535]]])), None, [0, 1, 128, 255]),
+        ("dark16.png", png_of_16_bits(2, np.full((2, 2, 3), 4095)), 65535, [15, 15, 15, 15]),
+    ],
+    ids=by_name,
+)
+def test_deep_images_keep_their_content(tmp_path, name, image, white, expected):
+    path = tmp_path / name
+    path.write_bytes(image) if isinstance(image, bytes) else image.save(path)
+    pixels = read_image(str(path), white=white)
+    assert pixels[:, :, 0].ravel().tolist() == expected
+    assert (pixels == pixels[:, :, :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "white", "said"),
+    [
+        ("12in16.png", gray(0, 16, 2048, 4095), None, r"16-bit .* from 0 to 4095, .* not say .*\(white=4095\)"),
+        ("14in16.tif", gray(0, 16, 2048, 16383), None, r"16-bit .* from 0 to 16383, .*\(white=16383\)"),
+        ("8in16.pgm", gray(0, 16, 20, 255), None, r"16-bit .* from 0 to 255, .*\(white=255\)"),
+        ("16.png", gray(0, 16, 20, 5000), 4095, r"from 0 to 5000, and white is 4095; give the one"),
+        ("32.tif", gray(0, 16, 20, 256, kind="int32"), None, r"integer .* from 0 to 256, .*\(white=1023\)"),
+        ("sign.tif", gray(-1, 16, 20, 25, kind="int32"), 255, "from -1 to 25, and black is 0; convert"),
+        ("float.tif", gray(0, 1, 2, 200, kind="float32"), None, r"floating-point .* from 0 to 200, .*\(white=255\)"),
+        ("sign.tif", gray(-1, 0, 0, 1, kind="float32"), None, "from -1 to 1, and black is 0"),
+        ("color.png", png_of_16_bits(2, np.full((2, 2, 3), 4095)), None, "16-bit color .* up to 4095.*convert"),
+        ("color.png", png_of_16_bits(2, np.full((2, 2, 3), 4095)), 4095, "16-bit color .* up to 4095.*convert"),
+        ("alpha.png", png_of_16_bits(4, np.full((2, 2, 2), [0, 4095])), None, "16-bit color .* up to 4095"),
+    ],
+    ids=by_name,
+)
+@pytest.mark.parametrize("memory", [True, False])
+def test_an_image_of_unknown_range_is_refused_whatever_is_skipped(tmp_path, name, image, white, said, memory):
+    root = make(tmp_path, size=(2, 2), count=1)
+    path = root / "train" / "red" / name
+    path.write_bytes(image) if isinstance(image, bytes) else image.save(path)
+    with pytest.raises(UserError, match=f"red.{name}: .*{said}") as caught:
+        items(load("imagefolder", root, memory=memory, white=white, on_bad_image="skip"))
+    assert not isinstance(caught.value, BadImages)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_are_not_finite_are_a_damaged_image(tmp_path):
+    gray(0, float("nan"), 0, 1, kind="float32").save(tmp_path / "nan.tif")
+    with pytest.raises(BadImages, match="not finite"):
+        read_image(str(tmp_path / "nan.tif"))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_several_frames_the_first_is_read(tmp_path, suffix):
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    options = {"lossless": True} if suffix == "webp" else {}
+    red.save(tmp_path / f"frames.{suffix}", save_all=True, append_images=[blue], **options)
+    assert read_image(str(tmp_path / f"frames.{suffix}"))[0, 0].tolist() == [255, 0, 0]
 
 
 def cut(path):
@@ -138,6 +349,61 @@ def test_a_damaged_file_is_named(tmp_path, damage, part):
     with pytest.raises(UserError, match=r"green.2\.jpg: not a readable image") as caught:
         load("imagefolder", root, part == "train", image_size=12)
     assert "\n" not in str(caught.value)
+
+
+def damage(root, *names):
+    for name in names:
+        cut(root / name)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_all_damaged_files_of_a_split_are_named_at_once(root, train):
+    damage(root, *(f"{part}/{name}.png" for part in ("train", "test") for name in ("blue/1", "red/0", "red/3")))
+    with pytest.raises(BadImages) as caught:
+        load("imagefolder", root, train)
+    part = "train" if train else "test"
+    assert [reason.partition(": ")[0] for reason in caught.value.reasons] == [
+        str(root / part / name) for name in ("blue/1.png", "red/0.png", "red/3.png")
+    ]
+    assert str(caught.value).startswith("3 images cannot be read: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_of_many_damaged_files_the_first_are_named():
+    error = BadImages(*(f"{i}.png: not a readable image" for i in range(1000)))
+    assert str(error).startswith("1,000 images cannot be read: 0.png: ")
+    assert "4.png: not a readable image; and 995 more; repair or remove them" in str(error)
+    assert "5.png" not in str(error)
+
+
+def test_skipped_files_are_left_out_of_memory_with_their_labels_and_named(root, caplog):
+    damage(root, "train/blue/1.png", "train/red/0.png", "train/red/3.png")
+    whole = items(load("imagefolder", make(root / "whole")))
+    train, test = (load("imagefolder", root, part, on_bad_image="skip") for part in (True, False))
+    assert train.labels.tolist() == [0] * 3 + [1] * 4 + [2] * 2
+    assert torch.equal(items(train), whole[[0, 2, 3, 4, 5, 6, 7, 9, 10]])
+    assert len(test) == 12
+    assert (test.mean, test.std) == (train.mean, train.std)
+    assert train.mean == pytest.approx((items(train).double() / 255).mean((0, 2, 3)).tolist())
+    (said,) = {record.getMessage() for record in caplog.records}
+    assert said.startswith(f"imagefolder {root.name}/train: 3 of 12 images cannot be read, and are left out: {root}")
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(root):
+    damage(root, *(f"train/red/{i}.png" for i in range(4)))
+    with pytest.raises(BadImages, match=r"no image of red can be read, as .*red.0\.png"):
+        load("imagefolder", root, on_bad_image="skip")
+
+
+@pytest.mark.parametrize("name", ["imagefolder(memory=False)", "imagenet(image_size=12)"])
+def test_skipped_files_of_streamed_data_do_not_keep_it_from_being_loaded(tmp_path, name):
+    root = make(tmp_path, ("train", "val"))
+    damage(root, "train/blue/0.png")
+    (root / "train" / "red" / "1.png").write_bytes(b"")
+    split = build(DATASETS, name, str(root), on_bad_image="skip")
+    assert len(split) == len(split.images) == 12
+    (batch,) = Loader(split, 12, train=False).epoch(1)
+    assert batch.index.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
 
 
 def test_an_empty_file_is_called_empty(root):
@@ -196,11 +462,160 @@ class TestLayout:
         assert load(name, root).labels.tolist() == [0, 1, 2]
 
 
+def add_hidden_folders(root, folder):
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        (folder / name).mkdir()
+        Image.new("RGB", (12, 12)).save(folder / name / "0.png")
+        (root / "train" / name).mkdir()
+        Image.new("RGB", (12, 12)).save(root / "train" / name / "0.png")
+    return "hidden folders: 6 (.ipynb_checkpoints, @eaDir, __MACOSX)"
+
+
+def add_link_to_itself(root, folder):
+    (folder / "here").symlink_to(".")
+    (folder / "nowhere").symlink_to("nowhere")
+    return "links to folders that are read already: 1 (here); other files: 1 (nowhere)"
+
+
+def add_links_to_other_labels(root, folder):
+    (folder / "deep").mkdir()
+    for name, target in {"up": "..", "root": "../..", "other": "../red", "test": "../../test/blue"}.items():
+        (folder / name).symlink_to(target)
+    (folder / "deep" / "up").symlink_to("../..")
+    return "links to folders that are read already: 5 (other, root, test, up)"
+
+
+def add_linked_folders(root, folder):
+    """A class that is a link, and a folder that two classes link to."""
+    pool = root / "pool"
+    (root / "train" / "red").rename(pool)
+    (root / "train" / "red").symlink_to(pool)
+    (pool / "up").symlink_to(root)
+    more = root / "more"
+    more.mkdir()
+    for name in ("blue", "green"):
+        (root / "train" / name / "0.png").rename(more / f"{name}.png")
+    (folder / "more").symlink_to(more)
+    (root / "train" / "green" / "more").symlink_to(more)
+    return "links to folders that are read already: 2 (more, up)"
+
+
+def add_other_files(root, folder):
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "notes.txt", "labels.csv", "more.txt"):
+        (folder / name).touch()
+    (root / "train" / "classes.txt").touch()
+    return "hidden files: 1 (._0.png); other files: 3 (.csv, .txt)"
+
+
+def add_unreadable_formats(root, folder):
+    for name in ("0.heic", "1.HEIC", "0.jxl"):
+        (folder / name).touch()
+    return "images that this Pillow cannot read: 3 (.heic, .jxl)"
+
+
+def add_loose_images(root, folder):
+    (root / "train" / "loose.png").touch()
+    (root / "train" / "loose.heic").touch()
+    return "images beside the class folders: 2 (loose.heic, loose.png)"
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        add_hidden_folders,
+        add_link_to_itself,
+        add_links_to_other_labels,
+        add_linked_folders,
+        add_other_files,
+        add_unreadable_formats,
+        add_loose_images,
+    ],
+)
+def test_what_is_no_image_of_a_class_is_left_out_and_said_once(root, add, caplog):
+    text = add(root, root / "train" / "blue")
+    labels = [0] * 4 + [1] * 4 + [2] * 4 if add is not add_linked_folders else [0] * 5 + [1] * 3 + [2] * 4
+    assert load("imagefolder", root).labels.tolist() == labels
+    assert load("imagefolder", root, train=False).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{root}/train: 12 images are used, and left out are {text}"
+    ]
+
+
+def test_every_suffix_that_pillow_reads_is_read(tmp_path):
+    names = ["0.gif", "1.JFIF", "2.jpe", "3.bmp", "4.tga", "5.ppm", "6.webp"]
+    names += [
+        f"{suffix}.{suffix}" for suffix, codec in {"avif": "avif", "jp2": "jpg_2000"}.items() if features.check(codec)
+    ]
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for name in names:
+            format = {"1.JFIF": "JPEG", "2.jpe": "JPEG"}.get(name)
+            Image.new("RGB", (12, 12), (200, 100, 50)).save(tmp_path / split / "a" / name, format)
+    shown = items(load("imagefolder", tmp_path)).int()
+    assert len(shown) == len(names)
+    assert (shown - torch.tensor([200, 100, 50]).view(3, 1, 1)).abs().max() <= 3
+
+
+def test_a_class_of_a_format_that_pillow_cannot_read_says_so(root):
+    for path in (root / "train" / "red").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(
+        UserError, match=r"no images in .*red: .*; there are images that this Pillow cannot read: 4 \(.heic\)"
+    ):
+        load("imagefolder", root)
+
+
+@pytest.mark.parametrize("target", ["red", "."])
+def test_a_class_that_is_a_link_to_another_is_refused(root, target):
+    for split in ("train", "test"):
+        (root / split / "rouge").symlink_to(target)
+    with pytest.raises(UserError, match=r"class folder .* by a link: its images would have two labels"):
+        load("imagefolder", root)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
+def test_a_folder_that_may_not_be_read_is_named(root):
+    (root / "train" / "red" / "more").mkdir(0o000)
+    with pytest.raises(UserError, match=r"red.more: Permission denied; its images cannot be listed"):
+        load("imagefolder", root)
+
+
+def spell(root, name, form):
+    """Rename the red class of one split to ``café`` in one form of Unicode, NFC or NFD."""
+    (root / name / "red").rename(root / name / unicodedata.normalize(form, "café"))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+@pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
+def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path, name, forms):
+    root = make(tmp_path, ("train", "val"))
+    for split, form in zip(("train", "val"), forms, strict=True):
+        # A name that sorts before é and behind e: the order must be that of one form.
+        (root / split / "green").rename(root / split / "cafz")
+        spell(root, split, form)
+    for train in (True, False):
+        split = load(name, root, train, image_size=12)
+        assert split.classes == ("blue", "cafz", unicodedata.normalize("NFC", "café"))
+        assert split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert items(split)[8, 0, 0, 0] == COLORS["red"][0]
+
+
+def test_two_folders_of_one_name_in_two_forms_are_refused(root):
+    for split in ("train", "test"):
+        spell(root, split, "NFC")
+        (root / split / unicodedata.normalize("NFD", "café")).mkdir()
+    with pytest.raises(UserError, match="train has two class folders café, spelled in two forms of Unicode"):
+        load("imagefolder", root)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"image_size": 0}, "image_size=0"),
         ({"memory": "yes"}, "memory='yes'"),
+        ({"white": 0}, "white=0: it must be a finite number above 0"),
+        ({"white": float("inf")}, "white=inf"),
+        ({"on_bad_image": "ignore"}, "on_bad_image must be stop or skip, not 'ignore'"),
         ({"mean": (0.5, 0.5, 0.5)}, "both mean and std"),
         ({"mean": (0.5,), "std": (0.5,)}, "mean has 1 numbers"),
     ],
@@ -233,8 +648,6 @@ def test_imagenet_is_streamed_at_one_size(tmp_path):
 
 
 def test_imagenet_evaluation_resizes_and_crops_the_center(tmp_path):
-    from torchvision.transforms import v2
-
     root = pictures(tmp_path)
     test = load("imagenet", root, train=False, image_size=28)
     with Image.open(root / "val" / "a" / "1.JPEG") as image:

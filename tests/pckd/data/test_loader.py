@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ from torch.utils.data import Dataset
 
 from pckd.data import Loader, hold_out, limit
 from pckd.data.views import apply_views, draw_pool, draw_views
-from registry import Absent, DataSplit, Output, UserError
+from registry import Absent, BadImages, DataSplit, Output, UserError
 
 
 class Noisy(Dataset):
@@ -36,6 +37,24 @@ class Broken(Dataset):
 
     def __getitem__(self, i):
         raise UserError(f"{i}.jpg: not a readable image")
+
+
+class Damaged(Noisy):
+    """Noisy items some of which cannot be read."""
+
+    def __init__(self, images, bad):
+        super().__init__(images)
+        self.bad = bad
+
+    def __getitem__(self, i):
+        if i in self.bad:
+            raise BadImages(f"{i}.jpg: not a readable image")
+        return super().__getitem__(i)
+
+
+def damaged_split(bad, on_bad_image="skip"):
+    split = make_split(stream=True)
+    return dataclasses.replace(split, images=Damaged(split.images.images, set(bad)), on_bad_image=on_bad_image)
 
 
 def make_split(size=50, side=8, classes=5, stream=False, plain=False):
@@ -222,6 +241,71 @@ def test_an_error_in_reading_stays_one_line(num_workers):
         next(Loader(split, 4, train=True, num_workers=num_workers).epoch(1))
 
 
+def test_all_bad_images_of_a_batch_are_named():
+    split = damaged_split({3, 5, 12}, "stop")
+    with pytest.raises(BadImages) as caught:
+        list(Loader(split, 10, train=False).epoch(1))
+    assert caught.value.reasons == ("3.jpg: not a readable image", "5.jpg: not a readable image")
+
+
+BAD = {0, 7, 20, 21, 22, 49}
+INSTEAD = {7: 8, 20: 23, 21: 23, 22: 23, 49: 1, 0: 1}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_in_training_the_next_readable_image_takes_the_place_of_a_bad_one(num_workers, caplog):
+    whole, skipping = (
+        Loader(split, 8, train=True, views=2, seed=3, num_workers=num_workers)
+        for split in (damaged_split(()), damaged_split(BAD))
+    )
+    met = set()
+    for plain, batch in zip(whole.epoch(2), skipping.epoch(2), strict=True):
+        assert batch.index.tolist() == [INSTEAD.get(i, i) for i in plain.index.tolist()]
+        assert torch.equal(batch.labels, batch.index % 5)
+        assert batch.views.shape == plain.views.shape
+        good = torch.tensor([i not in BAD for i in plain.index.tolist()])
+        assert torch.equal(batch.views[good], plain.views[good])
+        met |= BAD & set(plain.index.tolist())
+    assert met <= set(skipping.bad) <= BAD
+    resumed = Loader(damaged_split(BAD), 8, train=True, views=2, seed=3).epoch(2, start=3)
+    rest = list(skipping.epoch(2))[3:]
+    assert all(same(a, b) for a, b in zip(resumed, rest, strict=True))
+    for _ in range(2):
+        skipping.say_bad()
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"made up: {len(skipping.bad)} of 50 images cannot be read, and others take their place: ")
+
+
+def test_ranks_skip_what_one_process_with_the_larger_batch_would_skip():
+    whole = Loader(damaged_split(BAD), 10, train=True)
+    ranks = [Loader(damaged_split(BAD), 5, train=True, rank=r, world_size=2) for r in range(2)]
+    for batch, *parts in zip(whole.epoch(1), *(r.epoch(1) for r in ranks), strict=True):
+        assert [len(part.index) for part in parts] == [5, 5]
+        assert all(
+            torch.equal(getattr(batch, f), torch.cat([getattr(p, f) for p in parts])) for f in ("index", "views")
+        )
+
+
+def test_in_evaluation_bad_images_are_not_counted():
+    loader = Loader(damaged_split({3, *range(10, 20)}), 10, train=False)
+    assert [batch.index.tolist() for batch in loader.epoch(1)] == [
+        [0, 1, 2, 4, 5, 6, 7, 8, 9],
+        *(list(range(start, start + 10)) for start in (20, 30, 40)),
+    ]
+    assert sorted(loader.bad) == [3, *range(10, 20)]
+
+
+def test_where_no_image_can_be_read_training_stops():
+    with pytest.raises(BadImages, match="50 images cannot be read"):
+        next(Loader(damaged_split(range(50)), 4, train=True).epoch(1))
+
+
+def test_other_errors_are_not_skipped():
+    split = dataclasses.replace(make_split(), images=Broken(), on_bad_image="skip")
+    with pytest.raises(UserError, match=r"^\d+\.jpg: not a readable image$"):
+        next(Loader(split, 4, train=True).epoch(1))
+
+
 @pytest.mark.parametrize("flip", [True, False])
 def test_flips_can_be_turned_off(flip):
     left = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
@@ -294,6 +378,28 @@ def test_limit_takes_a_fixed_random_part(plain):
     assert not torch.equal(limit(plain, 20, seed=2).difficulty, part.difficulty)
     assert set(limit(plain, 10, seed=1).difficulty.tolist()) < set(part.difficulty.tolist())
     assert torch.equal(items(limit(plain, 50, seed=1)), items(plain))
+
+
+def test_a_limited_part_has_every_class_where_there_is_room():
+    # 42 classes of one image, and 8 of 26.
+    split = make_split(size=250)
+    labels = torch.cat([torch.arange(42), 42 + torch.arange(208) % 8])
+    split = dataclasses.replace(split, labels=labels, classes=tuple(map(str, range(50))))
+    parts = {n: limit(split, n, seed=4) for n in (1, 20, 50, 51, 100, 249)}
+    for n, part in parts.items():
+        assert len(part) == n
+        assert len(part.labels.unique()) == min(n, 50)
+        at = (part.difficulty * 250).round().long()
+        assert at.tolist() == sorted(at.tolist())
+    for smaller, larger in zip(list(parts.values()), list(parts.values())[1:], strict=False):
+        assert set(smaller.difficulty.tolist()) < set(larger.difficulty.tolist())
+
+
+def test_a_limited_part_is_as_ever_where_that_has_every_class():
+    split = make_split()
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    assert len(split.labels[order[:20]].unique()) == 5
+    assert torch.equal(limit(split, 20).difficulty, split.difficulty[order[:20].sort().values])
 
 
 @pytest.mark.parametrize("n", [0, -1, 51])
