@@ -24,7 +24,7 @@ from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
 from pckd.engine.schedule import Schedule
 from pckd.engine.step import Moment, Trainee, ViewStatistics, train_step
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, channels_last
 from pckd.objective import Objective
 from registry import UserError, ask
 
@@ -129,7 +129,7 @@ def fit(
     run_student = student
     if left:
         if teacher is not None:
-            place(teacher, device)
+            teacher.to(device)
         run_student = prepare(
             student,
             teacher,
@@ -245,7 +245,7 @@ def fit(
 def place(network: nn.Module, device: torch.device) -> None:
     """Move to the device, in the memory layout that convolutions are fastest in."""
     network.to(device)
-    network.to(memory_format=torch.channels_last)
+    channels_last(network)
 
 
 def epoch_row(epoch: int, lr: float, means: dict[str, float], scores: Scores) -> dict[str, Any]:
