@@ -14,8 +14,10 @@ from model_zoo import save_weights, usual_teacher
 from pckd import testing
 from pckd.api import check_numbers, distill
 from pckd.display import Silent
+from pckd.engine.precision import ready_to_train, resolve_device
+from pckd.engine.progress import own_random_state
 from pckd.engine.record import RunFolder
-from pckd.engine.sources import Data, load_data, make_network, method_terms, schedule_terms
+from pckd.engine.sources import Data, copy_of, load_data, make_network, method_terms, schedule_terms
 from pckd.engine.train import Display
 from pckd.objective import needs_teacher
 from registry import Term, UserError, parse
@@ -30,13 +32,21 @@ def check(*, display: Display | None = None, **options: Any) -> None:
     """Check what ``pckd.distill(**options)`` would use, and take one step of each stage. Trains and writes nothing.
 
     Args:
-        options: those of :func:`pckd.distill`. A teacher without weights answers untrained. display: told what holds.
+        options: those of :func:`pckd.distill`. A teacher without weights answers untrained, and of a student that is a
+            module a copy takes the step. display: told what holds.
 
     Raises:
         UserError: a plug-in breaks a clause of its contract (see ``pckd.testing``), or the run would be refused or
             fail at its first step; in one line.
     """
-    display = display or Silent()
+    target = resolve_device(options.get("device"))
+    with ready_to_train(target), own_random_state(target):
+        if isinstance(options["student"], nn.Module):
+            options["student"] = copy_of(options["student"], "the student")
+        _check(display or Silent(), options)
+
+
+def _check(display: Display, options: dict[str, Any]) -> None:
     for name in ("epochs", "batch_size"):
         # They are others in the step that is taken.
         check_numbers(**{name: options.get(name)})

@@ -91,7 +91,6 @@ def fit(
     ranks = these()
     place(student, device)
     objective.to(device)
-    ranks.synchronize_statistics(student, device)
     ranks.synchronize_statistics(objective, device)
     optimizer = make_optimizer(student, objective, device, lr=lr, momentum=momentum, weight_decay=weight_decay)
     initial = objective.initial_epochs(epochs)
@@ -237,6 +236,8 @@ def fit(
             stop = signals.pending(device, 0)
             if stop:
                 raise Interrupted(stop, f"stopped after epoch {epoch} of {schedule.epochs}")
+    # The caller, whose network this is, would add its own gradients to the last step's.
+    optimizer.zero_grad(set_to_none=True)
     if int(guard.skipped):
         display.note(f"steps left out because a term was not finite: {int(guard.skipped)}")
     return history
