@@ -45,6 +45,8 @@ def probe(
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     label = name or type(network).__name__
     check_network(network, label)
+    if classifier:
+        _check_unwrapped(network, label)
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, in_channels, height, width, dtype=weight.dtype, device=weight.device)
     try:
@@ -106,11 +108,15 @@ def _checked(output: object, label: str, images: int) -> Shapes:
     return Shapes.of(output)
 
 
+def _check_unwrapped(network: nn.Module, label: str) -> None:
+    kind = type(network)
+    if kind.__module__.startswith("torch.") and isinstance(getattr(network, "module", None), nn.Module):
+        raise UserError(f"{label} is wrapped in {kind.__name__}: give the network inside, its .module")
+
+
 def _check_classifier(network: nn.Module, label: str, shapes: Shapes) -> None:
-    classifier, inner = getattr(network, "classifier", None), getattr(network, "module", None)
+    classifier = getattr(network, "classifier", None)
     if not isinstance(classifier, nn.Linear):
-        if isinstance(inner, nn.Module):
-            raise UserError(f"{label} is wrapped in {type(network).__name__}: give the network inside, its .module")
         raise UserError(f"{label}: .classifier must be the last nn.Linear, not {type(classifier).__name__}")
     if (classifier.out_features, classifier.in_features) != (shapes.num_classes, shapes.embedding):
         raise UserError(

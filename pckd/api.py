@@ -207,6 +207,8 @@ def distill(
         UserError: any bad input, in one line.
         pckd.Interrupted: SIGINT or SIGTERM; where there is an output folder, a checkpoint was written first.
 
+    One thread of a process trains at a time, because the random numbers are the process's: a second one is refused.
+
     Started by ``torchrun``, the processes train together: each has its share of every batch, the statistics of batch
     norms, the difficulty, the centers' updates and the metrics are those of all, and the first one alone writes.
     """
@@ -395,7 +397,8 @@ def distill(
             )
         if report_gradients:
             # It looks at copies, after an epoch: too late to learn that there are none.
-            copy_of(nn.ModuleList([student_net, objective]), "the student, or a loss of the method,")
+            both = nn.ModuleList([student_net, objective])
+            copy_of(both, "the student, or a loss of the method,", "the gradient report")
             reports["gradient_report"] = GradientReport(
                 train_loader, device=target, precision=precision, view_statistics=view_statistics
             )

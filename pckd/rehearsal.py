@@ -42,7 +42,7 @@ def check(*, display: Display | None = None, **options: Any) -> None:
     target = resolve_device(options.get("device"))
     with ready_to_train(target), own_random_state(target):
         if isinstance(options["student"], nn.Module):
-            options["student"] = copy_of(options["student"], "the student")
+            options["student"] = copy_of(options["student"], "the student", "a check")
         _check(display or Silent(), options)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from model_zoo.probe import evaluating
+from model_zoo.probe import copied, evaluating
 from pckd.engine.lean import Head, WithoutMaps, without_maps
 from pckd.engine.precision import autocast
 from pckd.engine.step import Moment, Trainee
@@ -90,7 +89,7 @@ def reads_maps(
     """Whether anything in the objective looks at feature maps: a copy of it is shown outputs whose maps refuse that."""
     images = batch.views.flatten(0, 1)
     try:
-        trial = Trainee(student, copy.deepcopy(objective))
+        trial = Trainee(student, copied(objective))
     # What a loss holds may refuse to be copied in any way.
     except Exception:
         return True

@@ -176,7 +176,8 @@ def check_one_row(network: nn.Module, data: Data, rows: int) -> None:
         image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
         with torch.no_grad():
             # Of a copy, because training it changes its statistics.
-            ask("the student, trained on a batch of one image,", copy_of(network, "the student").train(), image)
+            copy = copy_of(network, "the student", "the check of a batch of one image")
+            ask("the student, trained on a batch of one image,", copy.train(), image)
 
 
 def check_trainable(student: nn.Module) -> None:
@@ -225,13 +226,15 @@ def check_apart(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def _place_in_memory(tensor: torch.Tensor) -> int:
-    # Parameters made of the same data are two objects. What is empty, or sparse, has no address.
-    has_address = tensor.layout == torch.strided and tensor.numel()
-    return tensor.untyped_storage().data_ptr() if has_address else id(tensor)
+    # Two parameters may be made of the same data. What is empty, or sparse, has no address.
+    return (tensor.data_ptr() if tensor.layout == torch.strided else 0) or id(tensor)
 
 
-def copy_of(module: Module, role: str) -> Module:
+def copy_of(module: Module, role: str, need: str) -> Module:
     """A copy of what a caller has given.
+
+    Args:
+        role: what it is, for messages: ``"the student"``. need: what the copy is for: ``"a profile"``.
 
     Raises:
         UserError: it cannot be copied.
@@ -241,7 +244,7 @@ def copy_of(module: Module, role: str) -> Module:
     # Any object in it may refuse in its own way.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{role} cannot be copied, as it must be for this: {reason}") from error
+        raise UserError(f"{role} cannot be copied, as {need} needs: {reason}") from error
 
 
 def make_network(network: str | nn.Module, data: Data, role: str = "a network") -> nn.Module:
@@ -385,7 +388,7 @@ def make_objective(
         rule = ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup)
     else:
         # A run begins with the rule as it was given, and so does the next one.
-        rule = copy_of(centers, "the center rule") if isinstance(centers, nn.Module) else centers
+        rule = copy_of(centers, "the center rule", "each run") if isinstance(centers, nn.Module) else centers
     return Objective(
         terms,
         setup,

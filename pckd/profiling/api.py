@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model_zoo import usual_teacher
+from model_zoo.probe import copied
 from pckd.data import Loader
 from pckd.engine.optimizer import make_optimizer
 from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
@@ -209,7 +210,7 @@ def profile_cases(
 def _own(network: str | nn.Module, data: Data, role: str) -> nn.Module:
     """A network to wear out: made by name, or a copy."""
     made = make_network(network, data, role)
-    return made if isinstance(network, str) else copy_of(made, role)
+    return made if isinstance(network, str) else copy_of(made, role, "a profile")
 
 
 def _random_data(num_images: int, num_classes: int, shape: tuple[int, int, int]) -> Data:
@@ -263,7 +264,7 @@ def _workload(
         device=device,
         seed=seed,
     )
-    network = copy_of(student, "the student")
+    network = copied(student)
     place(network, device)
     objective.to(device)
     if not objective.needs_teacher:
