@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from model_zoo.probe import evaluating
 from registry import BACKBONES, Output, UserError
 
 __all__ = ["TimmBackbone", "TorchvisionBackbone", "timm_backbone", "torchvision_backbone"]
@@ -90,16 +91,10 @@ def _last_of_each_resolution(model: nn.Module, graph: fx.Graph, image_size: int)
 
     weight = next(model.parameters())
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            Record(fx.GraphModule(model, graph)).run(
-                torch.empty(2, channels, image_size, image_size, dtype=weight.dtype, device=weight.device)
-            )
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        Record(fx.GraphModule(model, graph)).run(
+            torch.empty(2, channels, image_size, image_size, dtype=weight.dtype, device=weight.device)
+        )
 
     last: dict[int, fx.Node] = {}
     for node, shape in shapes.items():

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing, usual_teacher
+from model_zoo import load_weights, probe, recipe_for, save_weights, set_preprocessing, usual_teacher
 from model_zoo.pairs import bare
+from model_zoo.probe import borrowed, check_network
 from pckd import profiling
 from pckd.data import Loader
-from pckd.data.check import check_on_bad_image
+from pckd.data.check import check_item, check_on_bad_image
 from pckd.data.loader import LARGEST_POOL, MOST_WORKERS
 from pckd.display import Silent
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
@@ -33,14 +34,19 @@ from pckd.engine.difficulty_report import DifficultyReport
 from pckd.engine.evaluate import Scores, evaluate_network
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from pckd.engine.gradient_report import GradientReport
-from pckd.engine.precision import resolve_device, resolve_precision
+from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
 from pckd.engine.ranks import joined
 from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.sources import (
     Data,
+    check_apart,
     check_choices,
+    check_gradients,
+    check_layout,
     check_one_row,
+    check_trainable,
+    copy_of,
     describe,
     limited,
     load_data,
@@ -166,13 +172,17 @@ def distill(
     """Train a student under a frozen teacher.
 
     Args:
-        student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``.
+        student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``. A module is
+            trained in place, in float32, as far as its parameters require gradients. Afterwards it is what
+            ``Result.student`` is (or holds, where a loss adds the head that answers): with the trained weights, in eval
+            mode as a whole, on ``device``, in channels_last memory format, without gradients.
         teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
             ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache: on the same data and
             with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip`` and
             ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one teacher. A
             teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images
-            normalized as in its own training, and refused where its classes are others.
+            normalized as in its own training, and refused where its classes are others. A module answers in float32,
+            whatever its type, and is afterwards as it was given, also after an error.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
@@ -188,7 +198,7 @@ def distill(
         difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
         scheduler: a name of ``DIFFICULTY_SCHEDULERS`` or a function. By default ``"preview"``, for the terms that the
             method previews; where it previews none, a scheduler given here weights all its per-sample losses.
-        centers: a name of ``CENTER_RULES`` or a center rule.
+        centers: a name of ``CENTER_RULES`` or a center rule, of which the run has a copy.
         views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
         view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
             published, or ``"own"``, each view by itself; evaluation is then by the upright view's.
@@ -218,6 +228,8 @@ def distill(
     Raises:
         UserError: any bad input, in one line.
         pckd.Interrupted: SIGINT or SIGTERM; where there is an output folder, a checkpoint was written first.
+
+    One thread of a process trains at a time, because the random numbers are the process's: a second one is refused.
 
     Started by ``torchrun``, the processes train together: each has its share of every batch, the statistics of batch
     norms, the difficulty, the centers' updates and the metrics are those of all, and the first one alone writes.
@@ -253,7 +265,13 @@ def distill(
         view_pool = 0 if teacher_cache is None else POOL
     elif view_pool == 0 and teacher_cache is not None:
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
-    with joined(target) as (ranks, target), own_random_state(target), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
+        held.enter_context(ready_to_train(target))
+        ranks, target = held.enter_context(joined(target))
+        held.enter_context(own_random_state(target))
+        for role, network in (("student", student), ("teacher", teacher)):
+            if network is not None and not isinstance(network, str):
+                check_network(network, f"the {role}")
         if not ranks.first:
             display = Silent()
         folder = RunFolder(output) if output is not None and ranks.first else None
@@ -323,8 +341,13 @@ def distill(
         lr = _learning_rate(lr, method, student, batch_size, display)
 
         torch.manual_seed(seed)
-        student_net = make_network(student, loaded)
+        student_net = make_network(student, loaded, "the student")
+        check_trainable(student_net)
+        if isinstance(teacher, nn.Module):
+            check_apart(student_net, teacher)
+            held.enter_context(borrowed(teacher))
         student_shapes = shapes_of(student_net, loaded, "student")
+        check_layout(student_net, loaded.image_shape, "the student")
         cached = teacher_cache is not None and needs_teacher(terms)
         smallest = min(batch_size, len(loaded.train))
 
@@ -334,6 +357,7 @@ def distill(
             torch.manual_seed(seed + 1)
             objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
             shown = (4 if objective.needs_rotations else 1) if views is None else views
+            check_gradients(student_net, objective)
             objective.check_views(shown, smallest)
             check_one_row(student_net, loaded, smallest * shown)
             return objective, shown
@@ -365,8 +389,6 @@ def distill(
                 num_workers=num_workers,
                 display=display,
             )
-            if network is student_net:
-                raise UserError("student and teacher are the same object; give the student a copy")
             own = other_preprocessing("the teacher", network, loaded.train, display.note)
             shown = loaded.train.mean, loaded.train.std
             teacher_net = FrozenTeacher(network, None if own is None else own.renormalization(*shown))
@@ -438,10 +460,14 @@ def distill(
                 loaded.train, loaded.test, device=target, precision=precision
             )
         if report_gradients:
+            # It looks at copies, after an epoch: too late to learn that there are none.
+            both = nn.ModuleList([student_net, objective])
+            copy_of(both, "the student, or a loss of the method,", "the gradient report")
             reports["gradient_report"] = GradientReport(
                 train_loader, device=target, precision=precision, view_statistics=view_statistics
             )
         set_preprocessing(student_net, loaded.preprocessing)
+        held.callback(ranks.synchronize_statistics(student_net, target))
         history = fit(
             student=student_net,
             teacher=teacher_net if objective.needs_teacher else None,
@@ -577,10 +603,13 @@ def train_teacher(
     display = display or Silent()
     check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay)
     check_numbers(lr_decay=lr_decay, seed=seed, num_workers=num_workers)
+    if not isinstance(teacher, str):
+        raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     if lr is None:
         lr = recipe_for(teacher).lr
-    with joined(resolve_device(device)) as (ranks, target):
+    target = resolve_device(device)
+    with ready_to_train(target), joined(target) as (ranks, target), own_random_state(target):
         training: dict[str, Any] = {
             "epochs": int(epochs),
             "batch_size": int(batch_size),
@@ -678,12 +707,14 @@ def evaluate(
     as in its training; where that is not as the data set says, the log says so.
 
     Args:
-        network: ``forward(x) -> Output``. The other arguments: see :func:`distill`.
+        network: ``forward(x) -> Output``, in any type; it answers in float32, and is afterwards as it was given. The
+            other arguments: see :func:`distill`.
 
     Raises:
         UserError: any bad input, in one line; also where the network was trained on other classes, or on the same in
             another order.
     """
+    check_network(network, "the network")
     target = resolve_device(device)
     split = data.test if isinstance(data, Data) else build(DATASETS, data, data_root, False)
     if limit_test is not None:
@@ -693,7 +724,18 @@ def evaluate(
         split = replace(split, mean=own.mean, std=own.std)
     loader = Loader(split, batch_size, train=False, device=target, num_workers=num_workers)
     precision = resolve_precision(precision, target)
-    return evaluate_network(network.to(target), loader, device=target, precision=precision)
+    with contextlib.ExitStack() as held:
+        if not isinstance(split.images, torch.Tensor):
+            # Each image that this process reads has the global generators to itself.
+            held.enter_context(own_random_state(target))
+        channels, height, width = check_item(split)
+        held.enter_context(borrowed(network))
+        frozen = FrozenTeacher(network)
+        classes = probe(network, channels, (height, width), name="the network", classifier=False).num_classes
+        if classes < split.num_classes:
+            name = split.name or "the data set"
+            raise UserError(f"the network has {classes} classes, and {name} {split.num_classes}: it must have as many")
+        return evaluate_network(frozen.to(target), loader, device=target, precision=precision)
 
 
 def _setup(student: Shapes, teacher: FrozenTeacher | None, data: Data, terms: Sequence[Term], *, cached: bool) -> Setup:
@@ -704,7 +746,7 @@ def _setup(student: Shapes, teacher: FrozenTeacher | None, data: Data, terms: Se
     """
     if teacher is None:
         return Setup(student, student, len(data.train), None)
-    shapes = shapes_of(teacher, data, "teacher")
+    shapes = shapes_of(teacher.network, data, "teacher")
     if not needs_teacher(terms):
         # In an objective that does not look at it the student stands in its place.
         shapes = student

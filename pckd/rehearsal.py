@@ -18,8 +18,10 @@ from pckd.api import check_numbers, distill
 from pckd.data import Loader, limit
 from pckd.data.check import check_on_bad_image
 from pckd.display import Silent, watch
+from pckd.engine.precision import ready_to_train, resolve_device
+from pckd.engine.progress import own_random_state
 from pckd.engine.record import RunFolder
-from pckd.engine.sources import DATA_SEED, Data, load_data, make_network, method_terms, schedule_terms
+from pckd.engine.sources import DATA_SEED, Data, copy_of, load_data, make_network, method_terms, schedule_terms
 from pckd.engine.train import Display
 from pckd.objective import needs_teacher
 from registry import DATASETS, BadImages, Term, UserError, options_of, parse
@@ -38,14 +40,22 @@ def check(*, display: Display | None = None, **options: Any) -> None:
     All cores together read every image of data that is streamed or decoded from files, whatever limits are given.
 
     Args:
-        options: those of :func:`pckd.distill`. A teacher without weights answers untrained. display: told what holds.
+        options: those of :func:`pckd.distill`. A teacher without weights answers untrained, and of a student that is a
+            module a copy takes the step. display: told what holds.
 
     Raises:
         BadImages: images cannot be read, and are not to be skipped: those of both splits.
         UserError: a plug-in breaks a clause of its contract (see ``pckd.testing``), or the run would be refused or
             fail at its first step; in one line.
     """
-    display = display or Silent()
+    target = resolve_device(options.get("device"))
+    with ready_to_train(target), own_random_state(target):
+        if isinstance(options["student"], nn.Module):
+            options["student"] = copy_of(options["student"], "the student", "a check")
+        _check(display or Silent(), options)
+
+
+def _check(display: Display, options: dict[str, Any]) -> None:
     check_on_bad_image(options.get("on_bad_image", "stop"))
     for name in ("epochs", "batch_size", "limit_train", "limit_test"):
         # They are others in the step that is taken.

@@ -25,14 +25,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
+from model_zoo.probe import borrowed, check_network
 from pckd.api import check_numbers
 from pckd.data import Loader
 from pckd.data.check import first_item
 from pckd.engine.evaluate import answers
-from pckd.engine.precision import resolve_device, resolve_precision
+from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
 from pckd.engine.progress import own_random_state
 from pckd.engine.schedule import learning_rate
-from pckd.engine.sources import Data, load_data, read_split
+from pckd.engine.sources import Data, check_layout, load_data, read_split
+from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import place
 from pckd.objective import Predictor
 from registry import BACKBONES, DataSplit, PluginError, UserError, ask, build
@@ -99,7 +101,7 @@ def transfer(
     precision: str = "auto",
     num_workers: int = 0,
 ) -> Transfer:
-    """Train a linear layer on the frozen embedding of ``network``, whose weights, statistics and mode stay as they are.
+    """Train a linear layer on the frozen embedding of ``network``, which is afterwards as it was given.
 
     Images of another size than the network was trained at are resized to it (bilinear, antialiased), and grey ones
     are repeated to 3 channels for a network that takes 3.
@@ -135,10 +137,14 @@ def transfer(
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test)
     train, test = (fitted(split, inputs) for split in (loaded.train, loaded.test))
     network = network.network if isinstance(network, Predictor) else network
-    probe(network, len(inputs.mean), inputs.size or loaded.image_shape[1:], name="the network")
-    place(network, target)
-    look = partial(embed, network, device=target, precision=precision, num_workers=num_workers)
-    with own_random_state(target):
+    check_network(network, "the network")
+    with ready_to_train(target), own_random_state(target), borrowed(network):
+        frozen = FrozenTeacher(network)
+        size = inputs.size or loaded.image_shape[1:]
+        probe(network, len(inputs.mean), size, name="the network")
+        check_layout(network, (len(inputs.mean), *size), "the network")
+        place(frozen, target)
+        look = partial(embed, frozen, device=target, precision=precision, num_workers=num_workers)
         return fit_linear(
             look(train), look(test), classes=train.num_classes, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
         )
@@ -163,6 +169,7 @@ def inputs_of(
     return Inputs(tuple(split.mean), tuple(split.std), (int(height), int(width)))
 
 
+@own_random_state(torch.device("cpu"))
 def load_network(student: str, weights: str | os.PathLike[str], *, channels: int) -> nn.Module:
     """A trained network, whatever the number of its classes, in eval mode; its classifier may be any.
 

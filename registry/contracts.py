@@ -214,10 +214,15 @@ class Setup(NamedTuple):
         """
         if self.teacher_classifier is None:
             raise NotApplicable("this loss reuses the teacher's classifier, and none is known")
-        frozen = copy.deepcopy(self.teacher_classifier)
-        for name, parameter in list(frozen.named_parameters()):
+        layer = self.teacher_classifier
+        if "weight" in layer._parameters:
+            frozen = copy.deepcopy(layer)
+        else:
+            # Its weight is computed, as by weight norm: as it is now, in a plain layer. Made without a random number.
+            frozen = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        for name, _ in list(frozen.named_parameters()):
             delattr(frozen, name)
-            frozen.register_buffer(name, parameter.detach().clone())
+            frozen.register_buffer(name, getattr(layer, name).detach().clone())
         return frozen
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from model_zoo.probe import copied, evaluating
 from pckd.engine.lean import Head, WithoutMaps, without_maps
 from pckd.engine.precision import autocast
 from pckd.engine.step import Moment, Trainee
@@ -88,12 +88,14 @@ def reads_maps(
 ) -> bool:
     """Whether anything in the objective looks at feature maps: a copy of it is shown outputs whose maps refuse that."""
     images = batch.views.flatten(0, 1)
-    trial = Trainee(student, copy.deepcopy(objective))
+    try:
+        trial = Trainee(student, copied(objective))
+    # What a loss holds may refuse to be copied in any way.
+    except Exception:
+        return True
     with autocast(precision, device):
-        was_training = student.training
-        student.eval()
-        seen = Recorded(without_maps(student(images)), student)
-        student.train(was_training)
+        with evaluating(student):
+            seen = Recorded(without_maps(student(images)).detach(), student)
         answer = None if teacher is None else batch.recalled or without_maps(teacher(images))
         trial.student = seen
         try:

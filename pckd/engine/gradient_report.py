@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import combinations, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model_zoo.probe import copied
 from pckd.data import Loader
 from pckd.engine.precision import autocast
 from pckd.engine.progress import own_random_state
@@ -49,7 +49,7 @@ class GradientReport:
             whose gradient is 0.
         """
         trainee = Trainee(student, objective, view_statistics=self._view_statistics)
-        trainee = copy.deepcopy(trainee).train()
+        trainee = copied(trainee).train()
         sums: dict[str, Tensor] = {}
         count = 0
         with own_random_state(self._device):

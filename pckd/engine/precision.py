@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,10 +33,35 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context in which the networks run."""
+    """The context in which the networks run, also where the caller has a context of its own."""
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def ready_to_train(device: torch.device) -> Iterator[None]:
+    """Inside, gradients are recorded in float32, also where the caller has turned that off around the call.
+
+    Raises:
+        UserError: the caller's settings are for all of PyTorch, and no training works under them.
+    """
+    if torch.is_inference_mode_enabled():
+        raise UserError("nothing can be trained inside torch.inference_mode(): call this outside of it")
+    if torch.get_default_dtype() != torch.float32:
+        raise UserError(
+            f"the default type of tensors is {torch.get_default_dtype()}, and training is in torch.float32: "
+            "call torch.set_default_dtype(torch.float32) first"
+        )
+    if torch.get_default_device().type != "cpu":
+        raise UserError(
+            f"the default device is {torch.get_default_device()}, on which random numbers cannot be seeded as they "
+            "must be: call torch.set_default_device(None) first, and give device=... instead"
+        )
+    with torch.enable_grad(), autocast("fp32", device):
+        yield
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

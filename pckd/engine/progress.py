@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor
 
 from pckd.engine.ranks import add_up
+from registry import UserError
+
+ALONE = threading.RLock()
+"""Held by the thread that uses the global generators."""
 
 
 @dataclass
@@ -88,12 +93,30 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
-    """Inside, the global generators may be seeded and used; afterwards they are as they were."""
-    before = random_state(device)
+    """Inside, the global generators may be seeded and used; afterwards they are as they were.
+
+    Raises:
+        UserError: another thread is inside, whose random numbers would change.
+    """
+    # Threads of pckd.profiling.turns run one at a time, and their numbers are for timing alone.
+    free = getattr(threading.current_thread(), "takes_turns", False)
+    if not free and not ALONE.acquire(blocking=False):
+        raise UserError(
+            "another thread of this process is training, with the same global random numbers: "
+            "train one after the other, or each in a process of its own"
+        )
     try:
-        yield
+        before = random_state(device)
+        # Seeding one accelerator seeds all.
+        others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state_all(others)
+            set_random_state(before, device)
     finally:
-        set_random_state(before, device)
+        if not free:
+            ALONE.release()
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -59,12 +59,31 @@ class Ranks(NamedTuple):
                 gradient_as_bucket_view=True,
             )
 
-    def synchronize_statistics(self, module: nn.Module, device: torch.device) -> None:
-        """Make every batch normalization inside use the statistics of all processes, in place."""
-        if self.size > 1:
+    def synchronize_statistics(self, module: nn.Module, device: torch.device) -> Callable[[], None]:
+        """Make every batch normalization inside use the statistics of all processes, in place.
+
+        Returns:
+            what puts the module's own batch normalizations back, with the statistics that they would have now.
+        """
+        norms = {
+            name: norm
+            for name, norm in module.named_modules(remove_duplicate=False)
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and name and self.size > 1
+        }
+        if norms:
             convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else BatchNormOverRanks.convert
             for name, child in list(module.named_children()):
                 setattr(module, name, convert(child))
+
+        def put_back() -> None:
+            for name, norm in norms.items():
+                now = module.get_submodule(name)
+                norm._parameters.update(now._parameters)
+                norm._buffers.update(now._buffers)
+                norm.train(now.training)
+                module.set_submodule(name, norm)
+
+        return put_back
 
     def same(self, value: Any) -> Any:
         """What the first process has, in all of them."""

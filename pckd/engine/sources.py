@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from model_zoo import Preprocessing, load_weights, method_options, method_recipe, preprocessing_of, probe
+from model_zoo.probe import check_network, copied, evaluating
 from model_zoo.recipes import LEFT_OUT
 from pckd.data import hold_out, limit
 from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, say_once
@@ -36,6 +36,9 @@ from registry import (
     options_of,
     parse,
 )
+from registry.errors import place_of
+
+Module = TypeVar("Module", bound=nn.Module)
 
 DATA_SEED = 0
 """Seed of which images ``limit`` and ``val_fraction`` pick: every run of every seed sees the same ones."""
@@ -221,12 +224,85 @@ def check_one_row(network: nn.Module, data: Data, rows: int) -> None:
         image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
         with torch.no_grad():
             # Of a copy, because training it changes its statistics.
-            ask("the student, trained on a batch of one image,", copy.deepcopy(network).train(), image)
+            copy = copy_of(network, "the student", "the check of a batch of one image")
+            ask("the student, trained on a batch of one image,", copy.train(), image)
 
 
-def make_network(network: str | nn.Module, data: Data) -> nn.Module:
-    """Build a backbone by name for this data, or pass a module through."""
-    if isinstance(network, nn.Module):
+def check_trainable(student: nn.Module) -> None:
+    """Refuse a student whose weights no step could change as they are.
+
+    Raises:
+        UserError: they are not in float32, or were made in inference mode.
+    """
+    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
+        if tensor.is_inference():
+            raise UserError(
+                f"the student's {name} was made inside torch.inference_mode() and cannot be trained: make it outside"
+            )
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UserError(
+                f"the student's {name} is in {tensor.dtype}, and training is in torch.float32: give student.float() "
+                "(precision='bf16' multiplies in bfloat16)"
+            )
+
+
+def check_gradients(student: nn.Module, objective: Objective) -> None:
+    """Refuse a student that is frozen as a whole, unless a loss trains a head that answers for it.
+
+    Raises:
+        UserError: says what to call.
+    """
+    if not any(p.requires_grad for p in student.parameters()) and objective.predictor(student) is student:
+        raise UserError(
+            "no parameter of the student requires gradients, so that there is nothing to train: "
+            "call student.requires_grad_(True), or do so for the layers to train"
+        )
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student whose training would change the teacher.
+
+    Raises:
+        UserError: the two have parameters or buffers in common.
+    """
+    if student is teacher:
+        raise UserError("student and teacher are the same object; give the student a copy")
+    theirs = {_place_in_memory(tensor) for tensor in [*teacher.parameters(), *teacher.buffers()]}
+    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
+        if _place_in_memory(tensor) in theirs:
+            raise UserError(f"student and teacher share {name}: give the student a copy of it (copy.deepcopy)")
+
+
+def _place_in_memory(tensor: torch.Tensor) -> int:
+    # Two parameters may be made of the same data. What is empty, or sparse, has no address.
+    return (tensor.data_ptr() if tensor.layout == torch.strided else 0) or id(tensor)
+
+
+def copy_of(module: Module, role: str, need: str) -> Module:
+    """A copy of what a caller has given.
+
+    Args:
+        role: what it is, for messages: ``"the student"``. need: what the copy is for: ``"a profile"``.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        return copied(module)
+    # Any object in it may refuse in its own way.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{role} cannot be copied, as {need} needs: {reason}") from error
+
+
+def make_network(network: str | nn.Module, data: Data, role: str = "a network") -> nn.Module:
+    """Build a backbone by name for this data, or pass a module through.
+
+    Raises:
+        UserError: an unknown name, or no network.
+    """
+    if not isinstance(network, str):
+        check_network(network, role)
         return network
     classes, channels = data.train.num_classes, data.image_shape[0]
     built = ask(f"backbone {network!r}", build, BACKBONES, network, classes, in_channels=channels)
@@ -304,6 +380,28 @@ def other_preprocessing(
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def check_layout(network: nn.Module, image_shape: tuple[int, int, int], role: str) -> None:
+    """Refuse a network that cannot run in the memory format that convolutions are fastest in.
+
+    Args:
+        image_shape: (C, H, W).
+
+    Raises:
+        UserError: names the line, and what to write instead.
+    """
+    weight = next(network.parameters(), torch.empty(0))
+    images = torch.zeros(2, *image_shape, device=weight.device)
+    try:
+        with evaluating(network), torch.no_grad():
+            network(images.contiguous(memory_format=torch.channels_last))
+    except Exception as error:
+        reason, where = " ".join(str(error).split())[:200], place_of(error)
+        raise UserError(
+            f"{role} cannot run on images in channels_last memory format: {reason}{where and f' ({where})'}; "
+            "in its forward, write .reshape or .flatten(1) instead of .view"
+        ) from error
 
 
 def shapes_of(network: nn.Module, data: Data, role: str) -> Shapes:
@@ -405,7 +503,11 @@ def make_objective(
     centers: str | CenterRule,
 ) -> Objective:
     """The objective of these terms; its other parts by name or as objects."""
-    rule = ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup) if isinstance(centers, str) else centers
+    if isinstance(centers, str):
+        rule = ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup)
+    else:
+        # A run begins with the rule as it was given, and so does the next one.
+        rule = copy_of(centers, "the center rule", "each run") if isinstance(centers, nn.Module) else centers
     return Objective(
         terms,
         setup,

@@ -96,14 +96,14 @@ def _tensors(output: Output) -> list[Tensor]:
 def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Inside, batch norms in train mode use their batch's statistics without counting them for evaluation."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    tracking = [norm for norm in norms if norm.track_running_stats]
     try:
+        for norm in tracking:
+            norm.track_running_stats = False
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in tracking:
+            norm.track_running_stats = True
 
 
 def train_step(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +12,24 @@ import torch._inductor.config
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model_zoo.probe import copied
 from pckd.engine.lean import Head, WithoutMaps, without_maps
 from pckd.engine.precision import autocast
 from registry import Output
+
+log = logging.getLogger("pckd")
 
 
 class FrozenTeacher(nn.Module):
     """Wraps a network so that it only answers.
 
     Its parameters stop requiring gradients, it stays in eval mode whatever ``train()`` is called on it or on a module
-    that holds it. The engine keeps it outside everything it saves.
+    that holds it. A network of another type (half, double) answers in float32. The engine keeps it outside everything
+    it saves.
 
     Args:
-        network: ``forward(x) -> Output`` with a ``classifier``. It is frozen in place, not copied.
+        network: ``forward(x) -> Output`` with a ``classifier``. It is frozen in place, not copied: use a network that
+            is someone else's inside :func:`model_zoo.probe.borrowed`.
         renormalization: scale and shift per channel, where the teacher was trained on images that were normalized in
             another way than those it will be given (:meth:`model_zoo.Preprocessing.renormalization`).
     """
@@ -36,10 +42,19 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+        if any(p.is_floating_point() and p.dtype != torch.float32 for p in network.parameters()):
+            network.float()
+        for module in network.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.is_inference():
+                    # Its classifier's rows enter losses that have a gradient, which must not keep such tensors.
+                    module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
         self.answering: nn.Module = self.network
         for name, values in zip(("scale", "shift"), renormalization or (None, None), strict=True):
             per_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, per_channel, persistent=False)
+        self.prepared = False
+        """Whether :meth:`prepare` was called."""
         self.maps = True
         self.train(False)
 
@@ -54,14 +69,13 @@ class FrozenTeacher(nn.Module):
         assert isinstance(classifier, nn.Linear)
         return classifier
 
-    @property
-    def prepared(self) -> bool:
-        """Whether :meth:`prepare` was called."""
-        return self.answering is not self.network
-
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
-        output: Output = self.answering(self.renormalized(x))
+        x = self.renormalized(x)
+        if self.answering is self.network:
+            # A network may ask for the memory layout that images usually have, as with Tensor.view.
+            x = x.contiguous()
+        output: Output = self.answering(x).detach()
         return output if self.maps else without_maps(output)
 
     def renormalized(self, x: Tensor) -> Tensor:
@@ -72,6 +86,7 @@ class FrozenTeacher(nn.Module):
         """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
 
         The copy is used only if it gives the same answers on some of ``images``; the network itself is left as it is.
+        Where no copy can be made, or none runs, the network answers as it is.
 
         Args:
             images: [N, C, H, W], as many as in a step, on the network's device. precision: ``"fp32"`` or ``"bf16"``.
@@ -79,50 +94,77 @@ class FrozenTeacher(nn.Module):
             compile: through torch.compile, with the weights as constants.
 
         Returns:
-            whether batch norms were folded; a network that cannot be traced answers as it is.
+            whether batch norms were folded.
         """
-        folded = fold_batch_norms(self.network)
-        same = folded is not None and same_answers(self.network, folded, self.renormalized(images[:4]))
-        prepared = folded if folded is not None and same else copy.deepcopy(self.network)
+        self.prepared, self.maps = True, maps
+        if has_hooks(self.network):
+            log.debug("the teacher answers as it is: it has hooks, which a copy would not call as it does")
+            return False
+        for compiled, make in itertools.product(dict.fromkeys((compile, False)), (fold_batch_norms, copied)):
+            # What is done here for speed fails in as many ways as there are networks.
+            try:
+                candidate = make(self.network)
+                if same_answers(self.network, candidate, self.renormalized(images[:4]).contiguous()):
+                    self._answer_with(candidate, images, precision, compiled)
+                    return make is fold_batch_norms
+                reason = "it answers otherwise"
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            self.answering = self.network
+            how = f"{make.__name__}{', compiled' if compiled else ''}"
+            log.debug("the teacher cannot answer with a faster copy (%s): %s", how, reason)
+        return False
+
+    def _answer_with(self, prepared: nn.Module, images: Tensor, precision: str, compile: bool) -> None:
+        """Lay a copy of the network out for speed, and let it answer; raises what its first answer raises."""
         if precision == "bf16":
             # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.
             for module in prepared.modules():
-                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                # Not what derives from them: it may compute with its weights first.
+                if type(module) in (nn.Conv2d, nn.Linear):
                     module.to(torch.bfloat16)
-        prepared.to(memory_format=torch.channels_last).eval()
-        self.maps = maps
+        channels_last(prepared.eval())
+        self.answering = prepared
         if compile:
-            compiled: Any = torch.compile(prepared if maps else Head(prepared))
-            self.answering = compiled if maps else WithoutMaps(compiled, self.network)
+            compiled: Any = torch.compile(prepared if self.maps else Head(prepared))
+            self.answering = compiled if self.maps else WithoutMaps(compiled, self.network)
             # Compiled at the first call. The weights of a network that never changes become constants, which on the
             # CPU are laid out as the kernels like them; the setting is looked up before torch.compile's own options.
             frozen = torch._inductor.config.patch(freezing=images.device.type == "cpu")
             with frozen, autocast(precision, images.device):
                 self(images)
         else:
-            self.answering = prepared
-        return same
+            with autocast(precision, images.device):
+                self(images[:4])
 
 
-def fold_batch_norms(network: nn.Module) -> fx.GraphModule | None:
+def has_hooks(network: nn.Module) -> bool:
+    """Whether anything else is called when a module of the network is."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay its weights out in the memory format that convolutions are fastest in."""
+    # Not network.to(memory_format=...), which refuses tensors of five dimensions.
+    network._apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor)
+
+
+def fold_batch_norms(network: nn.Module) -> fx.GraphModule:
     """A copy of a network in eval mode with each batch norm that follows a convolution folded into it.
 
-    Returns:
-        None where the network cannot be traced.
+    Raises whatever tracing the network raises, which runs its code on symbols.
     """
-    try:
-        traced = fx.symbolic_trace(copy.deepcopy(network).eval())
-    # Tracing runs the network's own code on symbols, which fails in as many ways as there are networks.
-    except Exception:
-        return None
+    traced = fx.symbolic_trace(copied(network).eval())
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+        # Not what derives from the two, which may compute otherwise; a batch norm may have no statistics to fold.
+        if node.op != "call_module" or type(norm := modules[node.target]) is not nn.BatchNorm2d:
             continue
         source = node.args[0]
         if (
-            source.op == "call_module"
-            and isinstance(modules[source.target], nn.Conv2d)
+            norm.running_mean is not None
+            and source.op == "call_module"
+            and type(modules[source.target]) is nn.Conv2d
             and len(source.users) == 1
             and calls(traced, source.target) == calls(traced, node.target) == 1
         ):

@@ -24,7 +24,7 @@ from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
 from pckd.engine.schedule import Schedule
 from pckd.engine.step import Moment, Trainee, ViewStatistics, train_step
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, channels_last
 from pckd.objective import Objective
 from registry import UserError, ask
 
@@ -93,7 +93,6 @@ def fit(
     ranks = these()
     place(student, device)
     objective.to(device)
-    ranks.synchronize_statistics(student, device)
     ranks.synchronize_statistics(objective, device)
     optimizer = make_optimizer(student, objective, device, lr=lr, momentum=momentum, weight_decay=weight_decay)
     initial = objective.initial_epochs(epochs)
@@ -131,7 +130,7 @@ def fit(
     run_student = student
     if left:
         if teacher is not None:
-            place(teacher, device)
+            teacher.to(device)
         run_student = prepare(
             student,
             teacher,
@@ -241,6 +240,8 @@ def fit(
             stop = signals.pending(device, 0)
             if stop:
                 raise Interrupted(stop, f"stopped after epoch {epoch} of {schedule.epochs}")
+    # The caller, whose network this is, would add its own gradients to the last step's.
+    optimizer.zero_grad(set_to_none=True)
     if int(guard.skipped):
         display.note(f"steps left out because a term was not finite: {int(guard.skipped)}")
     return history
@@ -249,7 +250,7 @@ def fit(
 def place(network: nn.Module, device: torch.device) -> None:
     """Move to the device, in the memory layout that convolutions are fastest in."""
     network.to(device)
-    network.to(memory_format=torch.channels_last)
+    channels_last(network)
 
 
 def epoch_row(epoch: int, lr: float, means: dict[str, float], scores: Scores) -> dict[str, Any]:

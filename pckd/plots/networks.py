@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from model_zoo import load_weights, preprocessing_of, probe
+from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
 from pckd.engine.sources import check_classes, load_data, make_objective, method_terms, read_split
 from pckd.engine.teacher import FrozenTeacher
 from pckd.plots.folders import Group, Run
 from registry import BACKBONES, DataSplit, Setup, UserError, ask, build
 
+CPU = torch.device("cpu")
 MOST_STUDENTS = 3
 _HEAD = "head."
 """Where a student that answers with the head of a loss keeps it (``pckd.objective.Predictor``)."""
@@ -54,6 +56,7 @@ class Workshop:
         notes = [f"{g.label}: shown is {g.runs[0].path}, of {len(g.runs)} seeds" for g in groups if len(g.runs) > 1]
         return chosen, notes
 
+    @own_random_state(CPU)
     def student(self, run: Run) -> nn.Module:
         """The trained student of a run, in eval mode.
 
@@ -70,6 +73,7 @@ class Workshop:
         load_weights(network, path)
         return network.eval()
 
+    @own_random_state(CPU)
     def teacher(self, runs: Sequence[Run], student: nn.Module) -> tuple[str, nn.Module | None, list[str]]:
         """The runs' common teacher: its name, the network in eval mode, or None and a note that says why.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +11,24 @@ import torch
 from torch import nn
 
 from model_zoo import usual_teacher
+from model_zoo.probe import copied
 from pckd.data import Loader
 from pckd.engine.optimizer import make_optimizer
-from pckd.engine.precision import resolve_device, resolve_precision
-from pckd.engine.sources import Data, describe, make_network, make_objective, method_terms, schedule_terms, shapes_of
+from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
+from pckd.engine.progress import own_random_state
+from pckd.engine.sources import (
+    Data,
+    check_gradients,
+    check_layout,
+    check_trainable,
+    copy_of,
+    describe,
+    make_network,
+    make_objective,
+    method_terms,
+    schedule_terms,
+    shapes_of,
+)
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import place
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
@@ -129,11 +142,16 @@ def profile_cases(
         BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
         teacher = usual_teacher(student)
 
-    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+    with ready_to_train(target), own_random_state(target):
         torch.manual_seed(seed)
         data = _random_data(batch_size, num_classes, (in_channels, height, width))
-        networks = [_own(network, data) for network in (student, teacher) if network is not None]
+        networks = [_own(student, data, "the student")]
+        check_trainable(networks[0])
+        if teacher is not None:
+            networks.append(_own(teacher, data, "the teacher").float())
         shapes = [shapes_of(net, data, role) for net, role in zip(networks, ("student", "teacher"), strict=False)]
+        for network, role in zip(networks, ("student", "teacher"), strict=False):
+            check_layout(network, data.image_shape, f"the {role}")
         names = [str(describe(network)) for network in (student, teacher) if network is not None]
         costs = _networks(names, networks, data, target, precision, depth, rounds)
         student_cost, teacher_cost = costs[0], costs[1] if teacher is not None else None
@@ -144,9 +162,8 @@ def profile_cases(
         works: dict[str, Workload] = {}
         for label, case in cases.items():
             terms, chosen = schedule_terms(method_terms(case.method, student, teacher), scheduler)
-            objective = make_objective(
-                terms, setup, difficulty=difficulty, scheduler=chosen, centers=copy.deepcopy(centers)
-            )
+            objective = make_objective(terms, setup, difficulty=difficulty, scheduler=chosen, centers=centers)
+            check_gradients(networks[0], objective)
             works[label] = _workload(case, networks[0], frozen, objective, setup, data, target, precision, seed)
         step_costs = _steps(works, Clock(target), rounds)
         profiles = {}
@@ -190,9 +207,10 @@ def profile_cases(
         return profiles
 
 
-def _own(network: str | nn.Module, data: Data) -> nn.Module:
+def _own(network: str | nn.Module, data: Data, role: str) -> nn.Module:
     """A network to wear out: made by name, or a copy."""
-    return make_network(network, data) if isinstance(network, str) else copy.deepcopy(network)
+    made = make_network(network, data, role)
+    return made if isinstance(network, str) else copy_of(made, role, "a profile")
 
 
 def _random_data(num_images: int, num_classes: int, shape: tuple[int, int, int]) -> Data:
@@ -246,7 +264,7 @@ def _workload(
         device=device,
         seed=seed,
     )
-    network = copy.deepcopy(student)
+    network = copied(student)
     place(network, device)
     objective.to(device)
     if not objective.needs_teacher:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model_zoo.probe import copied
 from pckd.engine.precision import autocast
 from pckd.engine.train import place
 from pckd.profiling.measure import Clock, interleaved, peak_of, storages, summary
@@ -39,8 +39,8 @@ def trace(network: nn.Module, images: Tensor) -> Counts:
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
         # Copies, because fvcore leaves its hooks behind where tracing fails.
-        flops = FlopCountAnalysis(copy.deepcopy(network), images)
-        activations = ActivationCountAnalysis(copy.deepcopy(network), images)
+        flops = FlopCountAnalysis(copied(network), images)
+        activations = ActivationCountAnalysis(copied(network), images)
         for analysis in (flops, activations):
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         flops.set_op_handle(

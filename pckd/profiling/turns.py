@@ -63,6 +63,7 @@ class Turns:
         self._error: BaseException | None = None
         self._over = False
         self._thread = threading.Thread(target=self._work, name="turns", daemon=True)
+        self._thread.takes_turns = True  # type: ignore[attr-defined]  # see pckd.engine.progress.own_random_state
 
     # Called by whoever gives the turns
 

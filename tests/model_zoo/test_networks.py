@@ -227,6 +227,8 @@ LOGITS, EMBEDDING, MAP = torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(2, 5,
     [
         (LOGITS, LINEAR, "must return registry.Output, not Tensor"),
         (Output(MAP, EMBEDDING), LINEAR, r"must be \[N, K\] and \[N, D\]"),
+        (Output(LOGITS, None), LINEAR, "logits and embedding must be tensors"),  # type: ignore[arg-type]
+        (Output(LOGITS[:1], EMBEDDING), LINEAR, "returned 1 rows for 2 images"),
         (Output(LOGITS, EMBEDDING, (EMBEDDING,)), LINEAR, r"every map must be \[N, C, H, W\]"),
         (Output(LOGITS, EMBEDDING, (MAP,), (MAP, MAP)), LINEAR, "preacts must have the shapes of maps"),
         (Output(LOGITS, EMBEDDING), None, "classifier must be the last nn.Linear, not NoneType"),

@@ -363,7 +363,9 @@ def taught(tmp_path: Path, classes: int = 4, name: str = "run") -> tuple[Path, P
 
 def test_centers_are_the_rows_of_both_classifiers(tmp_path: Path) -> None:
     folder, weights = taught(tmp_path)
+    before = torch.get_rng_state()
     picture = plots.draw("centers", [folder])
+    assert torch.equal(torch.get_rng_state(), before)
     student, teacher, bar = picture.figure.axes
     networks = [build(BACKBONES, name, 4) for name in ("resnet8", "resnet20")]
     for network, path in zip(networks, (folder / "model_final.pth", weights), strict=True):

@@ -228,7 +228,9 @@ def test_streamed_images_are_fitted_like_those_in_memory_and_not_augmented(tiny_
 def test_any_number_of_classes_is_loaded(tmp_path: Path) -> None:
     trained = resnet8(classes=17, seed=4).eval()
     path = save_weights(trained, tmp_path / "weights.pth")
+    before = torch.get_rng_state()
     loaded = load_network("resnet8", path, channels=3)
+    assert torch.equal(torch.get_rng_state(), before)
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(loaded(images).embedding, trained(images).embedding)
     assert not loaded.training

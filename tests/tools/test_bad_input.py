@@ -1017,7 +1017,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "views out of range": ({"views": 5}, "views must be a whole number from 1 to 4, not 5"),
     "seed in text": ({"seed": "0"}, "seed must be a whole number"),
     "path that is none": ({"output": 5}, "output must be a path, not 5"),
-    "student that is none": ({"student": 8}, "cannot read 8: expected text"),
+    "student that is none": ({"student": 8}, "the student must be an nn.Module or the name of a network, not int"),
     "data that are none": ({"data": 8}, "cannot read 8: expected text"),
     "method without terms": ({"method": []}, "the method has no term"),
     "weight that is no number": (
