@@ -53,6 +53,7 @@ from pckd.engine.step import ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, Report, fit
 from pckd.functional import PUBLISHED_EPOCHS
+from pckd.functional.ranks import alone
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from registry import (
     BACKBONES,
@@ -232,11 +233,12 @@ def distill(
     with joined(target) as (ranks, target), own_random_state(target), contextlib.ExitStack() as held:
         if not ranks.first:
             display = Silent()
-        folder = RunFolder(output) if output is not None and ranks.first else None
-        if folder is not None:
-            held.enter_context(folder.lock())
-            if not resume:
-                folder.refuse_finished_work()
+        with ranks.alike():
+            folder = RunFolder(output) if output is not None and ranks.first else None
+            if folder is not None:
+                held.enter_context(folder.lock())
+                if not resume:
+                    folder.refuse_finished_work()
         rank_batch = ranks.share(batch_size)
         loaded = load_data(
             data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction
@@ -559,6 +561,7 @@ def train_teacher(
         return network.eval()
 
 
+@alone()
 def evaluate(
     network: nn.Module,
     data: str | Data,

@@ -18,6 +18,7 @@ from pckd.engine.precision import resolve_device, resolve_precision
 from pckd.engine.sources import Data, describe, make_network, make_objective, method_terms, schedule_terms, shapes_of
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import place
+from pckd.functional.ranks import alone
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from pckd.profiling.measure import Clock, how_peak_is_measured, interleaved, summary
 from pckd.profiling.networks import count, ratios, time_networks
@@ -93,6 +94,7 @@ def profile(
     )[""]
 
 
+@alone()
 def profile_cases(
     cases: Mapping[str, Case],
     *,
