@@ -64,6 +64,7 @@ from pckd.engine.step import ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import Display, Report, fit
 from pckd.functional import PUBLISHED_EPOCHS
+from pckd.functional.ranks import alone
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from registry import (
     BACKBONES,
@@ -274,11 +275,12 @@ def distill(
                 check_network(network, f"the {role}")
         if not ranks.first:
             display = Silent()
-        folder = RunFolder(output) if output is not None and ranks.first else None
-        if folder is not None:
-            held.enter_context(folder.lock())
-            if not resume:
-                folder.refuse_finished_work()
+        with ranks.alike():
+            folder = RunFolder(output) if output is not None and ranks.first else None
+            if folder is not None:
+                held.enter_context(folder.lock())
+                if not resume:
+                    folder.refuse_finished_work()
         rank_batch = ranks.share(batch_size)
         loaded = load_data(
             data,
@@ -690,6 +692,7 @@ def train_teacher(
         return network.eval()
 
 
+@alone()
 def evaluate(
     network: nn.Module,
     data: str | Data,

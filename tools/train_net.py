@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pckd import distill
 from pckd.api import POOL
 from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Silent, make_display
+from pckd.engine.ranks import launched
 from pckd.engine.train import Display
 from pckd.rehearsal import check
 from pckd.tensorboard import TensorBoard
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:
         raise UserError("--resume needs the --output folder of the run to continue")
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = launched().first
     display: Display = make_display() if first else Silent()
     told = display
     if args.tensorboard:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
+import functools
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +21,11 @@ from torch import Tensor, nn
 from pckd.functional import world_size
 from pckd.functional.ranks import BatchNormOverRanks
 from registry import UserError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for those that are started with it."""
+POLL_SECONDS = 0.05
+"""Between two looks at who has come. A process that sleeps hears a signal, one that waits in a store does not."""
 
 
 class Ranks(NamedTuple):
@@ -100,6 +111,21 @@ class Ranks(NamedTuple):
             dist.all_gather_object(held, value)
         return held
 
+    @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """Raise a UserError of one process in all of them, so that nobody waits for a process that has given up.
+
+        Nothing inside waits for the other processes.
+        """
+        own: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            own = error
+        errors = [error for error in self.everyone(own) if error is not None]
+        if errors:
+            raise own or errors[0]
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
@@ -118,27 +144,193 @@ def add_up(x: Tensor) -> Tensor:
     return x
 
 
+def launched() -> Ranks:
+    """Which process a launcher such as ``torchrun`` has made of this one, as its environment says.
+
+    Raises:
+        UserError: a variable is missing, or is not what it must be.
+    """
+    size = _number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE") else 1
+    # Some clusters set WORLD_SIZE for every job, also for one that no launcher has started.
+    if size == 1 or not {"RANK", "MASTER_ADDR"} & os.environ.keys():
+        return Ranks()
+    _number("MASTER_PORT", 1, 65535)
+    if not os.environ.get("MASTER_ADDR"):
+        raise _refused("MASTER_ADDR", "the address of the machine of rank 0")
+    return Ranks(_number("RANK", 0, size - 1), size)
+
+
+def _number(variable: str, least: int, most: int | None = None) -> int:
+    text = os.environ.get(variable, "")
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        raise _refused(variable, f"a number from {least}{'' if most is None else f' to {most}'}")
+    return int(text)
+
+
+def _refused(variable: str, wanted: str) -> UserError:
+    return UserError(
+        f"environment variable {variable}={os.environ.get(variable, '')!r}: it must be {wanted}, as "
+        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set; start with torchrun, or unset WORLD_SIZE to train in one process"
+    )
+
+
+_own: Any = None
+"""The group that was made here."""
+_calls = 0
+"""How many calls that have joined are running, one inside another."""
+
+
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     """This process among those that ``torchrun`` has started, and its device; alone where it was started alone.
 
-    A group that exists already is used and left as it is.
+    The first call makes a group of the processes. Later calls use it, and it ends with the process. An error that
+    leaves the outermost call ends it too, so that the other processes do not wait for this one; the next call makes
+    another. A group that somebody else made is used and left as it is.
 
     Args:
         device: where to train; of several accelerators each process takes the one of its local rank.
+
+    Raises:
+        UserError: the processes do not find one another, or the connection to one of them is lost.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
-    if not dist.is_available() or not (started or dist.is_initialized()):
+    global _calls
+    if not dist.is_available() or not (dist.is_initialized() or launched().size > 1):
         yield Ranks(), device
         return
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", _local_accelerator())
         torch.cuda.set_device(device)
-    mine = not dist.is_initialized()
-    if mine:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if _calls == 0 and _is_ours() and dist.get_backend() != backend:
+        # The calls before were for another kind of device.
+        _leave()
+    _calls += 1
     try:
+        if not dist.is_initialized():
+            _make_group(backend, launched())
         yield Ranks(dist.get_rank(), dist.get_world_size()), device
+    except BaseException as error:
+        lost = _lost_connection(error)
+        if _calls == 1:
+            _leave()
+        if lost is not None:
+            raise lost from error
+        raise
     finally:
-        if mine:
-            dist.destroy_process_group()
+        _calls -= 1
+
+
+def _local_accelerator() -> int:
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise UserError(
+            f"no GPU for the process with LOCAL_RANK={rank}: this machine has {count}; "
+            "start as many processes as it has GPUs, or give --device cpu"
+        )
+    return rank
+
+
+def _make_group(backend: str, own: Ranks) -> None:
+    global _own
+    store = _store(own)
+    part = dist.PrefixStore(_meet(store, own), store)
+    dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)
+    _own = dist.group.WORLD
+    # Threads of gloo need the interpreter's lock to free tensors, and its destructor, which may hold that lock, waits for
+    # them. It is never called: the system closes the connections when the process ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_own))
+
+
+def _is_ours() -> bool:
+    return _own is not None and dist.is_initialized() and dist.group.WORLD is _own
+
+
+@atexit.register
+def _leave() -> None:
+    """End the group that was made here, unless somebody else has done so."""
+    global _own
+    if _is_ours():
+        dist.destroy_process_group()
+    _own = None
+
+
+@functools.cache
+def _store(own: Ranks) -> Any:
+    """Where the processes leave messages for one another; torchrun keeps it, else the first process does."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    keeps = own.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        return dist.TCPStore(
+            address, port, own.size, is_master=keeps, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"rank {own.rank} of {own.size} cannot {'listen' if keeps else 'connect'} at {address}:{port} "
+            f"({_reason(error)}); check MASTER_ADDR, or choose another MASTER_PORT"
+        ) from error
+
+
+def _meet(store: Any, own: Ranks) -> str:
+    """Wait until all processes are here; the name of a part of the store that is theirs alone.
+
+    torchrun keeps its store when it restarts the processes. The addresses of those that died are still there, and the
+    new ones would connect to them. Its count of restarts tells the rounds apart on one machine only, because each
+    machine counts for itself. So the first process makes up a name for the round, each other process writes a word of
+    its own under that name, and knows that the round is not an old one when the first process has repeated the word.
+
+    Raises:
+        UserError: some have not come for a long time.
+    """
+    word = uuid.uuid4().hex
+    if own.first:
+        store.set("pckd", word)
+        others = range(1, own.size)
+        _wait_for(lambda: [rank for rank in others if not store.check([f"{word}/{rank}"])], own)
+        for rank in others:
+            store.set(f"{word}/{store.get(f'{word}/{rank}').decode()}", "")
+        return word
+    name = ""
+
+    def late() -> list[int]:
+        nonlocal name
+        if store.check(["pckd"]):
+            name = store.get("pckd").decode()
+            store.set(f"{name}/{own.rank}", word)
+        return [] if name and store.check([f"{name}/{word}"]) else [0]
+
+    _wait_for(late, own)
+    return name
+
+
+def _wait_for(late: Callable[[], list[int]], own: Ranks) -> None:
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while ranks := late():
+        if time.monotonic() > end:
+            raise UserError(
+                f"rank {own.rank} of {own.size}: rank {', '.join(map(str, ranks))} has not come within "
+                f"{PATIENCE.total_seconds() / 60:g} minutes; see whether it was started, and what it says"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _lost_connection(error: BaseException) -> UserError | None:
+    """The one line for an error of the connection to other processes; None for any other error."""
+    cause: BaseException | None = error
+    # A plug-in that waits for the other processes is not to blame.
+    while cause is not None and not _is_of_connection(cause):
+        cause = cause.__cause__
+    if cause is None:
+        return None
+    here = f"rank {dist.get_rank()} of {dist.get_world_size()}: " if dist.is_initialized() else ""
+    if any(sign in str(cause) for sign in ("closed by peer", "reset by peer", "Broken pipe", "refused")):
+        return UserError(f"{here}another process of this run has died or given up; continue with --resume")
+    return UserError(f"{here}cannot reach the other processes of this run ({_reason(cause)}); continue with --resume")
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -98,7 +98,9 @@ def fit(
     initial = objective.initial_epochs(epochs)
     schedule = Schedule(initial, epochs, len(train_loader), lr, milestones, lr_decay)
     history, meter, first, start = History(), Meter(), 1, 0
-    state = ranks.same(folder.load_checkpoint(arguments, fingerprints) if folder is not None and resume else None)
+    with ranks.alike():
+        state = folder.load_checkpoint(arguments, fingerprints) if folder is not None and resume else None
+    state = ranks.same(state)
     if state is not None:
         # The same names may stand for other plug-ins than when the checkpoint was written.
         for part, module in (("student", student), ("objective", objective), ("optimizer", optimizer)):
@@ -178,7 +180,8 @@ def fit(
         # Whatever ends the loop, a terminal is left as it was.
         ends.callback(display.end)
         ends.enter_context(kept_for(device))
-        signals = ends.enter_context(Signals(enabled=folder is not None))
+        # Every process stops after the same step, for the sake of the one that writes the checkpoint.
+        signals = ends.enter_context(Signals(enabled=ranks.same(folder is not None)))
         ends.enter_context(dead_readers_named(signals))
         for epoch in range(first, schedule.epochs + 1):
             if start == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,14 +12,35 @@ from torch import Tensor, nn
 
 from registry import Absent, Output
 
-__all__ = ["BatchNormOverRanks", "gather_output", "gather_rows", "gather_rows_with_gradient", "own_rows", "world_size"]
+__all__ = [
+    "BatchNormOverRanks",
+    "alone",
+    "gather_output",
+    "gather_rows",
+    "gather_rows_with_gradient",
+    "own_rows",
+    "world_size",
+]
+
+_alone = False
 
 NO_MAPS = "feature maps are not gathered over processes: this metric or center rule works in one process only"
 
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process trains and measures by itself, whatever group it is in: the others need not do the same."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def gather_rows(x: Tensor) -> Tensor:

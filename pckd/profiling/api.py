@@ -31,6 +31,7 @@ from pckd.engine.sources import (
 )
 from pckd.engine.teacher import FrozenTeacher
 from pckd.engine.train import place
+from pckd.functional.ranks import alone
 from pckd.objective import Metric, Objective, Scheduler, needs_teacher
 from pckd.profiling.measure import Clock, how_peak_is_measured, interleaved, summary
 from pckd.profiling.networks import count, ratios, time_networks
@@ -106,6 +107,7 @@ def profile(
     )[""]
 
 
+@alone()
 def profile_cases(
     cases: Mapping[str, Case],
     *,
