@@ -170,7 +170,8 @@ def _number(variable: str, least: int, most: int | None = None) -> int:
 def _refused(variable: str, wanted: str) -> UserError:
     return UserError(
         f"environment variable {variable}={os.environ.get(variable, '')!r}: it must be {wanted}, as "
-        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set; start with torchrun, or unset WORLD_SIZE to train in one process"
+        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set; start with torchrun, or unset WORLD_SIZE to train in one "
+        "process"
     )
 
 
@@ -237,8 +238,8 @@ def _make_group(backend: str, own: Ranks) -> None:
     part = dist.PrefixStore(_meet(store, own), store)
     dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)
     _own = dist.group.WORLD
-    # Threads of gloo need the interpreter's lock to free tensors, and its destructor, which may hold that lock, waits for
-    # them. It is never called: the system closes the connections when the process ends.
+    # Threads of gloo need the interpreter's lock to free tensors, and its destructor, which may hold that lock, waits
+    # for them. It is never called: the system closes the connections when the process ends.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_own))
 
 
