@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model_zoo import load_weights, preprocessing_of, probe
+from pckd.engine.fingerprint import network_fingerprint
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
 from pckd.engine.sources import check_classes, load_data, make_objective, method_terms, read_split
@@ -102,6 +103,14 @@ class Workshop:
         record = preprocessing_of(student)
         if record is not None:
             check_classes(f"teacher {names[0]}", network, record.classes, "the student")
+        known = [run.result["fingerprints"].get("teacher") for run in taught if run.result.get("fingerprints")]
+        weights = network_fingerprint(network)["weights"]
+        if any(teacher and teacher["weights"] != weights for teacher in known):
+            return (
+                names[0],
+                network.eval(),
+                [f"{source}: has other weights than the teacher that the runs learned from"],
+            )
         return names[0], network.eval(), []
 
     def split(self, run: Run) -> DataSplit:

@@ -15,6 +15,7 @@ import torch
 
 from model_zoo import Preprocessing, save_weights
 from pckd import plots
+from pckd.engine.fingerprint import network_fingerprint
 from pckd.objective import Predictor
 from pckd.plots import embedding
 from pckd.plots.ablation import bars, figures_of, limits
@@ -433,6 +434,19 @@ def test_classes_are_named_as_the_student_knows_them(tmp_path: Path) -> None:
     with_record(folder / "model_final.pth", classes=("a", "b", "c", "d"))
     axes = plots.draw("centers", [folder]).figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "d"]
+
+
+def test_a_teacher_that_is_not_the_runs_own_is_said(tmp_path: Path) -> None:
+    folder, weights = taught(tmp_path)
+    network = build(BACKBONES, "resnet20", 4)
+    known = {"teacher": network_fingerprint(network)}
+    (folder / "result.json").write_text(
+        json.dumps({**json.loads((folder / "result.json").read_text()), "fingerprints": known})
+    )
+    note = f"{weights}: has other weights than the teacher that the runs learned from"
+    assert plots.draw("centers", [folder]).notes == [note]
+    save_weights(network, weights)
+    assert plots.draw("centers", [folder]).notes == []
 
 
 def test_networks_are_shown_images_by_their_own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
