@@ -68,8 +68,8 @@ def first_item(split: DataSplit) -> Tensor:
     """The first image of a split; where images that cannot be read are skipped, the first that can.
 
     Raises:
-        BadImages: it cannot be read, or none can.
-        UserError: reading it failed otherwise; names the split.
+        BadImages: it cannot be read.
+        UserError: reading it failed otherwise, or none can be read; names the split.
     """
     reasons: list[str] = []
     for position in range(len(split)):
@@ -77,10 +77,10 @@ def first_item(split: DataSplit) -> Tensor:
             what = f"{split.name or 'the data set'}: image {position}"
             return ask(what, split.images.__getitem__, position)
         except BadImages as error:
-            reasons += error.reasons
             if split.on_bad_image != "skip":
-                break
-    raise BadImages(*reasons)
+                raise
+            reasons += error.reasons
+    raise UserError(f"{split.name or 'the data set'}: none of its images can be read ({BadImages(*reasons).listed()})")
 
 
 def check_on_bad_image(value: object) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from model_zoo import preprocessing_of
 from pckd.data.folder import ImageFiles, spread
 from pckd.engine.progress import own_random_state, seed_everything
-from registry import DataSplit, UserError, ask
+from registry import BadImages, DataSplit, UserError, ask
 
 __all__ = ["code_fingerprint", "digest", "network_fingerprint", "split_fingerprint"]
 
@@ -135,7 +135,13 @@ def _sizes(paths: Sequence[str]) -> list[int]:
 
 
 def _item(images: Any, position: int) -> Any:
-    """An image of a streamed data set, with the random numbers of its reading, should it use any, always the same."""
+    """An image of a streamed data set, with the random numbers of its reading, should it use any, always the same.
+
+    One that cannot be read is a fact like others: whether it stops the run is for the run's steps to say.
+    """
     with own_random_state(torch.device("cpu")):
         seed_everything(position, 0)
-        return ask(f"image {position} of the data set", images.__getitem__, position)
+        try:
+            return ask(f"image {position} of the data set", images.__getitem__, position)
+        except BadImages:
+            return "cannot be read"
