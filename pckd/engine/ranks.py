@@ -169,14 +169,19 @@ def _number(variable: str, least: int, most: int | None = None) -> int:
 
 def _refused(variable: str, wanted: str) -> UserError:
     return UserError(
-        f"environment variable {variable}={os.environ.get(variable, '')!r}: it must be {wanted}, as "
-        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set; start with torchrun, or unset WORLD_SIZE to train in one "
-        "process"
+        f"environment variable {variable}={os.environ.get(variable, '')!r}: it must be {wanted}, because WORLD_SIZE="
+        f"{os.environ['WORLD_SIZE']} is set; start with torchrun, or unset WORLD_SIZE to train in one process"
     )
 
 
 _own: Any = None
 """The group that was made here."""
+_ended: list[Any] = []
+"""Groups that were made here and have ended, but are not taken apart: their connections are still open.
+
+Threads of a group free its tensors, for which they need Python's lock. Its destructor waits for the threads, in some
+releases with that lock held. So it is called some time after the last use, or never.
+"""
 _calls = 0
 """How many calls that have joined are running, one inside another."""
 
@@ -234,26 +239,37 @@ def _local_accelerator() -> int:
 
 def _make_group(backend: str, own: Ranks) -> None:
     global _own
+    _leave()
+    if _ended:
+        # Another process may still wait there for this one, and hears of its end by the closed connection.
+        time.sleep(POLL_SECONDS)
+        _ended.clear()
     store = _store(own)
     part = dist.PrefixStore(_meet(store, own), store)
     dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)
     _own = dist.group.WORLD
-    # Threads of gloo need the interpreter's lock to free tensors, and its destructor, which may hold that lock, waits
-    # for them. It is never called: the system closes the connections when the process ends.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_own))
 
 
 def _is_ours() -> bool:
     return _own is not None and dist.is_initialized() and dist.group.WORLD is _own
 
 
-@atexit.register
 def _leave() -> None:
     """End the group that was made here, unless somebody else has done so."""
     global _own
     if _is_ours():
         dist.destroy_process_group()
+    if _own is not None:
+        _ended.append(_own)
     _own = None
+
+
+@atexit.register
+def _leave_for_good() -> None:
+    _leave()
+    for group in _ended:
+        # One reference too many, and the destructor is never called: the system closes the connections.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 @functools.cache
@@ -269,7 +285,7 @@ def _store(own: Ranks) -> Any:
         raise UserError(
             f"rank {own.rank} of {own.size} cannot {'listen' if keeps else 'connect'} at {address}:{port} "
             f"({_reason(error)}); check MASTER_ADDR, or choose another MASTER_PORT"
-        ) from error
+        ) from None
 
 
 def _meet(store: Any, own: Ranks) -> str:

@@ -149,11 +149,15 @@ def fit(
     guard = FiniteGuard(device, on_nonfinite)
     if state is not None:
         guard.skipped = state["skipped"]
+        # Each process has memories of its own, and wrapping has copied those of the first to all.
+        objective.load_state_dict(own.get("buffers", {}), strict=False)
         set_random_state(own["random"], device)
 
     def checkpoint(epoch: int, step: int, seconds: float = 0.0) -> None:
         """Keep all that a run needs to go on in ``epoch`` after ``step`` of its steps, ``seconds`` into them."""
-        processes = ranks.everyone({"random": random_state(device), "meter": meter.state_dict()})
+        buffers = {name: buffer.cpu() for name, buffer in objective.named_buffers()} if ranks.size > 1 else {}
+        own = {"random": random_state(device), "meter": meter.state_dict(), "buffers": buffers}
+        processes = ranks.everyone(own)
         if folder is not None:
             folder.save_checkpoint(
                 {
@@ -180,7 +184,7 @@ def fit(
         # Whatever ends the loop, a terminal is left as it was.
         ends.callback(display.end)
         ends.enter_context(kept_for(device))
-        # Every process stops after the same step, for the sake of the one that writes the checkpoint.
+        # Where the first process writes a checkpoint, a signal stops all of them after the same step.
         signals = ends.enter_context(Signals(enabled=ranks.same(folder is not None)))
         ends.enter_context(dead_readers_named(signals))
         for epoch in range(first, schedule.epochs + 1):

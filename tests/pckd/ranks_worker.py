@@ -1,4 +1,7 @@
-"""First-step gradients of every loss, in as many processes as torchrun has started; the first writes them to a file."""
+"""First-step gradients of every loss, and calls one after the other, in as many processes as torchrun has started.
+
+The first process writes what it found to a file.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+import pckd
 from model_zoo import probe
+from pckd import api
 from pckd.engine.optimizer import make_optimizer
-from pckd.engine.ranks import joined
+from pckd.engine.ranks import joined, launched
+from pckd.engine.record import FolderInUse, RunFolder
 from pckd.engine.sources import make_objective
 from pckd.engine.step import Moment, Trainee, train_step
 from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, LOSSES, Batch, Setup, Term
+from registry import BACKBONES, LOSSES, Batch, Setup, Term, UserError
 
 IMAGES, VIEWS, CLASSES, SIDE, SAMPLES = 8, 4, 5, 16, 64
 TERMS = [*LOSSES.names(), "category_contrast(gather=True)"]
@@ -66,13 +73,68 @@ def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = 
     }
 
 
+class FailsInTheLast(nn.Module):
+    """A loss that breaks in the third step of the last process."""
+
+    needs_teacher = False
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, student: Any, teacher: Any, context: Any) -> torch.Tensor:
+        self.calls += 1
+        mine = launched()
+        if self.calls == 3 and mine.rank == mine.size - 1:
+            raise UserError("broken")
+        return student.logits.sum(1) * 0
+
+
+def calls() -> dict[str, Any]:
+    """What comes of a script's calls."""
+    data = pckd.load_data("shapes(num_classes=4, image_size=8)", limit_train=64, limit_test=9)
+    options: dict[str, Any] = {"student": "resnet8", "data": data, "epochs": 1, "batch_size": 16, "precision": "fp32"}
+    free = RunFolder.lock
+
+    def busy(folder: RunFolder) -> Any:
+        RunFolder.lock = free  # type: ignore[method-assign]
+        raise FolderInUse("another process trains there")
+
+    # The first process meets another one that trains the same teacher, and all wait for it.
+    RunFolder.lock, api.POLL_SECONDS = busy, 0.01  # type: ignore[method-assign]
+    teacher = pckd.train_teacher(teacher="resnet8", data=data, epochs=1, batch_size=16, precision="fp32")
+    groups = [dist.group.WORLD]
+    result = pckd.distill(**options, teacher=teacher)
+    groups.append(dist.group.WORLD)
+    first = launched().first
+    # The first process alone measures; the others do not come.
+    alone = pckd.evaluate(result.student, data) if first else None
+    cost = pckd.profile(student="resnet8", teacher="resnet8", batch_size=4, image_size=8, rounds=0) if first else None
+    errors = []
+    for broken in ({"batch_size": 7}, {"method": [Term("cross_entropy"), Term(FailsInTheLast)]}):
+        try:
+            pckd.distill(**{**options, **broken})
+        except UserError as error:
+            errors.append(str(error))
+    again = pckd.distill(**options, teacher=teacher)
+    return {
+        "groups": [group is groups[0] and group is not None for group in groups],
+        "histories": [result.history, again.history],
+        "top1": [result.last_top1, None if alone is None else alone.top1],
+        "samples": None if alone is None else alone.samples,
+        "profiled": cost is not None,
+        "errors": errors,
+    }
+
+
 def main(path: str) -> None:
+    came = calls()
     with joined(CPU) as (ranks, _):
         found = {
             loss: gradients(loss, ranks.size, ranks.rank, ranks.wrap, ranks.synchronize_statistics) for loss in TERMS
         }
         if ranks.first:
-            torch.save(found, path)
+            torch.save({**found, "calls": came}, path)
         ranks.wait()
 
 

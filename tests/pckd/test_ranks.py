@@ -5,17 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from pckd.engine import ranks
+from pckd.engine.ranks import Ranks, joined, launched
 from pckd.functional.ranks import BatchNormOverRanks, gather_output, gather_rows, own_rows
-from registry import Output
+from registry import Output, PluginError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +55,11 @@ def torchrun(*command: str, **variables: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("ranks") / "gradients.pt"
-    done = torchrun(str(Path(worker.__file__)), str(path))
+    folder = tmp_path_factory.mktemp("ranks")
+    path = folder / "found.pt"
+    done = torchrun(str(Path(worker.__file__)), str(path), PCKD_CACHE=str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
     found: dict[str, Any] = torch.load(path, weights_only=True)
     return found
 
@@ -75,6 +83,25 @@ def test_two_processes_with_half_the_batch_have_the_gradient_of_one_with_all(
         assert worst > 1e-5 * scale, f"{loss} is a mean over samples after all: take it off the list"
     else:
         assert worst <= 1e-5 * scale
+
+
+def test_calls_one_after_the_other_use_one_group(together: dict[str, Any]) -> None:
+    calls = together["calls"]
+    assert calls["groups"] == [True, True]
+    assert calls["histories"][1] == calls["histories"][0]
+
+
+def test_one_process_alone_measures_what_all_have_measured(together: dict[str, Any]) -> None:
+    calls = together["calls"]
+    assert calls["top1"][1] == calls["top1"][0]
+    assert calls["samples"] == 9
+    assert calls["profiled"]
+
+
+def test_after_an_error_of_all_or_of_one_the_next_call_goes_on(together: dict[str, Any]) -> None:
+    refused, lost = together["calls"]["errors"]
+    assert refused == "batch_size=7 cannot be shared by 2 processes; try 8"
+    assert lost == "rank 0 of 2: another process of this run has died or given up; continue with --resume"
 
 
 def test_training_in_two_processes_is_training_in_one(tmp_path: Path) -> None:
@@ -138,3 +165,120 @@ def test_converted_batch_norm_keeps_names_statistics_and_answers() -> None:
     assert torch.equal(converted(images), usual(images))
     for name, value in usual.state_dict().items():
         assert torch.equal(converted.state_dict()[name], value)
+
+
+# How processes find one another
+
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the variables of a launcher, and no others of its kind."""
+
+    def set_all(variables: dict[str, str]) -> None:
+        for name in (*LAUNCHED, "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Ranks()),
+        (LAUNCHED, Ranks(1, 2)),
+        ({**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}, Ranks()),
+        # Clusters that set it for every job.
+        ({"WORLD_SIZE": "8"}, Ranks()),
+        ({"WORLD_SIZE": ""}, Ranks()),
+    ],
+)
+def test_environment_says_which_process_this_is(variables: dict[str, str], expected: Ranks, launch: Any) -> None:
+    launch(variables)
+    assert launched() == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "wanted"),
+    [
+        ("WORLD_SIZE", "two", "a number from 1"),
+        ("RANK", None, "a number from 0 to 1"),
+        ("RANK", "2", "a number from 0 to 1"),
+        ("MASTER_ADDR", None, "the address of the machine of rank 0"),
+        ("MASTER_PORT", None, "a number from 1 to 65535"),
+        ("MASTER_PORT", "0", "a number from 1 to 65535"),
+    ],
+)
+def test_environment_that_does_not_fit_is_refused(variable: str, value: str | None, wanted: str, launch: Any) -> None:
+    launch({name: old for name, old in {**LAUNCHED, variable: value}.items() if old is not None})
+    said = f"variable {variable}='{value or ''}': it must be {wanted}, because WORLD_SIZE="
+    with pytest.raises(UserError, match=said), joined(worker.CPU):
+        pass
+
+
+def test_port_that_is_taken_is_refused(launch: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        launch({**LAUNCHED, "RANK": "0", "MASTER_PORT": str(port)})
+        said = rf"^rank 0 of 2 cannot listen at 127.0.0.1:{port} \(.*choose another MASTER_PORT$"
+        with pytest.raises(UserError, match=said), joined(worker.CPU):
+            pass
+    assert not dist.is_initialized()
+
+
+def test_process_that_does_not_come_is_named(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "3", "MASTER_PORT": str(store.port)}
+    launch({**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.6))
+    said = "rank 0 of 3: rank 1, 2 has not come within"
+    with pytest.raises(UserError, match=said), joined(worker.CPU):
+        pass
+
+
+def test_process_without_a_gpu_is_refused(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch({**LAUNCHED, "LOCAL_RANK": "1"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    said = "no GPU for the process with LOCAL_RANK=1: this machine has 1"
+    with pytest.raises(UserError, match=said), joined(torch.device("cuda")):
+        pass
+
+
+@pytest.fixture
+def group() -> Iterator[Any]:
+    """A group of one process that the caller has made."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+CLOSED = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:4: Connection reset by peer")
+SLOW = RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting for recv")
+INSIDE = PluginError("loss 'mine' raised RuntimeError")
+INSIDE.__cause__ = CLOSED
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (CLOSED, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
+        (INSIDE, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
+        (SLOW, r"^rank 0 of 1: cannot reach the other processes of this run \(\[third_party.* Timed out"),
+        (UserError("a reason"), "^a reason$"),
+    ],
+    ids=["closed", "in a plug-in", "slow", "another"],
+)
+def test_lost_connection_is_one_line_and_the_callers_group_is_left(raised: Exception, said: str, group: Any) -> None:
+    with pytest.raises(UserError, match=said), joined(worker.CPU):
+        raise raised
+    assert dist.group.WORLD is group
+
+
+def test_any_other_error_passes_as_it_is(group: Any) -> None:
+    error = RuntimeError("something")
+    with pytest.raises(RuntimeError) as caught, joined(worker.CPU):
+        raise error
+    assert caught.value is error

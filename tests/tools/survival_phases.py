@@ -3,7 +3,8 @@
 The board is a file of 64-bit numbers: the phase, how often each phase was entered, the nanoseconds spent in each, and a
 gate: whether the run waits at it, a phase, and how often that may be entered before the next step of training waits
 until the gate is opened (0).
-Beside the board lie the numbers of the processes that read the data.
+Beside the board lie the numbers of the processes that read the data. Of processes that train together each has a board,
+with its rank at the end of the name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ GATE = 1 + 2 * len(PHASES)
 LONGEST = 600.0
 """Seconds at the gate, should nobody be left to open it."""
 
-with open(os.environ["SURVIVAL_BOARD"], "r+b") as file:
+BOARD = os.environ["SURVIVAL_BOARD"] + os.environ.get("RANK", "")
+
+with open(BOARD, "r+b") as file:
     board = memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")
 
 
@@ -47,7 +50,7 @@ def show(owner: Any, name: str, phase: str, *, stays: bool = False) -> None:
 
 
 def tell_readers() -> None:
-    told, new = (Path(os.environ["SURVIVAL_BOARD"] + end) for end in (".readers", ".new"))
+    told, new = (Path(BOARD + end) for end in (".readers", ".new"))
     new.write_text(" ".join(str(child.pid) for child in multiprocessing.active_children()))
     new.replace(told)
 

@@ -6,21 +6,24 @@ The version with 20 kills of one run, for each kind of state a run has:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 if not hasattr(os, "fork"):
     pytest.skip("kills and signals of POSIX", allow_module_level=True)
@@ -97,10 +100,13 @@ class Run:
         driver: subprocess.Popen[str] | None,
         cache: Path,
         gate: Gate | None = None,
+        launched: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
-        self.board = Board(home / "board", gate)
-        self.out, self.err = home / "out", home / "err"
-        env = {"SURVIVAL_BOARD": str(self.board.path), "PCKD_CACHE": str(cache)}
+        env = {"SURVIVAL_BOARD": str(home / "board"), "PCKD_CACHE": str(cache), **(launched or {})}
+        rank = env.get("RANK", "")
+        self.board = Board(home / f"board{rank}", gate)
+        self.out, self.err = home / f"out{rank}", home / f"err{rank}"
         argv = [*argv, "--plugin", str(HERE / "survival_phases.py")]
         self.driver = driver
         self.own: subprocess.Popen[bytes] | None = None
@@ -109,7 +115,7 @@ class Run:
         if driver is None:
             with self.out.open("wb") as out, self.err.open("wb") as err:
                 self.own = subprocess.Popen(
-                    [sys.executable, str(TOOL), *argv], stdout=out, stderr=err, env={**os.environ, **env}
+                    [sys.executable, *launcher, str(TOOL), *argv], stdout=out, stderr=err, env={**os.environ, **env}
                 )
             self.number = self.own.pid
         else:
@@ -166,17 +172,21 @@ class Run:
     def done(self) -> None:
         """Wait for an end as it should be."""
         assert self.wait() == 0, self.err.read_text()
-        assert self.err.read_text() == ""
+        assert self.complaints() == []
 
     def said(self) -> str:
         """Wait; the one line it said as it ended."""
-        lines = self.err.read_text().splitlines()
+        lines = self.complaints()
         assert len(lines) == 1, lines
         return lines[0]
 
+    def complaints(self) -> list[str]:
+        """The lines on standard error, without PyTorch's advice on an option of data parallelism."""
+        return [line for line in self.err.read_text().splitlines() if "find_unused_parameters" not in line]
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[subprocess.Popen[str]]:
+
+@contextlib.contextmanager
+def driving() -> Iterator[subprocess.Popen[str]]:
     root = str(HERE.parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -185,6 +195,18 @@ def driver() -> Iterator[subprocess.Popen[str]]:
         yield process
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[subprocess.Popen[str]]:
+    with driving() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def other_driver() -> Iterator[subprocess.Popen[str]]:
+    with driving() as process:
+        yield process
 
 
 Start = Callable[..., Run]
@@ -545,3 +567,185 @@ def test_readers_that_are_killed_or_interrupted_do_no_harm(start: Start, streame
     assert run.said().startswith("train_net.py: stopped in epoch ")
     start(argv).done()
     same(whole, cut)
+
+
+# Several processes
+
+LOST = "another process of this run has died or given up; continue with --resume"
+
+
+class Pair:
+    """Starts two runs that train together, as a launcher does: with a store that it keeps when it starts them again."""
+
+    def __init__(self, home: Path, drivers: tuple[subprocess.Popen[str], ...]) -> None:
+        self.home, self.drivers = home, drivers
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.launched = {
+            "WORLD_SIZE": str(len(drivers)),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        self.runs: list[Run] = []
+
+    def start(self, argv: list[str], *, gate: Gate | None = None, of_rank_1: list[str] | None = None) -> list[Run]:
+        pair = []
+        for rank, driver in enumerate(self.drivers):
+            own = [*argv, *(of_rank_1 or [])] if rank else argv
+            launched = {**self.launched, "RANK": str(rank)}
+            pair.append(Run(self.home, own, driver=driver, cache=self.home / "teachers", gate=gate, launched=launched))
+        self.runs += pair
+        return pair
+
+
+@pytest.fixture
+def pair(driver: subprocess.Popen[str], other_driver: subprocess.Popen[str], tmp_path: Path) -> Iterator[Pair]:
+    both = Pair(tmp_path, (driver, other_driver))
+    yield both
+    for run in both.runs:
+        if run.status is None:
+            run.send(signal.SIGKILL)
+            run.wait()
+
+
+def test_one_of_two_processes_is_killed_and_both_are_started_again(pair: Pair, teacher: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    # Each process has memories and draws of its own.
+    argv = [*SHAPES, *CASES["crd, memory"], "--epochs", "2", "--teacher", "resnet8", "--teacher-weights", teacher]
+    argv += ["--checkpoint-every", "1", "--resume", "--output"]
+    for run in pair.start([*argv, str(whole)]):
+        run.done()
+    for rank in (1, 0):
+        runs = pair.start([*argv, str(cut)], gate=("training", 3))
+        assert all(run.until(lambda run=run: run.board.is_at_gate) for run in runs)
+        runs[rank].send(signal.SIGKILL)
+        assert runs[rank].wait() == -signal.SIGKILL
+        runs[1 - rank].board.open()
+        assert runs[1 - rank].wait() == 2
+        assert runs[1 - rank].said() == f"train_net.py: error: rank {1 - rank} of 2: {LOST}"
+    for run in pair.start([*argv, str(cut)]):
+        run.done()
+    same(whole, cut)
+
+
+@pytest.mark.parametrize("told", [(1,), (0, 1)], ids=["rank 1", "both"])
+def test_a_signal_to_any_of_two_processes_stops_both_with_a_checkpoint(
+    told: tuple[int, ...], pair: Pair, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    argv = [*SHAPES, "--method", "vanilla", "--epochs", "1", "--output"]
+    for run in pair.start([*argv, str(whole)]):
+        run.done()
+    runs = pair.start([*argv, str(cut)], gate=("training", 2))
+    assert all(run.until(lambda run=run: run.board.is_at_gate) for run in runs)
+    for rank in told:
+        runs[rank].send(signal.SIGTERM)
+    for run in runs:
+        run.board.open()
+    for run in runs:
+        assert run.wait() == 128 + signal.SIGTERM
+        assert run.said() == (
+            "train_net.py: stopped in epoch 1 after step 3 of 4; "
+            f"continue with the same command and --resume (--output {cut})"
+        )
+    for run in pair.start([*argv, str(cut), "--resume"]):
+        run.done()
+    same(whole, cut)
+
+
+FULL = """
+import errno, os
+from pckd.engine import record
+
+def write(path, *content, then, **options):
+    raise record.cannot_write(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), then)
+
+record.write_atomically = write
+"""
+
+
+def test_where_the_disk_is_full_both_processes_end(pair: Pair, tmp_path: Path) -> None:
+    plugin = tmp_path / "full.py"
+    plugin.write_text(FULL)
+    argv = [*SHAPES, "--method", "vanilla", "--epochs", "2", "--output", str(tmp_path / "run"), "--plugin", str(plugin)]
+    first, second = pair.start(argv)
+    assert (first.wait(), second.wait()) == (2, 2)
+    assert "No space left on device" in first.said()
+    assert second.said() == f"train_net.py: error: rank 1 of 2: {LOST}"
+
+
+def test_what_the_first_process_refuses_all_refuse(pair: Pair, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "metrics.jsonl").touch()
+    for run in pair.start([*SHAPES, "--method", "vanilla", "--epochs", "1", "--output", str(output)]):
+        assert run.wait() == 2
+        assert run.said().startswith(f"train_net.py: error: output folder {output} already holds a run (metrics.jsonl)")
+
+
+def test_a_process_that_waits_for_one_that_gave_up_can_be_ended(pair: Pair, tmp_path: Path) -> None:
+    argv = [*SHAPES, "--method", "vanilla", "--epochs", "1", "--output", str(tmp_path / "run")]
+    first, second = pair.start(argv, of_rank_1=["--plugin", "missing.py"])
+    assert second.wait() == 2
+    assert "missing.py" in second.said()
+    assert first.until(lambda: pair.store.check(["pckd"]))
+    # As a launcher does when it sees that one has ended.
+    first.send(signal.SIGTERM)
+    assert first.wait() == 128 + signal.SIGTERM
+    assert first.said().startswith("train_net.py: terminated; continue with ")
+
+
+def workers(agent: int) -> dict[int, int]:
+    """The numbers of the processes that torchrun has started, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == agent:
+                variables = dict(part.partition("=")[::2] for part in (folder / "environ").read_text().split("\0"))
+                if "LOCAL_RANK" in variables:
+                    found[int(variables["RANK"])] = int(folder.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_torchrun_goes_on_after_ten_kills(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ["start-up"] * 2 + ["training"] * 4 + ["evaluation"] * 2 + ["checkpoint"] * 2
+    draw = random.Random("torchrun")
+    draw.shuffle(plan)
+    argv = [*SHAPES, *CASES["pckd, running centers"], "--teacher", "resnet8", "--teacher-epochs", "2", "--epochs", "25"]
+    argv += [*EVERY_OTHER, "--dataset", DATA.replace("test_size=60", "test_size=1000"), "--resume", "--output"]
+    for run in pair.start([*argv, str(tmp_path / "whole")]):
+        run.done()
+    lengths = {phase: pair.runs[0].board.seconds(phase) for phase in PHASES} | {"start-up": 10.0}
+
+    first, _ = (Board(tmp_path / f"board{rank}", None) for rank in range(2))
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={len(plan)}"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        launcher += ["--master-port", str(free.getsockname()[1])]
+    argv.append(str(tmp_path / "cut"))
+    run = Run(tmp_path, argv, driver=None, cache=tmp_path / "other", launcher=launcher)
+    pair.runs.append(run)
+    hits: Counter[str] = Counter()
+    killed: set[int] = set()
+    for phase in plan:
+        assert run.until(lambda: len(set(workers(run.number).values()) - killed) == 2)
+        started = workers(run.number)
+        first.numbers[0] = 0
+        nth = first.entered(phase) + draw.randint(1, {"training": 3, "checkpoint": 2}.get(phase, 1))
+        if phase != "start-up":
+            assert run.until(lambda phase=phase, nth=nth: first.entered(phase) >= nth)
+        time.sleep(draw.uniform(0, lengths[phase]))
+        hits[first.phase] += 1
+        os.kill(started[draw.randrange(2)], signal.SIGKILL)
+        killed.update(started.values())
+    assert run.wait() == 0, run.err.read_text()
+    said = [line for line in run.complaints() if line.startswith("train_net.py: ")]
+    print(
+        f"\ntorchrun: {', '.join(f'{hits[phase]} kills in {phase}' for phase in PHASES)}; others say {len(said)} lines"
+    )
+    assert "Traceback" not in run.err.read_text()
+    assert all(line.endswith((LOST, f"--resume (--output {tmp_path / 'cut'})")) for line in said)
+    same(tmp_path / "whole", tmp_path / "cut")
