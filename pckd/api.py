@@ -686,8 +686,11 @@ def train_teacher(
                 save_weights(trained, path, **key)
                 shutil.rmtree(unfinished, ignore_errors=True)
             ranks.wait()
-            return trained
-        display.note(f"teacher {teacher}: from the cache, {path}")
+            break
+        else:
+            display.note(f"teacher {teacher}: from the cache, {path}")
+        # Also the one trained just now: its batch norms may be those of several processes, which round otherwise.
+        network = make_network(teacher, loaded)
         load_weights(network, path)
         return network.eval()
 

@@ -102,7 +102,8 @@ def calls() -> dict[str, Any]:
 
     # The first process meets another one that trains the same teacher, and all wait for it.
     RunFolder.lock, api.POLL_SECONDS = busy, 0.01  # type: ignore[method-assign]
-    teacher = pckd.train_teacher(teacher="resnet8", data=data, epochs=1, batch_size=16, precision="fp32")
+    training: dict[str, Any] = {"teacher": "resnet8", "data": data, "epochs": 1, "batch_size": 16, "precision": "fp32"}
+    teacher = pckd.train_teacher(**training)
     groups = [dist.group.WORLD]
     result = pckd.distill(**options, teacher=teacher)
     groups.append(dist.group.WORLD)
@@ -116,7 +117,7 @@ def calls() -> dict[str, Any]:
             pckd.distill(**{**options, **broken})
         except UserError as error:
             errors.append(str(error))
-    again = pckd.distill(**options, teacher=teacher)
+    again = pckd.distill(**options, teacher=pckd.train_teacher(**training))
     return {
         "groups": [group is groups[0] and group is not None for group in groups],
         "histories": [result.history, again.history],

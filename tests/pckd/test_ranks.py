@@ -88,6 +88,7 @@ def test_two_processes_with_half_the_batch_have_the_gradient_of_one_with_all(
 def test_calls_one_after_the_other_use_one_group(together: dict[str, Any]) -> None:
     calls = together["calls"]
     assert calls["groups"] == [True, True]
+    # The teacher was trained just now in one, and comes from the cache in the other.
     assert calls["histories"][1] == calls["histories"][0]
 
 
