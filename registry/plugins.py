@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from registry.errors import PluginError, place_of
+from registry.errors import NameTaken, PluginError, place_of
 
 ENTRY_POINT_GROUP = "pckd.plugins"
 
@@ -95,5 +95,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.lineno:
         return f"line {error.lineno} of {Path(error.filename or '?').name}: {type(error).__name__}: {error.msg}"
     message = " ".join(str(error).split())
-    where = place_of(error)
+    # NameTaken says its place itself, and where a decorator was called, Pythons differ on the line.
+    where = "" if isinstance(error, NameTaken) else place_of(error)
     return f"{where and f'{where}: '}{type(error).__name__}: {message}"

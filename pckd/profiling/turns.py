@@ -173,12 +173,16 @@ class Epochs(Silent):
         self._turns.wait()
 
 
-def give_back_threads() -> None:
+def give_back_threads() -> bool:
     """End the OpenMP workers of the calling thread, which are made anew when they are next needed.
 
     OpenMP lets its workers wait for the next loop only briefly where there are more of them in a process than cores:
     with the pools of several runs side by side, each would be slower than the same run alone.
+
+    Returns:
+        Whether they have ended: not where OpenMP is older than its version 5, as in PyTorch 2.6 from pip.
     """
     with contextlib.suppress(TypeError, OSError, AttributeError):
         soft = 1
-        ctypes.CDLL(None).omp_pause_resource_all(soft)
+        return bool(ctypes.CDLL(None).omp_pause_resource_all(soft) == 0)
+    return False

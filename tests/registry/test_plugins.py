@@ -138,8 +138,9 @@ def test_an_interrupt_stays_an_interrupt_and_leaves_nothing(tmp_path: Path) -> N
 def test_a_name_taken_points_at_the_line_of_the_plugin(tmp_path: Path) -> None:
     path = write(tmp_path, "clash.py", GOOD.format(name="first") + GOOD.format(name="kd"))
     message = refused(path)
-    assert message.startswith(f"plug-in {path}: line 10 of clash.py: NameTaken:")
+    assert message.startswith(f"plug-in {path}: NameTaken: METHODS: the name 'kd' is taken: first registered at ")
     assert "kd.py:" in message
+    assert message.endswith(f", again at {path}:10; give one of them another name")
 
 
 def test_a_mended_plugin_loads(tmp_path: Path) -> None:
