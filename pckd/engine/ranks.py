@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import threading
 import time
 import uuid
 import warnings
@@ -25,7 +26,7 @@ from registry import UserError
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for those that are started with it."""
 POLL_SECONDS = 0.05
-"""Between two looks at who has come. A process that sleeps hears a signal, one that waits in a store does not."""
+"""Between two looks at who has come."""
 
 
 class Ranks(NamedTuple):
@@ -275,17 +276,33 @@ def _leave_for_good() -> None:
 @functools.cache
 def _store(own: Ranks) -> Any:
     """Where the processes leave messages for one another; torchrun keeps it, else the first process does."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = _place()
     keeps = own.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    try:
-        return dist.TCPStore(
-            address, port, own.size, is_master=keeps, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True
-        )
-    except RuntimeError as error:
+    made: list[Any] = []
+
+    def make() -> None:
+        try:
+            store = dist.TCPStore(
+                address, port, own.size, is_master=keeps, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True
+            )
+        except RuntimeError as error:
+            made.append(error)
+        else:
+            made.append(store)
+
+    # In a thread, because it may have to wait for the first process, and would hear no signal meanwhile.
+    threading.Thread(target=make, daemon=True).start()
+    _wait_for(lambda: [] if made else [0], own)
+    if isinstance(made[0], RuntimeError):
         raise UserError(
             f"rank {own.rank} of {own.size} cannot {'listen' if keeps else 'connect'} at {address}:{port} "
-            f"({_reason(error)}); check MASTER_ADDR, or choose another MASTER_PORT"
-        ) from None
+            f"({_reason(made[0])}); check MASTER_ADDR, or choose another MASTER_PORT"
+        )
+    return made[0]
+
+
+def _place() -> tuple[str, int]:
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def _meet(store: Any, own: Ranks) -> str:
@@ -321,12 +338,13 @@ def _meet(store: Any, own: Ranks) -> str:
 
 
 def _wait_for(late: Callable[[], list[int]], own: Ranks) -> None:
+    address, port = _place()
     end = time.monotonic() + PATIENCE.total_seconds()
     while ranks := late():
         if time.monotonic() > end:
             raise UserError(
-                f"rank {own.rank} of {own.size}: rank {', '.join(map(str, ranks))} has not come within "
-                f"{PATIENCE.total_seconds() / 60:g} minutes; see whether it was started, and what it says"
+                f"rank {own.rank} of {own.size}: rank {', '.join(map(str, ranks))} has not come to {address}:{port} "
+                f"within {PATIENCE.total_seconds() / 60:g} minutes; see whether it was started, and what it says"
             )
         time.sleep(POLL_SECONDS)
 

@@ -235,7 +235,7 @@ def test_process_that_does_not_come_is_named(launch: Any, monkeypatch: pytest.Mo
     variables = {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "3", "MASTER_PORT": str(store.port)}
     launch({**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"})
     monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=0.6))
-    said = "rank 0 of 3: rank 1, 2 has not come within"
+    said = f"^rank 0 of 3: rank 1, 2 has not come to 127.0.0.1:{store.port} within 0.01 minutes;"
     with pytest.raises(UserError, match=said), joined(worker.CPU):
         pass
 

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,8 +219,8 @@ def start(driver: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     runs: list[Run] = []
 
-    def begin(argv: list[str], *, gate: Gate | None = None, real: bool = False, cache: str = "teachers") -> Run:
-        runs.append(Run(tmp_path, argv, driver=None if real else driver, cache=tmp_path / cache, gate=gate))
+    def begin(argv: list[str], *, real: bool = False, cache: str = "teachers", **options: Any) -> Run:
+        runs.append(Run(tmp_path, argv, driver=None if real else driver, cache=tmp_path / cache, **options))
         return runs[-1]
 
     yield begin
@@ -693,6 +694,19 @@ def test_a_process_that_waits_for_one_that_gave_up_can_be_ended(pair: Pair, tmp_
     first.send(signal.SIGTERM)
     assert first.wait() == 128 + signal.SIGTERM
     assert first.said().startswith("train_net.py: terminated; continue with ")
+
+
+def test_a_process_that_waits_at_a_port_of_somebody_else_can_be_ended(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        port = str(silent.getsockname()[1])
+        launched = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        run = start([*SHAPES, "--method", "vanilla", "--epochs", "1"], launched=launched)
+        connection, _ = silent.accept()
+        run.send(signal.SIGTERM)
+        assert run.wait() == 128 + signal.SIGTERM
+        connection.close()
+        assert run.said() == "train_net.py: terminated"
 
 
 def workers(agent: int) -> dict[int, int]:
