@@ -26,7 +26,7 @@ from registry import UserError
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for those that are started with it."""
 POLL_SECONDS = 0.05
-"""Between two looks at who has come."""
+"""Between two looks at which of them have come."""
 
 
 class Ranks(NamedTuple):
@@ -114,7 +114,7 @@ class Ranks(NamedTuple):
 
     @contextlib.contextmanager
     def alike(self) -> Iterator[None]:
-        """Raise a UserError of one process in all of them, so that nobody waits for a process that has given up.
+        """Raise a UserError of one process in all of them, so that no process waits for one that has given up.
 
         Nothing inside waits for the other processes.
         """
@@ -175,13 +175,14 @@ def _refused(variable: str, wanted: str) -> UserError:
     )
 
 
-_own: Any = None
+_group: Any = None
 """The group that was made here."""
 _ended: list[Any] = []
-"""Groups that were made here and have ended, but are not taken apart: their connections are still open.
+"""Groups that were made here and have ended, but still have their connections.
 
-Threads of a group free its tensors, for which they need Python's lock. Its destructor waits for the threads, in some
-releases with that lock held. So it is called some time after the last use, or never.
+Threads of a group free its tensors, for which they need Python's lock. The destructor of a group waits for its threads;
+PyTorch 2.6 does so with that lock held, and hangs where a thread is still at work. So no destructor is called right
+after the last use of a group.
 """
 _calls = 0
 """How many calls that have joined are running, one inside another."""
@@ -239,37 +240,37 @@ def _local_accelerator() -> int:
 
 
 def _make_group(backend: str, own: Ranks) -> None:
-    global _own
+    global _group
     _leave()
     if _ended:
-        # Another process may still wait there for this one, and hears of its end by the closed connection.
+        # Close the connections: another process may still wait at one of them.
         time.sleep(POLL_SECONDS)
         _ended.clear()
     store = _store(own)
     part = dist.PrefixStore(_meet(store, own), store)
     dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)
-    _own = dist.group.WORLD
+    _group = dist.group.WORLD
 
 
 def _is_ours() -> bool:
-    return _own is not None and dist.is_initialized() and dist.group.WORLD is _own
+    return _group is not None and dist.is_initialized() and dist.group.WORLD is _group
 
 
 def _leave() -> None:
     """End the group that was made here, unless somebody else has done so."""
-    global _own
+    global _group
     if _is_ours():
         dist.destroy_process_group()
-    if _own is not None:
-        _ended.append(_own)
-    _own = None
+    if _group is not None:
+        _ended.append(_group)
+    _group = None
 
 
 @atexit.register
 def _leave_for_good() -> None:
     _leave()
     for group in _ended:
-        # One reference too many, and the destructor is never called: the system closes the connections.
+        # One reference too many, so that no destructor is called. The system closes the connections.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
@@ -290,7 +291,7 @@ def _store(own: Ranks) -> Any:
         else:
             made.append(store)
 
-    # In a thread, because it may have to wait for the first process, and would hear no signal meanwhile.
+    # In a thread, because it may wait long for the first process, and in it this one would hear no signal.
     threading.Thread(target=make, daemon=True).start()
     _wait_for(lambda: [] if made else [0], own)
     if isinstance(made[0], RuntimeError):
@@ -308,10 +309,10 @@ def _place() -> tuple[str, int]:
 def _meet(store: Any, own: Ranks) -> str:
     """Wait until all processes are here; the name of a part of the store that is theirs alone.
 
-    torchrun keeps its store when it restarts the processes. The addresses of those that died are still there, and the
-    new ones would connect to them. Its count of restarts tells the rounds apart on one machine only, because each
-    machine counts for itself. So the first process makes up a name for the round, each other process writes a word of
-    its own under that name, and knows that the round is not an old one when the first process has repeated the word.
+    torchrun keeps its store when it restarts the processes. The addresses of those that died are still in it, and the
+    new processes would connect to them. The count of restarts does not tell old from new, because each machine counts
+    its own. So the first process makes up a name. Each other process writes a word of its own under the name that it
+    finds, and knows that the name is not an old one when the first process has repeated that word.
 
     Raises:
         UserError: some have not come for a long time.
