@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from pckd import functional
 from pckd.api import Result, distill, evaluate, train, train_teacher
+from pckd.data.load import Data, load_data
 from pckd.engine.guard import Interrupted
-from pckd.engine.sources import Data, load_data
 from pckd.objective import Objective
+from pckd.preflight import check
 from pckd.profiling import profile
-from pckd.rehearsal import check
 from pckd.transfer import Transfer, transfer
 
 __all__ = [

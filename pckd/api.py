@@ -6,125 +6,83 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from numbers import Integral, Real
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from model_zoo import load_weights, probe, recipe_for, save_weights, set_preprocessing, usual_teacher
-from model_zoo.pairs import bare
+from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing
 from model_zoo.probe import borrowed, check_network
 from pckd import profiling
-from pckd.data import Loader
-from pckd.data.check import check_item, check_on_bad_image
-from pckd.data.loader import LARGEST_POOL, MOST_WORKERS
-from pckd.display import Silent
-from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
-from pckd.engine.difficulty_report import DifficultyReport
-from pckd.engine.evaluate import Scores, evaluate_network
+from pckd.arguments import check_arguments
+from pckd.data.load import Data, limited, load_data, read_split
+from pckd.device import Device
+from pckd.display import Display, Silent, choose_display
+from pckd.distributed import alone
+from pckd.engine.cache import TeacherCache, cache_key
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from pckd.engine.gradient_report import GradientReport
-from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
-from pckd.engine.progress import own_random_state
-from pckd.engine.ranks import joined
+from pckd.engine.optimization import MILESTONES, Optimization
+from pckd.engine.progress import History, own_random_state
+from pckd.engine.ranks import Ranks
 from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
-from pckd.engine.sources import (
-    Data,
-    check_apart,
-    check_choices,
-    check_gradients,
-    check_layout,
-    check_one_row,
-    check_trainable,
-    copy_of,
-    describe,
-    limited,
-    load_data,
-    load_trained,
-    make_network,
-    make_objective,
-    method_lr,
-    method_terms,
-    other_preprocessing,
-    pair_options,
-    schedule_terms,
-    shapes_of,
-)
-from pckd.engine.step import ViewStatistics
+from pckd.engine.session import session
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import Display, Report, fit
-from pckd.functional import PUBLISHED_EPOCHS
-from pckd.functional.ranks import alone
-from pckd.objective import Metric, Objective, Scheduler, needs_teacher
-from registry import (
-    BACKBONES,
-    DATASETS,
-    CenterRule,
-    Setup,
-    Shapes,
-    Term,
-    UserError,
-    build,
-    parse,
-)
+from pckd.engine.trainer import Report, Trainer
+from pckd.given import copy_of
+from pckd.objective import Metric, Objective, Scheduler
+from pckd.ops import PUBLISHED_EPOCHS
+from pckd.plan import Plan, load_trained, make_task, plan
+from pckd.tasks import BatchLoader, DistillationTask, Task
+from pckd.tasks.classification import ViewStatistics
+from pckd.terms import describe
+from registry import CenterRule, Term, UserError
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
 log = logging.getLogger("pckd")
 
-POOL = 16
-"""Augmentations of each image where a teacher cache needs them to be finitely many; see the README for the choice."""
-
-RECIPE_BATCH = 64
-"""Images a step in the recipes, to which their learning rates belong."""
-TOLERATED = 4.0
-"""Factor by which a learning rate may differ from the linear rule before the log says so."""
-
 NEAR_CHANCE = 1.5
-"""A teacher whose accuracy is at most so many times that of chance is said to be a mistake."""
-
+"""A teacher whose score is at most so many times that of chance is said to be a mistake."""
 TEACHER_OPTIONS = (
     *("batch_size", "momentum", "weight_decay", "milestones", "lr_decay", "flip", "on_nonfinite"),
     *("device", "precision", "compile", "num_workers"),
 )
 """Arguments of :func:`distill` that hold for the training of its teacher, too."""
-
 POLL_SECONDS = 2.0
 """Between two looks at a teacher that another process trains."""
-
-MILESTONES = (150 / PUBLISHED_EPOCHS, 180 / PUBLISHED_EPOCHS, 210 / PUBLISHED_EPOCHS)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives back. Accuracies are percentages on ``measured_on``."""
+    """What a run gives back.
+
+    Every entry of the record is also an attribute: ``last_top1``, ``best_top1``, ``last_top5``, ``teacher_top1`` in
+    classification (percentages on ``measured_on``), and likewise by the metric's name in other tasks;
+    ``images_per_second``. The score after the last epoch is the figure to report. Choosing an epoch by the best one
+    would be choosing on the test set.
+    """
 
     student: nn.Module
     """The trained network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`)."""
-    last_top1: float
-    """Accuracy after the last epoch: the figure to report."""
-    best_top1: float
-    """Best accuracy over the epochs; choosing an epoch by it would be choosing on the test set."""
-    last_top5: float
-    teacher_top1: float | None
-    """The teacher's accuracy; None where there is no teacher."""
     history: list[dict[str, Any]]
-    """One dictionary an epoch: every term of the objective, accuracies, learning rate."""
-    images_per_second: float | None
-    """Training images a second, evaluation excluded; an image counts once however many views it has. None where it is
-    not known: a run of an earlier version, resumed with nothing left to train."""
+    """One dictionary an epoch: every term of the objective, scores, learning rate."""
     record: dict[str, Any]
-    """Everything above but the network, with the exact arguments and versions: the content of result.json."""
+    """All else, with the exact arguments and versions: the content of result.json."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["record"][name]
+        except KeyError:
+            raise AttributeError(f"Result has no {name!r}") from None
 
 
 def distill(
@@ -132,6 +90,7 @@ def distill(
     student: str | nn.Module,
     teacher: str | nn.Module | None = None,
     method: str | Sequence[Term] = "pckd",
+    task: str | Task | None = None,
     data: str | Data = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
@@ -168,7 +127,7 @@ def distill(
     checkpoint_every: int | Literal["epoch"] = "epoch",
     on_nonfinite: Literal["stop", "skip"] = "stop",
     on_bad_image: Literal["stop", "skip"] = "stop",
-    display: Display | None = None,
+    display: Display | Literal["auto"] | None = "auto",
 ) -> Result:
     """Train a student under a frozen teacher.
 
@@ -186,6 +145,7 @@ def distill(
             whatever its type, and is afterwards as it was given, also after an error.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
+        task: a name of ``TASKS`` or a task; by default the one that the data set is for.
         data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
             see :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
@@ -224,7 +184,8 @@ def distill(
             same place) and another teacher are refused; data and teacher's file may lie elsewhere.
         checkpoint_every: steps between two checkpoints, or ``"epoch"``; there is always one at the end of an epoch.
         on_nonfinite: what a term that is not finite does: ``"stop"`` the run before its step, or ``"skip"`` the step.
-        display: what is told meanwhile; nothing by default (see ``pckd.display.make_display``).
+        display: what is told meanwhile (:class:`pckd.display.Display`). ``"auto"`` shows progress on a terminal and in
+            a notebook, and nothing elsewhere; None shows nothing.
 
     Raises:
         UserError: any bad input, in one line.
@@ -236,52 +197,15 @@ def distill(
     norms, the difficulty, the centers' updates and the metrics are those of all, and the first one alone writes.
     """
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
-    display = display or Silent()
-    check_numbers(
-        epochs=epochs,
-        teacher_epochs=teacher_epochs,
-        batch_size=batch_size,
-        limit_train=limit_train,
-        limit_test=limit_test,
-        lr=lr,
-        teacher_lr=teacher_lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        lr_decay=lr_decay,
-        views=views,
-        view_pool=view_pool,
-        seed=seed,
-        num_workers=num_workers,
-        checkpoint_every=None if checkpoint_every == "epoch" else checkpoint_every,
-    )
-    _check_paths(data_root=data_root, teacher_weights=teacher_weights, teacher_cache=teacher_cache, output=output)
-    if on_nonfinite not in ("stop", "skip"):
-        raise UserError(f"on_nonfinite must be stop or skip, not {on_nonfinite!r}")
-    check_on_bad_image(on_bad_image)
-    if view_statistics not in ("joint", "own"):
-        raise UserError(f"view_statistics must be joint or own, not {view_statistics!r}")
-    target = resolve_device(device)
-    precision = resolve_precision(precision, target)
-    if view_pool is None:
-        view_pool = 0 if teacher_cache is None else POOL
-    elif view_pool == 0 and teacher_cache is not None:
+    check_arguments(**{name: value for name, value in arguments.items() if name != "student"})
+    if view_pool == 0 and teacher_cache is not None:
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
-    with contextlib.ExitStack() as held:
-        held.enter_context(ready_to_train(target))
-        ranks, target = held.enter_context(joined(target))
-        held.enter_context(own_random_state(target))
-        for role, network in (("student", student), ("teacher", teacher)):
-            if network is not None and not isinstance(network, str):
-                check_network(network, f"the {role}")
+    display = choose_display(display)
+    with session(Device.resolve(device, precision)) as (ranks, place, held):
         if not ranks.first:
             display = Silent()
         with ranks.alike():
-            folder = RunFolder(output) if output is not None and ranks.first else None
-            if folder is not None:
-                held.enter_context(folder.lock())
-                if not resume:
-                    folder.refuse_finished_work()
-        rank_batch = ranks.share(batch_size)
+            folder = _open_folder(output, resume, held) if ranks.first else None
         loaded = load_data(
             data,
             root=data_root,
@@ -295,260 +219,125 @@ def distill(
             fingerprints = {"train": split_fingerprint(loaded.train), "test": split_fingerprint(loaded.test)}
             if resume:
                 folder.refuse_another_run(arguments, fingerprints)
-        terms = method_terms(method)
-        if teacher is None and needs_teacher(terms):
-            if not isinstance(student, str):
-                raise UserError(f"method {describe(method)!r} needs a teacher, and none is given")
-            BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
-            teacher = usual_teacher(student)
-        published = pair_options(method, student, teacher)
-        if published:
-            terms = method_terms(method, student, teacher)
-        for name, options in published.items():
-            chosen = ", ".join(f"{option}={value:g}" for option, value in options.items())
-            display.note(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {chosen}")
+        options = {"views": views, "view_statistics": view_statistics, "flip": flip, "view_pool": view_pool}
+        chosen_task = make_task(task, loaded, cached=teacher_cache is not None, **options)
+        run = plan(
+            task=chosen_task,
+            data=loaded,
+            student=student,
+            teacher=teacher,
+            method=method,
+            difficulty=difficulty,
+            scheduler=scheduler,
+            centers=centers,
+            batch_size=batch_size,
+            epochs=epochs,
+            lr=lr,
+            seed=seed,
+            cached=teacher_cache is not None,
+        )
+        for note in run.notes:
+            display.note(note)
         cost = None
         if profile:
-            channels, *size = loaded.image_shape
             cost = profiling.profile(
                 student=student,
-                teacher=teacher,
+                teacher=run.teacher,
                 method=method,
-                batch_size=rank_batch,
-                views=views,
-                image_size=(size[0], size[1]),
-                num_classes=loaded.train.num_classes,
-                in_channels=channels,
-                num_samples=len(loaded.train),
+                task=run.task,
+                data=loaded,
+                batch_size=ranks.share(batch_size),
                 difficulty=difficulty,
                 scheduler=scheduler,
                 centers=centers,
-                device=target,
-                precision=precision,
+                device=place.target,
+                precision=place.precision,
                 depth=0,
                 rounds=5,
                 seed=seed,
             )
-            display.note(cost.short())
-        terms, scheduler = schedule_terms(terms, scheduler)
-        check_choices(
-            loaded,
-            terms,
-            views=views,
-            view_pool=view_pool,
-            difficulty=difficulty,
-            scheduler=scheduler,
-            centers=centers,
-        )
-        lr = _learning_rate(lr, method, student, batch_size, display)
-
-        torch.manual_seed(seed)
-        student_net = make_network(student, loaded, "the student")
-        check_trainable(student_net)
-        if isinstance(teacher, nn.Module):
-            check_apart(student_net, teacher)
-            held.enter_context(borrowed(teacher))
-        student_shapes = shapes_of(student_net, loaded, "student")
-        check_layout(student_net, loaded.image_shape, "the student")
-        cached = teacher_cache is not None and needs_teacher(terms)
-        smallest = min(batch_size, len(loaded.train))
-
-        def assemble(terms: Sequence[Term], setup: Setup) -> tuple[Objective, int]:
-            """The objective and the number of views it is shown, or the refusal of what cannot work."""
-            # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
-            torch.manual_seed(seed + 1)
-            objective = make_objective(terms, setup, difficulty=difficulty, scheduler=scheduler, centers=centers)
-            shown = (4 if objective.needs_rotations else 1) if views is None else views
-            check_gradients(student_net, objective)
-            objective.check_views(shown, smallest)
-            check_one_row(student_net, loaded, smallest * shown)
-            return objective, shown
-
-        surely = [term for term in terms if not term.optional]
-        if isinstance(teacher, str) and teacher_weights is None and needs_teacher(terms) and surely:
-            # What is refused, is refused before the teacher has been trained.
-            untrained = FrozenTeacher(make_network(teacher, loaded))
-            assemble(surely, _setup(student_shapes, untrained, loaded, surely, cached=cached))
-        teacher_net, own = None, None
+            display.note(profiling.short(cost))
+        if isinstance(run.teacher, nn.Module):
+            held.enter_context(borrowed(run.teacher))
+        if isinstance(run.teacher, str) and teacher_weights is None and run.needs_teacher:
+            run.refuse_impossible()
+        optimization = Optimization(epochs, batch_size, run.lr, momentum, weight_decay, tuple(milestones), lr_decay)
         # A method that needs no teacher does not make one, but one that is at hand is measured.
-        if teacher is not None and (needs_teacher(terms) or teacher_weights or isinstance(teacher, nn.Module)):
-            network = _obtain_teacher(
-                teacher,
-                loaded,
+        frozen = None
+        if run.needs_teacher or teacher_weights or isinstance(run.teacher, nn.Module):
+            frozen = obtain_teacher(
+                run,
                 weights=teacher_weights,
-                epochs=epochs if teacher_epochs is None else teacher_epochs,
+                optimization=replace(optimization, epochs=teacher_epochs or epochs),
                 lr=teacher_lr,
-                batch_size=batch_size,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                milestones=milestones,
-                lr_decay=lr_decay,
-                flip=flip,
                 on_nonfinite=on_nonfinite,
-                device=target,
-                precision=precision,
+                device=place,
                 compile=compile,
                 num_workers=num_workers,
                 display=display,
             )
-            own = other_preprocessing("the teacher", network, loaded.train, display.note)
-            shown = loaded.train.mean, loaded.train.std
-            teacher_net = FrozenTeacher(network, None if own is None else own.renormalization(*shown))
-            if folder is not None:
-                fingerprints["teacher"] = network_fingerprint(network)
-        setup = _setup(student_shapes, teacher_net, loaded, terms, cached=cached)
-        objective, views = assemble(terms, setup)
-        cache = None
-        if teacher_cache is not None and teacher_net is not None and cached:
-            key = cache_key(
-                teacher_net.network,
-                loaded.train,
-                precision=precision,
-                pool=view_pool,
-                flip=flip,
-                device=target.type,
-                version=_version(),
-            )
-            cache = TeacherCache(
-                teacher_cache,
-                key=key,
-                samples=len(loaded.train),
-                pool=view_pool,
-                classes=setup.teacher.num_classes,
-                embedding=setup.teacher.embedding,
-                say=display.note,
-            )
-            display.note(cache.describe())
-        if own is not None and any(hasattr(loss, "start") for loss in objective.losses.values()):
-            display.note(
-                "warning: the student may start with layers of the teacher, which were trained on images that were "
-                "normalized in another way; data with the teacher's mean and std suits them better"
-            )
-        objective.start(student_net, None if teacher_net is None else teacher_net.network)
-        if objective.previews and scheduler == "preview" and epochs != PUBLISHED_EPOCHS:
-            display.note(
-                f"preview's bar was published for {PUBLISHED_EPOCHS} epochs: at epoch e of {epochs} it stands at "
-                f"growth^(e * {PUBLISHED_EPOCHS / epochs:g})"
-            )
-        make_loader = partial(Loader, device=target, num_workers=num_workers, rank=ranks.rank, world_size=ranks.size)
-        train_loader = make_loader(
-            loaded.train,
-            rank_batch,
-            train=True,
-            views=views,
-            strong=objective.needs_strong,
-            seed=seed,
-            flip=flip,
-            pool=view_pool,
-            recall=None if cache is None else cache.recall,
-        )
-        test_loader = make_loader(loaded.test, max(rank_batch, 256), train=False)
-        teacher_top1, at_chance = None, False
-        if teacher_net is not None:
-            teacher_net.to(target)
-            teacher_top1 = evaluate_network(teacher_net, test_loader, device=target, precision=precision).top1
-            display.note(f"teacher: {teacher_top1:.2f} % top-1 on {loaded.measured_on}")
-            chance = 100 / loaded.train.num_classes
-            at_chance = teacher_top1 <= NEAR_CHANCE * chance
-            if at_chance:
-                display.note(
-                    f"warning: the teacher ({teacher_top1:.2f} %) is not far from chance ({chance:.2f} %): its "
-                    "classes may be in another order than the data's, its images may have been normalized in another "
-                    "way, or its weights may be the wrong file"
-                )
+        if folder is not None and frozen is not None:
+            fingerprints["teacher"] = network_fingerprint(frozen.network)
+        objective = run.objective(frozen)
+        if teacher_cache is not None and frozen is not None and run.cached:
+            frozen.cache = _open_cache(teacher_cache, run, frozen, objective, place, display)
+        run.start(objective, frozen, display.note)
+        optimization = replace(optimization, initial=objective.initial_epochs(epochs))
+
+        def loader(split: Any, size: int, **options: Any) -> BatchLoader:
+            shares: dict[str, Any] = {"num_workers": num_workers, "rank": ranks.rank, "world_size": ranks.size}
+            return run.task.loader(split, size, objective=objective, device=place.target, **shares, **options)
+
+        recall = {} if frozen is None or frozen.cache is None else {"recall": frozen.cache.recall}
+        train_loader = loader(loaded.train, ranks.share(batch_size), train=True, seed=seed, **recall)
+        test_loader = loader(loaded.test, max(ranks.share(batch_size), 256), train=False)
+        score = _measure_teacher(run, frozen, test_loader, place, display)
         reports: dict[str, Report] = {}
         if report_difficulty:
-            reports["difficulty_report"] = DifficultyReport(
-                loaded.train, loaded.test, device=target, precision=precision
-            )
+            reports["difficulty_report"] = run.task.difficulty_report(loaded, place)
         if report_gradients:
             # It looks at copies, after an epoch: too late to learn that there are none.
-            both = nn.ModuleList([student_net, objective])
+            both = nn.ModuleList([run.student, objective])
             copy_of(both, "the student, or a loss of the method,", "the gradient report")
-            reports["gradient_report"] = GradientReport(
-                train_loader, device=target, precision=precision, view_statistics=view_statistics
-            )
-        set_preprocessing(student_net, loaded.preprocessing)
-        held.callback(ranks.synchronize_statistics(student_net, target))
-        history = fit(
-            student=student_net,
-            teacher=teacher_net if objective.needs_teacher else None,
-            objective=objective,
-            train_loader=train_loader,
-            test_loader=test_loader,
-            epochs=epochs,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            milestones=milestones,
-            lr_decay=lr_decay,
-            device=target,
-            precision=precision,
-            compile=compile,
+            reports["gradient_report"] = GradientReport(train_loader, place)
+        set_preprocessing(run.student, run.task.preprocessing(loaded))
+        held.callback(ranks.synchronize_statistics(run.student, place.target))
+        model = DistillationTask(run.task, run.student, objective)
+        trainer = Trainer(
+            model,
+            [frozen] if frozen is not None and objective.needs_teacher else [],
+            train_loader,
+            test_loader,
+            optimization=optimization,
+            device=place,
             seed=seed,
             arguments=arguments,
+            fingerprints=fingerprints,
             folder=folder,
-            resume=resume,
             display=display,
             title=f"{describe(student)} by {describe(method)} on {loaded.name}",
-            cache=cache,
+            resume=resume,
+            compile=compile,
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
             reports=reports,
-            view_statistics=view_statistics,
-            fingerprints=fingerprints,
         )
-        last = history.rows[-1]
-        best_top1 = max(row["top1"] for row in history.rows)
-        if teacher_top1 is not None and best_top1 > teacher_top1 and not at_chance:
-            display.note(
-                f"the student ({best_top1:.2f} %) is above its teacher ({teacher_top1:.2f} %): a better teacher, "
-                "or one trained longer, would have more to teach"
-            )
-        record = {
-            "student": arguments["student"],
-            "teacher": describe(teacher) if teacher_net is not None else None,
-            "method": arguments["method"],
-            "terms": {
-                label: {"weight": term.weight, "previewed": term.previewed, **term.particulars, **term.options}
-                for label, term in objective.terms.items()
-            },
-            "pair_options": published,
-            "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
-            "dataset": loaded.name,
-            "preprocessing": loaded.preprocessing.as_metadata(),
-            "fingerprints": fingerprints,
-            "train_images": len(loaded.train),
-            "measured_on": loaded.measured_on,
-            "epochs": epochs,
-            "seed": seed,
-            "teacher_top1": teacher_top1,
-            "last_top1": last["top1"],
-            "best_top1": best_top1,
-            "last_top5": last["top5"],
-            "images_per_second": history.images / history.seconds if history.seconds else None,
-            "train_seconds": history.seconds,
-            "device": str(target),
-            "processes": ranks.size,
-            "precision": precision,
-            "lr": lr,
-            "views": views,
-            "view_pool": view_pool,
-            "versions": {"pckd": _version(), "torch": torch.__version__, "python": platform.python_version()},
-            "arguments": arguments,
-            "profile": cost.as_dict() if cost is not None else None,
-        }
-        student_net = objective.predictor(student_net).eval()
-        set_preprocessing(student_net, loaded.preprocessing)
+        history = trainer.fit()
+        record = _record(run, history, objective, score, place, ranks)
+        record.update(
+            teacher=None if frozen is None else describe(run.teacher),
+            preprocessing=None if (own := run.task.preprocessing(loaded)) is None else own.as_metadata(),
+            fingerprints=fingerprints,
+            arguments=arguments,
+            profile=None if cost is None else cost.as_dict(),
+        )
+        _compare_with_teacher(record[f"best_{run.task.metric}"], run, score, display)
+        network = objective.predictor(run.student).eval()
+        set_preprocessing(network, run.task.preprocessing(loaded))
         if folder is not None:
-            save_weights(student_net, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
+            save_weights(network, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
             folder.write_result(record)
-    return Result(
-        student=student_net,
-        history=history.rows,
-        record=record,
-        **{key: record[key] for key in ("last_top1", "best_top1", "last_top5", "teacher_top1", "images_per_second")},
-    )
+    return Result(network, history.rows, record)
 
 
 def train(*, student: str | nn.Module, data: str | Data = "shapes", **options: Any) -> Result:
@@ -564,6 +353,7 @@ def train(*, student: str | nn.Module, data: str | Data = "shapes", **options: A
 def train_teacher(
     *,
     teacher: str,
+    task: str | Task | None = None,
     data: str | Data = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
@@ -584,7 +374,7 @@ def train_teacher(
     compile: bool | None = None,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
-    display: Display | None = None,
+    display: Display | Literal["auto"] | None = "auto",
 ) -> nn.Module:
     """A trained teacher: from the cache where the same one was trained before, else trained now and kept there.
 
@@ -602,43 +392,41 @@ def train_teacher(
     Returns:
         The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`).
     """
-    display = display or Silent()
-    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    check_numbers(lr_decay=lr_decay, seed=seed, num_workers=num_workers)
+    training: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "lr_decay": lr_decay,
+        "on_nonfinite": on_nonfinite,
+        "seed": seed,
+    }
+    check_arguments(lr=lr, num_workers=num_workers, **training)
+    display = choose_display(display)
     if not isinstance(teacher, str):
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
-    if lr is None:
-        lr = recipe_for(teacher).lr
-    target = resolve_device(device)
-    with ready_to_train(target), joined(target) as (ranks, target), own_random_state(target):
-        training: dict[str, Any] = {
-            "epochs": int(epochs),
-            "batch_size": int(batch_size),
-            "lr": float(lr),
-            "momentum": float(momentum),
-            "weight_decay": float(weight_decay),
-            "milestones": [float(milestone) for milestone in milestones],
-            "lr_decay": float(lr_decay),
-            "flip": bool(flip),
-            "on_nonfinite": on_nonfinite,
-            "seed": int(seed),
-            "precision": resolve_precision(precision, target),
-        }
-        with own_random_state(target):
-            network = make_network(teacher, loaded)
+    training.update(lr=recipe_for(teacher).lr if lr is None else lr, flip=bool(flip))
+    training["milestones"] = [float(milestone) for milestone in milestones]
+    with session(Device.resolve(device, precision)) as (ranks, place, _):
+        if not ranks.first:
+            display = Silent()
+        training["precision"] = place.precision
+        chosen_task = make_task(task, loaded, flip=flip)
+        with own_random_state(place.target):
+            network = chosen_task.make_network(teacher, loaded)
         # What the teacher's weights follow from, found out once for all processes.
         key, measured = ranks.same(
             (
                 {
-                    "version": _version(),
+                    "version": version("pckd"),
                     "teacher": teacher,
+                    "task": chosen_task.name,
                     "code": code_fingerprint(network),
                     "dataset": loaded.name,
                     "data": split_fingerprint(loaded.train),
-                    "shape": loaded.image_shape,
                     **training,
-                    "device": target.type,
+                    "device": place.type,
                 },
                 split_fingerprint(loaded.test),
             )
@@ -662,6 +450,7 @@ def train_teacher(
             try:
                 trained = train(
                     student=teacher,
+                    task=task,
                     data=loaded,
                     **training,
                     device=device,
@@ -690,7 +479,6 @@ def train_teacher(
         else:
             display.note(f"teacher {teacher}: from the cache, {path}")
         # Also the one trained just now: its batch norms may be those of several processes, which round otherwise.
-        network = make_network(teacher, loaded)
         load_weights(network, path)
         return network.eval()
 
@@ -700,14 +488,15 @@ def evaluate(
     network: nn.Module,
     data: str | Data,
     *,
+    task: str | Task | None = None,
     data_root: str | None = None,
     limit_test: int | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     precision: str = "fp32",
     num_workers: int = 0,
-) -> Scores:
-    """Top-1 and top-5 accuracy in percent on the test split of ``data``.
+) -> Any:
+    """How good a network is on the test split of ``data``: in classification, top-1 and top-5 accuracy in percent.
 
     A network that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images normalized
     as in its training; where that is not as the data set says, the log says so.
@@ -716,132 +505,177 @@ def evaluate(
         network: ``forward(x) -> Output``, in any type; it answers in float32, and is afterwards as it was given. The
             other arguments: see :func:`distill`.
 
+    Returns:
+        what the task's ``scores`` returns: in classification :class:`pckd.tasks.classification.Scores`.
+
     Raises:
         UserError: any bad input, in one line; also where the network was trained on other classes, or on the same in
             another order.
     """
     check_network(network, "the network")
-    target = resolve_device(device)
-    split = data.test if isinstance(data, Data) else build(DATASETS, data, data_root, False)
+    place = Device.resolve(device, precision)
+    split = data.test if isinstance(data, Data) else read_split(data, data_root, False)
     if limit_test is not None:
         split = limited(split, limit_test)
-    own = other_preprocessing("the network", network, split, log.warning)
-    if own is not None:
-        split = replace(split, mean=own.mean, std=own.std)
-    loader = Loader(split, batch_size, train=False, device=target, num_workers=num_workers)
-    precision = resolve_precision(precision, target)
+    chosen = make_task(task, data)
     with contextlib.ExitStack() as held:
-        if not isinstance(split.images, torch.Tensor):
+        if not isinstance(getattr(split, "images", None), torch.Tensor):
             # Each image that this process reads has the global generators to itself.
-            held.enter_context(own_random_state(target))
-        channels, height, width = check_item(split)
+            held.enter_context(own_random_state(place.target))
         held.enter_context(borrowed(network))
-        frozen = FrozenTeacher(network)
-        classes = probe(network, channels, (height, width), name="the network", classifier=False).num_classes
-        if classes < split.num_classes:
-            name = split.name or "the data set"
-            raise UserError(f"the network has {classes} classes, and {name} {split.num_classes}: it must have as many")
-        return evaluate_network(frozen.to(target), loader, device=target, precision=precision)
+        split = chosen.as_trained(network, split, log.warning)
+        loader = chosen.loader(
+            split, batch_size, train=False, objective=None, device=place.target, num_workers=num_workers
+        )
+        return chosen.scores(FrozenTeacher(network).to(place.target), loader, place)
 
 
-def _setup(student: Shapes, teacher: FrozenTeacher | None, data: Data, terms: Sequence[Term], *, cached: bool) -> Setup:
-    """What the losses are built from.
+def _open_folder(output: str | os.PathLike[str] | None, resume: bool, held: contextlib.ExitStack) -> RunFolder | None:
+    """The run's folder, locked until the run ends."""
+    if output is None:
+        return None
+    folder = RunFolder(output)
+    held.enter_context(folder.lock())
+    if not resume:
+        folder.refuse_finished_work()
+    return folder
 
-    Args:
-        cached: the teacher's logits and embedding are kept, and its maps are not.
-    """
+
+def obtain_teacher(
+    run: Plan,
+    *,
+    weights: str | os.PathLike[str] | None,
+    optimization: Optimization,
+    lr: float | None,
+    on_nonfinite: Literal["stop", "skip"],
+    device: Device,
+    compile: bool | None,
+    num_workers: int,
+    display: Display,
+) -> FrozenTeacher | None:
+    """The plan's teacher: itself, by its weights, or trained as :func:`train_teacher` does."""
+    if run.teacher is None:
+        return None
+    if isinstance(run.teacher, nn.Module):
+        network = run.teacher
+    elif weights is not None:
+        network = load_trained(run.task, run.teacher, run.data, weights)
+    else:
+        network = train_teacher(
+            teacher=run.teacher,
+            task=run.task.name,
+            data=run.data,
+            epochs=optimization.epochs,
+            batch_size=optimization.batch_size,
+            lr=lr,
+            momentum=optimization.momentum,
+            weight_decay=optimization.weight_decay,
+            milestones=optimization.milestones,
+            lr_decay=optimization.lr_decay,
+            flip=getattr(run.task, "flip", True),
+            on_nonfinite=on_nonfinite,
+            device=device.target,
+            precision=device.precision,
+            compile=compile,
+            num_workers=num_workers,
+            display=display,
+        )
+    return run.freeze(network, display.note)
+
+
+def _open_cache(
+    folder: str | os.PathLike[str],
+    run: Plan,
+    teacher: FrozenTeacher,
+    objective: Objective,
+    device: Device,
+    display: Display,
+) -> TeacherCache:
+    """The teacher's remembered answers; says how many there are."""
+    key = cache_key(
+        teacher.network,
+        run.data.train,
+        precision=device.precision,
+        device=device.type,
+        version=version("pckd"),
+        **run.task.cache_options(),
+    )
+    shapes = objective.setup.teacher
+    cache = TeacherCache(
+        folder,
+        key=key,
+        samples=len(run.data.train),
+        pool=run.task.cache_options()["pool"],
+        classes=shapes.num_classes,
+        embedding=shapes.embedding,
+        say=display.note,
+    )
+    display.note(cache.describe())
+    return cache
+
+
+def _measure_teacher(
+    run: Plan, teacher: FrozenTeacher | None, loader: BatchLoader, device: Device, display: Display
+) -> float | None:
+    """The teacher's score; says what may be wrong where it is not far from chance."""
     if teacher is None:
-        return Setup(student, student, len(data.train), None)
-    shapes = shapes_of(teacher.network, data, "teacher")
-    if not needs_teacher(terms):
-        # In an objective that does not look at it the student stands in its place.
-        shapes = student
-    elif cached:
-        shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
-    return Setup(student, shapes, len(data.train), teacher.classifier)
+        return None
+    score = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
+    display.note(f"teacher: {score:.2f} % {run.task.title} on {run.data.measured_on}")
+    if _at_chance(run, score):
+        display.note(
+            f"warning: the teacher ({score:.2f} %) is not far from chance ({run.task.chance(run.data):.2f} %): "
+            "its classes may be in another order than the data's, its images may have been normalized in another way, "
+            "or its weights may be the wrong file"
+        )
+    return score
 
 
-def _obtain_teacher(
-    teacher: str | nn.Module, data: Data, *, weights: str | os.PathLike[str] | None, **training: Any
-) -> nn.Module:
-    """The teacher itself, by its weights, or trained as :func:`train_teacher` does with ``training``."""
-    if isinstance(teacher, nn.Module):
-        return teacher
-    if weights is not None:
-        return load_trained(teacher, data, weights)
-    return train_teacher(teacher=teacher, data=data, **training)
+def _at_chance(run: Plan, score: float) -> bool:
+    return score <= NEAR_CHANCE * run.task.chance(run.data)
 
 
-def _learning_rate(
-    lr: float | None, method: str | Sequence[Term], student: str | nn.Module, batch_size: int, display: Display
-) -> float:
-    """The learning rate at the start: as given, or the method's, or the recipe's; says so where it fits no recipe."""
-    published = method_lr(method, student)
-    usual = published or (recipe_for(student).lr if isinstance(student, str) else None)
-    if lr is None:
-        if published is not None:
-            display.note(f"{describe(method)}: learning rate {published:g}, as published")
-        return 0.05 if usual is None else usual
-    if usual is not None:
-        # Goyal et al., arXiv 1706.02677: the rate grows with the batch.
-        fitting = usual * batch_size / RECIPE_BATCH
-        if not 1 / TOLERATED <= lr / fitting <= TOLERATED:
-            display.note(
-                f"warning: learning rate {lr:g} is far from what fits a batch of {batch_size}: {usual:g} was published "
-                f"for {RECIPE_BATCH}, which makes {fitting:g} by the linear rule"
-            )
-    return lr
+def _compare_with_teacher(best: float, run: Plan, score: float | None, display: Display) -> None:
+    if score is not None and best > score and not _at_chance(run, score):
+        display.note(
+            f"the student ({best:.2f} %) is above its teacher ({score:.2f} %): a better teacher, or one trained "
+            "longer, would have more to teach"
+        )
 
 
-_WHOLE: dict[str, tuple[int, float]] = {
-    "epochs": (1, math.inf),
-    "teacher_epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "limit_train": (1, math.inf),
-    "limit_test": (1, math.inf),
-    "checkpoint_every": (1, math.inf),
-    "views": (1, 4),
-    "view_pool": (0, LARGEST_POOL),
-    "num_workers": (0, MOST_WORKERS),
-    "seed": (-(2**63), 2**63 - 2),
-}
-"""The lowest and the highest of arguments that are whole numbers. Generators take 64 bits, and seed + 1 is used."""
-
-
-def check_numbers(**numbers: float | None) -> None:
-    """Refuse what no run can use.
-
-    Raises:
-        UserError: names the argument and its range.
-    """
-    for name, value in numbers.items():
-        if value is None:
-            continue
-        if name in _WHOLE:
-            low, high = _WHOLE[name]
-            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
-                allowed = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UserError(f"{name} must be a whole number {allowed}, not {value!r}")
-        elif not isinstance(value, Real) or not 0 <= value < math.inf:
-            raise UserError(f"{name} must be a finite number of at least 0, not {value!r}")
-        elif name in ("lr", "teacher_lr") and value == 0:
-            raise UserError(f"{name} must be above 0, not {value!r}")
-        elif name == "momentum" and value >= 1:
-            raise UserError(f"momentum must be at least 0 and below 1, not {value!r}")
-
-
-def _check_paths(**paths: Any) -> None:
-    """Refuse an empty path, as of a variable that is not set: it would be the current folder.
-
-    Raises:
-        UserError: names the argument.
-    """
-    for name, path in paths.items():
-        if path is not None and (not isinstance(path, (str, os.PathLike)) or not os.fspath(path)):
-            raise UserError(f"{name} must be a path, not {path!r}; give one, or leave {name} out")
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("pckd")
+def _record(
+    run: Plan, history: History, objective: Objective, score: float | None, device: Device, ranks: Ranks
+) -> dict[str, Any]:
+    """What result.json says of a run, but for what only the caller knows."""
+    metric, last = run.task.metric, history.rows[-1]
+    others = {f"last_{name}": last[name] for name in run.task.columns if name != metric}
+    return {
+        "student": describe(run.student_name),
+        "task": run.task.name,
+        "metric": metric,
+        "columns": list(run.task.columns),
+        "method": describe(run.method),
+        "terms": {
+            label: {"weight": term.weight, "previewed": term.previewed, **term.particulars, **term.options}
+            for label, term in objective.terms.items()
+        },
+        "pair_options": run.published,
+        "loss_parameters": sum(parameter.numel() for parameter in objective.parameters()),
+        "dataset": run.data.name,
+        "train_images": len(run.data.train),
+        "measured_on": run.data.measured_on,
+        "epochs": run.epochs,
+        "seed": run.seed,
+        f"teacher_{metric}": score,
+        f"last_{metric}": last[metric],
+        f"best_{metric}": max(row[metric] for row in history.rows),
+        **others,
+        "images_per_second": history.images / history.seconds if history.seconds else None,
+        "train_seconds": history.seconds,
+        "device": str(device.target),
+        "processes": ranks.size,
+        "precision": device.precision,
+        "lr": run.lr,
+        **run.task.facts(objective),
+        "versions": {"pckd": version("pckd"), "torch": torch.__version__, "python": platform.python_version()},
+    }

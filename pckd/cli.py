@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 import registry
-from pckd.display import print_registry
+from model_zoo import METHOD_OPTIONS, method_recipe
+from model_zoo.recipes import LEFT_OUT
 from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
-from registry import REGISTRIES, UserError, load_plugin
+from pckd.runs import grouped
+from pckd.tables import print_columns
+from registry import DATASETS, METHODS, REGISTRIES, Registry, Term, UserError, build, load_plugin, options_of
 from registry.errors import is_out_of_memory
 
 LISTS = {
@@ -22,6 +27,7 @@ LISTS = {
     "schedulers": registry.DIFFICULTY_SCHEDULERS,
     "centers": registry.CENTER_RULES,
     "datasets": registry.DATASETS,
+    "tasks": registry.TASKS,
 }
 assert len(LISTS) == len(REGISTRIES)
 
@@ -41,21 +47,32 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str) -> None:
         super().__init__(
             description=f"{description} Every NAME may carry options: 'preview(growth=1.01)'.",
-            epilog=f"See --list {{{','.join(LISTS)}}} for the names.",
+            epilog=f"For the names see --list KIND, for one of them --list KIND:NAME; kinds: {', '.join(LISTS)}.",
             formatter_class=Formatter,
         )
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(2, f"{self.prog}: error: {_one_line(message)} (see --help)\n")
 
-    def add_common(self) -> None:
-        """--device, --precision, --plugin, --list, --debug."""
-        add = self.add_argument
+    def add_common(self, speed: argparse._ActionsContainer | None = None) -> None:
+        """--device, --precision, --plugin, --list, --debug.
+
+        Args:
+            speed: the group of the first two.
+        """
+        add = (speed or self).add_argument
         add("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
         add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the networks")
+        add = self.add_argument
         add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
-        add("--list", choices=sorted(LISTS), help="print the known names and exit")
+        add("--list", type=_listed, metavar="KIND[:NAME]", help="print the known names, or all about one, and exit")
         add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _listed(text: str) -> str:
+    if text.partition(":")[0] not in LISTS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(LISTS)}, or KIND:NAME)")
+    return text
 
 
 def run_tool(
@@ -81,7 +98,7 @@ def run_tool(
             for plugin in args.plugin:
                 load_plugin(plugin)
             if args.list:
-                print_registry(LISTS[args.list])
+                _list(*args.list.partition(":"))
                 return 0
             return run(args)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
@@ -120,3 +137,96 @@ def _reason(error: Exception) -> str:
 def _one_line(text: object) -> str:
     """Names that a user gave may have line breaks in them."""
     return " ".join(str(text).splitlines())
+
+
+# Lists of names
+
+
+def _list(kind: str, _: str, name: str) -> None:
+    try:
+        print_entry(LISTS[kind], name) if name else print_registry(LISTS[kind])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads, such as head, has had enough. At its end Python would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
+    """A table of the names of a registry and what they are."""
+    stream = stream or sys.stdout
+    names = registry.names()
+    if registry is METHODS:
+        header = ["name", "year", "terms", "what it is"]
+        rows = [[name, str(registry.facts(name).get("year", "")), _labels(name), _title(name)] for name in names]
+    else:
+        header = ["name", "what it is", "options"]
+        rows = [[name, registry.summary(name), ", ".join(_defaults(registry, name))] for name in names]
+    print_columns(header, rows, stream)
+    if registry is METHODS:
+        print_columns(header[:2], [[f"# {name}", f"left out: {why}"] for name, why in LEFT_OUT.items()], stream)
+
+
+def print_entry(registry: Registry, name: str, stream: TextIO | None = None) -> None:
+    """All that is known of one name: what was said when it was registered, options, docstring; a method's terms, too.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    stream = stream or sys.stdout
+    obj = registry.get(name)
+    print(f"{name}: {registry.summary(name)}\n", file=stream)
+    facts: dict[str, Iterable[str]] = {key: [str(value)] for key, value in registry.facts(name).items() if value}
+    if registry is METHODS:
+        facts["terms"] = map(_term, _terms(name))
+        facts["published"] = _published(name)
+    facts["options"] = (f"{option} = {default!r}" for option, default in _defaults(registry, name).items())
+    facts["defined in"] = [registry.origin(name)]
+    rows = [["" if at else key, text] for key, texts in facts.items() for at, text in enumerate(texts)]
+    print_columns(["", ""], rows, stream)
+    doc = inspect.getdoc(inspect.unwrap(getattr(obj, "func", obj))) or ""
+    if more := doc.partition("\n")[2].strip("\n"):
+        print(f"\n{more}", file=stream)
+
+
+def _defaults(registry: Registry, name: str) -> dict[str, Any]:
+    """The options that a name may carry, with their defaults."""
+    given = ("root", "train") if registry is DATASETS else ()
+    options = options_of(registry.get(name)).items()
+    return {key: value for key, value in options if value is not inspect.Parameter.empty and key not in given}
+
+
+def _terms(method: str) -> list[Term]:
+    """A method's terms as it is by default; none where a plug-in must be given options."""
+    try:
+        return list(build(METHODS, method))
+    except UserError:
+        return []
+
+
+def _title(method: str) -> str:
+    """The beginning of a method's docstring: what it is called, and by whom."""
+    return METHODS.summary(method).partition(": ")[0].removesuffix(".")
+
+
+def _labels(method: str) -> str:
+    return " + ".join(term.label for term in _terms(method) if term.weight)
+
+
+def _term(term: Term) -> str:
+    details = _values({**term.options, **term.particulars})
+    return f"{term.weight:g} {term.label}{' (previewed)' * term.previewed}{f' [{details}]' if details else ''}"
+
+
+def _published(method: str) -> Iterator[str]:
+    """What the literature sets for a method: ``lr=0.025``, ``beta=8 for resnet32x4>resnet8x4, ...``."""
+    if recipe := _values(method_recipe(method)):
+        yield recipe
+    pairs = METHOD_OPTIONS[method].pairs if method in METHOD_OPTIONS else {}
+    for values, own in grouped(pairs, lambda pair: _values(pairs[pair])).items():
+        yield f"{values} for {', '.join(own)}"
+
+
+def _values(options: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in options.items()
+    )

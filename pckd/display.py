@@ -1,31 +1,35 @@
-"""What a run says while it runs: a rich display on a terminal, plain lines elsewhere, silence from Python."""
+"""What a run says while it runs: rows of a table on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
-import inspect
-import math
 import sys
+import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TextIO, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from model_zoo import METHOD_OPTIONS, method_recipe
-from model_zoo.recipes import LEFT_OUT
-from registry import METHODS, Registry, Term, build, options_of
+from pckd.runs import ENTRIES, METRIC, is_number
+from pckd.tables import clock, fixed, short
+from registry import UserError
 
 T = TypeVar("T")
 
-HIDDEN = frozenset({"epoch", "top5", "test_loss", "difficulty_report", "gradient_report"})
-"""Columns of an epoch's row that the display leaves to metrics.jsonl."""
+__all__ = ["Display", "Plain", "Rich", "Silent", "choose_display", "make_display", "watch"]
+
+FIRST = ("loss", f"train_{METRIC}", METRIC, "lr", "seconds")
+"""The columns of a terminal, in their order; the other entries of a row are shown where they are asked for."""
+ACCURACIES = {name for name, tag in ENTRIES.items() if tag.startswith("accuracy/")} - {"test_loss"}
+UNSAID = {"epoch", "test_loss", *ACCURACIES} - {METRIC, f"train_{METRIC}"}
+"""Entries that a plain line leaves to metrics.jsonl, with all that are no numbers."""
+_WIDTH = 8
 
 
-class Silent:
-    """Says nothing."""
+class Display:
+    """What a run tells while it runs: what a subclass does not write does nothing."""
 
     def note(self, text: str) -> None: ...
     def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
@@ -34,8 +38,12 @@ class Silent:
     def end(self) -> None: ...
 
 
-class Plain(Silent):
-    """A line per epoch, for logs and pipes."""
+class Silent(Display):
+    """Says nothing."""
+
+
+class Plain(Display):
+    """A line per epoch, for logs, pipes and notebooks."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
@@ -53,33 +61,35 @@ class Plain(Silent):
     def epoch(self, row: dict[str, Any]) -> None:
         spent = time.monotonic() - self.started
         left = spent / (row["epoch"] - self.done) * (self.epochs - row["epoch"])
-        values = "  ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in HIDDEN)
-        self.note(f"epoch {row['epoch']}/{self.epochs}  {values}  left {_clock(left)}")
+        values = "  ".join(f"{name} {short(value)}" for name, value in _numbers(row).items() if name not in UNSAID)
+        self.note(f"epoch {row['epoch']}/{self.epochs}  {values}  left {clock(left)}")
 
 
-class Rich(Silent):
-    """A progress bar with the time left, and a table row per epoch."""
+class Rich(Display):
+    """A progress bar with the time left, and a table that grows by a row an epoch.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        verbose: show every number of a row: as many columns as there is room for, the others by their names below.
+    """
+
+    def __init__(self, console: Console | None = None, *, verbose: bool = False) -> None:
         self.console = console or Console()
+        self.verbose = verbose
         self.progress: Progress | None = None
         self.epochs = 0
         self.steps = 0
+        self.columns: dict[str, int] = {}
+        """Of the table: its entries, and how wide they are."""
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
     def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
         self.end()
-        self.epochs, self.steps = epochs, steps
-        self.console.rule(title, align="left")
+        self.epochs, self.steps, self.columns = epochs, steps, {}
+        self.console.rule(Text(title), align="left")
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            *("{task.description}", BarColumn(), MofNCompleteColumn(), "elapsed", TimeElapsedColumn(), "left"),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self.console,
             transient=True,
@@ -96,16 +106,33 @@ class Rich(Silent):
             )
 
     def epoch(self, row: dict[str, Any]) -> None:
-        shown = {name: _short(value) for name, value in row.items() if name not in HIDDEN}
-        shown = {"epoch": f"{row['epoch']}/{self.epochs}", **shown}
-        # As many columns beside each other as the terminal has room for; the rest goes below them.
-        names, room = list(shown), max(1, self.console.width // 11)
-        for start in range(0, len(names), room):
-            table = Table(show_header=True, header_style="bold", box=None, padding=(0, 1))
-            for name in names[start : start + room]:
-                table.add_column(name.replace("_", "\n"), justify="right", vertical="bottom", min_width=9)
-            table.add_row(*(shown[name] for name in names[start : start + room]))
-            self.console.print(table)
+        values = {name: _cell(name, value) for name, value in _numbers(row).items()}
+        values["epoch"] = f"{row['epoch']}/{self.epochs}"
+        names = ["epoch", *(name for name in FIRST if name in values)]
+        if self.verbose:
+            names += [name for name in values if name not in names]
+        if not self.columns:
+            self.columns = self._fitting(names)
+            self._line({name: name.replace("_", " ") for name in self.columns}, "bold")
+        self._line(values)
+        below = "  ".join(f"{name}={values[name]}" for name in names if name not in self.columns)
+        indent = " " * (2 + self.columns["epoch"])
+        for line in textwrap.wrap(below, self.console.width, initial_indent=indent, subsequent_indent=indent):
+            self.console.print(Text(line, style="dim"))
+
+    def _fitting(self, names: list[str]) -> dict[str, int]:
+        """The first names that have room beside each other, and the widths of their columns."""
+        columns = {"epoch": max(len("epoch"), len(f"{self.epochs}/{self.epochs}"))}
+        for name in names[1:]:
+            width = max(len(name), _WIDTH)
+            if sum(columns.values()) + 2 * len(columns) + width > self.console.width:
+                break
+            columns[name] = width
+        return columns
+
+    def _line(self, cells: Mapping[str, str], style: str = "") -> None:
+        line = "  ".join(cells.get(name, "").rjust(width) for name, width in self.columns.items())
+        self.console.print(Text(line, style=style))
 
     def end(self) -> None:
         if self.progress is not None:
@@ -129,84 +156,35 @@ def watch(items: Iterable[T], title: str, total: int, display: object) -> Iterat
         yield from progress.track(items, total=total, description=title)
 
 
-def make_display(stream: TextIO | None = None) -> Plain | Rich:
-    """Rich on a terminal, plain lines otherwise."""
+def make_display(stream: TextIO | None = None, *, verbose: bool = False) -> Plain | Rich:
+    """A table on a terminal, plain lines otherwise; for ``verbose`` see :class:`Rich`."""
     stream = stream or sys.stdout
-    return Rich(Console(file=stream)) if stream.isatty() else Plain(stream)
+    return Rich(Console(file=stream), verbose=verbose) if stream.isatty() else Plain(stream)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        if math.isfinite(value) and value and not 1e-3 <= abs(value) < 1e5:
-            return f"{value:.2e}"
-        return f"{value:.4g}"
-    return str(value)
+def choose_display(display: Display | Literal["auto"] | None) -> Display:
+    """The display that an argument stands for.
+
+    Args:
+        display: one; or ``"auto"``: what :func:`make_display` gives where someone looks, on a terminal or in a
+            notebook, and silence elsewhere; or None: silence.
+
+    Raises:
+        UserError: another word.
+    """
+    if display == "auto":
+        looked_at = sys.stdout is not None and (sys.stdout.isatty() or Console().is_jupyter)
+        return make_display() if looked_at else Silent()
+    if isinstance(display, str):
+        raise UserError(f"display must be auto, None or a display (pckd.display), not {display!r}")
+    return Silent() if display is None else display
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if is_number(value)}
 
 
-def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
-    """A table of the names of a registry, what they are and their options; of a method also its paper, its terms
-    and what is published for some pairs of networks."""
-    stream = stream or sys.stdout
-    columns = ["name", "what it is", "options"]
-    rows = [[name, registry.summary(name), _options(registry.get(name))] for name in registry.names()]
-    if registry is METHODS:
-        columns[2:2] = ["paper", "year", "terms and weights"]
-        columns.append("published per pair")
-        for row in rows:
-            facts = registry.facts(row[0])
-            row[2:2] = [str(facts.get("paper", "")), str(facts.get("year", "")), _terms(build(METHODS, row[0]))]
-            row.append(_published(row[0]))
-    print_table(columns, rows, stream)
-    if registry is METHODS:
-        for name, reason in LEFT_OUT.items():
-            print(f"# {name} is left out: {reason}", file=stream)
-
-
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None, *, header: bool = False
-) -> None:
-    """A table on a terminal; elsewhere a line a row: the name, then what is not empty, after a ``header`` if asked."""
-    stream = stream or sys.stdout
-    if not stream.isatty():
-        for name, *rest in [columns, *rows] if header else rows:
-            print(f"{name:<24} {'  |  '.join(text for text in rest if text)}", file=stream)
-        return
-    table = Table(show_lines=True)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(file=stream).print(table)
-
-
-def _terms(terms: list[Term]) -> str:
-    def describe(term: Term) -> str:
-        details = _listed({**term.options, **term.particulars})
-        return f"{term.weight:g} {term.label}{' (previewed)' * term.previewed}{f' [{details}]' if details else ''}"
-
-    return " + ".join(describe(term) for term in terms)
-
-
-def _published(method: str) -> str:
-    """What the literature sets for a method: ``lr=0.025; beta=8 for resnet32x4>resnet8x4, ...; beta=6 for ...``."""
-    groups: dict[str, list[str]] = {}
-    for pair, options in METHOD_OPTIONS[method].pairs.items() if method in METHOD_OPTIONS else ():
-        groups.setdefault(_listed(options), []).append(pair)
-    recipe = _listed(method_recipe(method))
-    return "; ".join([recipe] * bool(recipe) + [f"{values} for {', '.join(pairs)}" for values, pairs in groups.items()])
-
-
-def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in options.items()
-    )
-
-
-def _options(obj: Any) -> str:
-    defaults = {name: default for name, default in options_of(obj).items() if default is not inspect.Parameter.empty}
-    return ", ".join(f"{name}={default!r}" for name, default in defaults.items())
+def _cell(name: str, value: Any) -> str:
+    if name in ACCURACIES:
+        return fixed(value)
+    return f"{value:.1f}" if name == "seconds" else short(value, zeros=name != "lr")

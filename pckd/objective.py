@@ -1,25 +1,30 @@
 """The whole objective on one screen: every term, and the only place that weights and reduces.
 
-Shapes: B images, V views of each, N = B * V rows (image-major, view 0 upright), K classes.
+Shapes: N rows (instances) of a step, J of them judged by difficulty, K classes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from pckd.functional import PUBLISHED_EPOCHS, gather_output, gather_rows, own_rows, published_epoch, world_size
+from pckd.distributed import gather_output, gather_rows, own_rows, world_size
+from pckd.ops import PUBLISHED_EPOCHS, published_epoch
 from registry import (
+    DIFFICULTY_METRICS,
     LOSSES,
     CenterRule,
+    Centers,
     Context,
+    Instances,
     NotApplicable,
     Output,
     PluginError,
@@ -30,7 +35,8 @@ from registry import (
     build,
     parse,
 )
-from registry.held import check_per_image, check_term, check_values, hold_rule, name_of
+from registry.errors import raise_named
+from registry.held import check_centers, check_per_row, check_rule, check_term, check_values, name_of
 
 log = logging.getLogger("pckd")
 
@@ -39,7 +45,7 @@ Scheduler = Callable[[Tensor, Context], Tensor]
 
 
 def _says(term: Term, fact: str) -> bool:
-    factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else term.loss
+    factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
     return bool(getattr(factory, fact, True))
 
 
@@ -123,23 +129,27 @@ class Objective(nn.Module):
         centers: CenterRule,
     ) -> None:
         super().__init__()
-        self.difficulty = difficulty
+        check_rule(centers)
+        self.difficulty = DIFFICULTY_METRICS.adapt(difficulty)
         self.scheduler = scheduler
+        self.centers = centers
+        self.setup = setup
+        self._center_shapes = [(s.num_classes, s.embedding) for s in (setup.student, setup.teacher)]
         self._metric_says = f"difficulty metric {name_of(difficulty)}"
         self._scheduler_says = f"scheduler {name_of(scheduler)}"
+        self._rule_says = f"center rule {type(centers).__name__!r}"
+        self._asked = ""
+        self._checked: set[str] = set()
         self._lowest: Tensor | None = None
         self._looked_at: tuple[str, int] | None = None
-        # The rule itself is the submodule, so that its state has its own names; what is called is in a list, as below.
-        self._rule = [hold_rule(centers, setup)]
-        self._modules["centers"] = centers
         self.terms: dict[str, Term] = {}
         self.losses = nn.ModuleDict()
         for label, term in zip(labels_of(terms), terms, strict=True):
-            check_term(label, term)
+            check_term(label, term, setup.rows)
             if term.weight == 0:
                 continue
             try:
-                factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else term.loss
+                factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
                 loss = ask(f"loss {label!r}", factory, setup, **term.options)
                 if not isinstance(loss, nn.Module):
                     raise PluginError(f"loss {label!r}: its factory made {type(loss).__name__}, not an nn.Module")
@@ -156,38 +166,42 @@ class Objective(nn.Module):
             raise UserError("the method has only terms for initial epochs: give it one with main=True")
         self.previews = any(term.previewed for term in self.terms.values())
         self.needs_teacher = needs_teacher(list(self.terms.values()))
-        self.needs_rotations = any(term.views == "all" for term in self.terms.values())
-        self.needs_strong = any(term.views == "strong" for term in self.terms.values())
+        self.row_sets = tuple(dict.fromkeys(term.rows for term in self.terms.values()))
         heads = [loss for loss in self.losses.values() if hasattr(loss, "predict")]
         if len(heads) > 1:
             raise UserError("two terms both say how the student answers; use one of them")
         self._head = heads[:1]
 
     @property
-    def centers(self) -> CenterRule:
-        """The center rule, held to its contract."""
-        return self._rule[0]
+    def reads_maps(self) -> bool:
+        """Whether anything here may look at feature maps: all that does not say ``reads_maps = False``."""
+        readers: list[object] = [*self.losses.values()]
+        if self.previews:
+            readers.append(self.difficulty)
+        if self.updates_centers:
+            readers.append(self.centers)
+        return any(getattr(reader, "reads_maps", True) for reader in readers)
 
-    def check_views(self, views: int, images: int | None = None) -> None:
-        """Refuse too few views, or too small a batch, before the first step.
+    def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Refuse too few rows, or too few views of an image, before the first step.
 
         Args:
-            images: of the smallest batch.
+            sizes: of each set of rows in the smallest batch: how many rows, and how many of these show one image.
 
         Raises:
             NotApplicable: a loss compares more views of an image, or more rows, than the loader will show.
         """
         for label, loss in self.losses.items():
+            rows, views = sizes[self.terms[label].rows]
             needed = getattr(loss, "needs_views", 1)
             if views < needed:
                 raise NotApplicable(
                     f"{label} compares {needed} or more views of an image, but views={views}; leave views out"
                 )
             needed = getattr(loss, "needs_rows", 1)
-            rows = {"upright": 1, "all": views, "strong": 2}[self.terms[label].views] * (images or needed)
             if rows < needed:
                 raise NotApplicable(
-                    f"{label} compares {needed} or more rows of a batch, and a batch of {images} has {rows} for it; "
+                    f"{label} compares {needed} or more rows of a batch, and the smallest batch has {rows} for it; "
                     "use a larger batch"
                 )
 
@@ -222,40 +236,74 @@ class Objective(nn.Module):
         """The network to deploy: ``student`` itself, unless a loss answers with another head."""
         return Predictor(student, self._head[0]) if self._head else student
 
+    def find_centers(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
+        """The category centers now, by the center rule.
+
+        Raises:
+            PluginError: the rule failed, or broke its contract.
+        """
+        centers = ask(self._rule_says, self.centers, student_net, teacher_net)
+        if "centers" not in self._checked:
+            check_centers(self._rule_says, centers, self._center_shapes)
+            self._checked.add("centers")
+        return centers
+
+    @property
+    def updates_centers(self) -> bool:
+        """Whether the center rule looks at what each step has seen."""
+        return type(self.centers).update is not CenterRule.update
+
+    @torch.no_grad()
+    def update_centers(self, student: Output, teacher: Output, labels: Tensor) -> None:
+        """Tell the center rule what a step has seen.
+
+        Args:
+            student, teacher: [N, ...], of all processes. labels: [N].
+        """
+        ask(self._rule_says, self.centers.update, student, teacher, labels)
+
     def forward(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
         """Value of every term as it enters the sum, and ``loss``, the sum itself.
 
-        Where the method previews, also ``preview_weight`` (mean weight) and ``previewed`` (share of the samples with
-        a weight below 1), without gradient.
+        Where the method previews, also ``preview_weight`` (mean weight) and ``previewed`` (share of the judged rows
+        with a weight below 1), without gradient.
 
         Args:
-            student: [N, ...]; teacher: [N, ...], a constant; context: labels and index [N].
+            student: [N, ...]; teacher: [N, ...], a constant; context: of all N rows, with their named sets.
 
         Raises:
             UserError: a loss, the metric or the scheduler breaks its contract; names it.
             PluginError: one of them raised an error.
         """
-        teacher = teacher.detach()
-        views = context.views
-        chosen = {"upright": [0], "all": list(range(views - context.strong)), "strong": [0, views - 1]}
-        looked_at = {"upright", *(term.views for term in self.terms.values())}
-        shown = {
-            name: (student.select(views, some), teacher.select(views, some), context.select(some))
-            for name, some in chosen.items()
-            if name in looked_at
-        }
-        upright = shown["upright"]
-        weights = self.weights(*upright) if self.previews else None
+        try:
+            return self._values(student, teacher.detach(), context)
+        except Exception as error:
+            raise_named(self._asked, error)
+
+    def _values(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
+        instances = context.instances
+        shown = {}
+        for name in dict.fromkeys((instances.judged, *self.row_sets)):
+            which = instances.rows(name).which
+            shown[name] = student.rows(which), teacher.rows(which), context.select(name)
+        weights = self.weights(*shown[instances.judged]) if self.previews else None
         values: dict[str, Tensor] = {}
         for label, term in self.terms.items():
             if not (term.initial if context.stage == "initial" else term.main):
                 continue
-            value = ask(f"loss {label!r}", self.losses[label], *shown[term.views])
-            value = check_values(label, value, len(shown[term.views][2].labels))
-            if term.previewed and weights is not None:
-                if value.ndim == 0:
-                    raise UserError(f"{label} is about the whole batch: it has no samples to preview")
-                value = value * weights.repeat_interleave(len(chosen[term.views]))
+            self._asked = f"loss {label!r}"
+            rows = shown[term.rows][2].instances
+            if len(rows.labels) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
+                # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.
+                values[label] = 0.0 * student.logits.sum()
+                continue
+            with record_function(f"pckd.term:{label}"):
+                value = self.losses[label](*shown[term.rows])
+            if (stage_and_label := f"{context.stage} {label}") not in self._checked:
+                check_values(label, value, len(rows.labels), previewed=term.previewed)
+                self._checked.add(stage_and_label)
+            if weights is not None and term.previewed:
+                value = value * weights[rows.weight_of]
             ramp = min(1.0, published_epoch(context) / term.warmup) if term.warmup else 1.0
             weight = term.weight
             if context.stage == "initial" and term.initial_weight is not None:
@@ -269,22 +317,25 @@ class Objective(nn.Module):
             values["previewed"] = (weights < 1).float().mean()
         return values
 
+    @record_function("pckd.preview")
     @torch.no_grad()
     def weights(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        """Weight of each image, [B], from the upright rows; a constant of the step.
+        """Weight of each judged row, [J]; a constant of the step.
 
-        Difficulty is relative to the batch, so that processes that train together look at all their images. A student
+        Difficulty is relative to the batch, so that processes that train together look at all their rows. A student
         that answers with the head of a loss is judged by that answer: its own classifier may be untrained.
         """
         if self._head:
             student = student._replace(logits=self.predict(student))
         if world_size() > 1:
             student, teacher = gather_output(student), gather_output(teacher)
-            context = replace(context, labels=gather_rows(context.labels), index=gather_rows(context.index))
-        difficulty = ask(self._metric_says, self.difficulty, student, teacher, context)
-        difficulty = check_per_image(self._metric_says, "difficulty", difficulty, context)
-        weights = ask(self._scheduler_says, self.scheduler, difficulty, context)
-        weights = check_per_image(self._scheduler_says, "weight", weights, context)
+            rows = Instances(gather_rows(context.labels), gather_rows(context.index))
+            context = replace(context, instances=rows)
+        self._asked = self._metric_says
+        difficulty = self.difficulty(student, teacher, context)
+        difficulty = check_per_row(self._asked, "difficulty", difficulty, context)
+        self._asked = self._scheduler_says
+        weights = check_per_row(self._asked, "weight", self.scheduler(difficulty, context), context)
         self._look(difficulty, weights, (student, teacher), context)
         return own_rows(weights)
 

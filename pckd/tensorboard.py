@@ -6,29 +6,19 @@ import os
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pckd.engine.train import Display
+from pckd.display import Display, choose_display
+from pckd.runs import BY_TRUTH, ENTRIES
 from registry import UserError
 
 __all__ = ["TensorBoard", "scalars"]
 
-GROUPS = {
-    "lr": "lr",
-    "seconds": "time/seconds",
-    "preview_weight": "preview/weight",
-    "previewed": "preview/previewed",
-    "difficulty_report": "difficulty",
-    "gradient_report": "gradients",
-    **{name: f"accuracy/{name}" for name in ("train_top1", "top1", "top5", "test_loss")},
-}
-"""What the entries of a row are called; other numbers are the objective's terms, below ``loss/``."""
-
-THIRDS = {"difficulty/top1_by_truth": ("easy", "middle", "hard")}
+THIRDS = {f"difficulty/{BY_TRUTH}": ("easy", "middle", "hard")}
 """The lists that are written: their tags, and the names of what is in them."""
 
 
-class TensorBoard:
+class TensorBoard(Display):
     """Tells another display everything, and writes events that ``tensorboard --logdir FOLDER`` shows.
 
     Each training has a folder of its own below, named by its title: a teacher that is trained first does not mix with
@@ -36,13 +26,13 @@ class TensorBoard:
     What a resumed run does again hides what was written of it before.
 
     Args:
-        folder: made when the first training begins. display: what is told.
+        folder: made when the first training begins. display: what is told, as for :func:`pckd.distill`.
 
     Raises:
         UserError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], display: Display) -> None:
+    def __init__(self, folder: str | os.PathLike[str], display: Display | Literal["auto"] | None = "auto") -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -51,7 +41,7 @@ class TensorBoard:
             ) from error
         self._make_writer = SummaryWriter
         self.folder = Path(folder).expanduser()
-        self.display = display
+        self.display = choose_display(display)
         self._writer: Any = None
 
     def note(self, text: str) -> None:
@@ -89,7 +79,7 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     the accuracies by thirds of the true difficulty."""
     for name, value in row.items():
         if name != "epoch":
-            yield from _numbers(GROUPS.get(name, name if isinstance(value, Mapping) else f"loss/{name}"), value)
+            yield from _numbers(ENTRIES.get(name, name if isinstance(value, Mapping) else f"loss/{name}"), value)
 
 
 def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -26,17 +26,16 @@ from torch.utils.data import Dataset
 
 from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
 from model_zoo.probe import borrowed, check_network
-from pckd.api import check_numbers
+from pckd.arguments import check_arguments
 from pckd.data import Loader
 from pckd.data.check import first_item
-from pckd.engine.evaluate import answers
-from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
+from pckd.data.load import Data, load_data, read_split
+from pckd.device import Device, ready_to_train
+from pckd.engine.optimization import learning_rate
 from pckd.engine.progress import own_random_state
-from pckd.engine.schedule import learning_rate
-from pckd.engine.sources import Data, check_layout, load_data, read_split
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import place
 from pckd.objective import Predictor
+from pckd.tasks.classification import answers, check_layout
 from registry import BACKBONES, DataSplit, PluginError, UserError, ask, build
 
 __all__ = ["MILESTONES", "MOMENTUM", "Inputs", "Transfer", "inputs_of", "load_network", "transfer", "untrained"]
@@ -121,10 +120,9 @@ def transfer(
     Raises:
         UserError: any bad input, in one line.
     """
-    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, num_workers=num_workers)
-    check_numbers(limit_train=limit_train, limit_test=limit_test)
-    target = resolve_device(device)
-    precision = resolve_precision(precision, target)
+    check_arguments(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, num_workers=num_workers)
+    check_arguments(limit_train=limit_train, limit_test=limit_test)
+    place = Device.resolve(device, precision)
     record = preprocessing_of(network)
     if source is not None:
         inputs = inputs_of(source, source_root)
@@ -138,13 +136,13 @@ def transfer(
     train, test = (fitted(split, inputs) for split in (loaded.train, loaded.test))
     network = network.network if isinstance(network, Predictor) else network
     check_network(network, "the network")
-    with ready_to_train(target), own_random_state(target), borrowed(network):
+    with ready_to_train(place), own_random_state(place.target), borrowed(network):
         frozen = FrozenTeacher(network)
         size = inputs.size or loaded.image_shape[1:]
         probe(network, len(inputs.mean), size, name="the network")
         check_layout(network, (len(inputs.mean), *size), "the network")
-        place(frozen, target)
-        look = partial(embed, frozen, device=target, precision=precision, num_workers=num_workers)
+        place.place(frozen)
+        look = partial(embed, frozen, device=place, num_workers=num_workers)
         return fit_linear(
             look(train), look(test), classes=train.num_classes, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed
         )
@@ -263,17 +261,15 @@ def _fit(images: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
     return images.expand(-1, channels, -1, -1)
 
 
-def embed(
-    network: nn.Module, split: DataSplit, *, device: torch.device, precision: str, num_workers: int = 0
-) -> tuple[Tensor, Tensor]:
+def embed(network: nn.Module, split: DataSplit, *, device: Device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
     """Embeddings [M, D], float32, and labels [M], on the device, in the split's order.
 
     Raises:
         UserError: the network gives values that are not finite.
     """
-    loader = Loader(split, ROWS, train=False, device=device, num_workers=num_workers)
+    loader = Loader(split, ROWS, train=False, device=device.target, num_workers=num_workers)
     embeddings, labels = [], []
-    for output, batch in answers(network, loader, device=device, precision=precision):
+    for output, batch in answers(network, loader, device):
         embeddings.append(output.embedding.float())
         labels.append(batch.labels)
     features = torch.cat(embeddings)

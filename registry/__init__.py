@@ -13,14 +13,18 @@ from registry.contracts import (
     Centers,
     Context,
     DataSplit,
+    Instances,
     Loss,
     Network,
     Output,
+    Progress,
+    Rows,
     Setup,
     Shapes,
     Term,
 )
 from registry.errors import BadImages, NameTaken, NotApplicable, PluginError, UnknownName, UserError, ask
+from registry.functions import INPUTS, function_loss, loss_factory, metric_function
 from registry.plugins import load_entry_points, load_plugin
 from registry.registry import Registry
 from registry.spec import build, check_options, options_of, parse
@@ -36,13 +40,23 @@ BACKBONES = Registry(
 )
 LOSSES = Registry(
     "LOSSES",
-    """Distillation losses: ``factory(setup: Setup, **options) -> nn.Module`` (see :class:`registry.contracts.Loss`).
+    """Distillation losses: functions, or classes where a loss has layers or a memory.
 
-    ``forward(student: Output, teacher: Output, context: Context) -> Tensor[N]``, unreduced, or a scalar where the loss
-    is about the whole batch. Projections are submodules; memory is buffers. A pair of networks that cannot work is
-    refused in the constructor with :class:`registry.NotApplicable`.
+    A function: ``fn(student_logits, teacher_logits, ..., temperature=4.0) -> Tensor``. It returns [N], unreduced, or a
+    scalar where the loss is about the whole batch. The names of its parameters without a default choose its inputs
+    (:data:`registry.INPUTS`; ``student``, ``teacher`` and ``context`` are the whole of each); the others are its
+    options. ``register`` also takes its claims (``per_sample=False``; see :class:`registry.Loss`), ``check=fn(setup,
+    **options)`` to refuse a pair of networks or an option when the loss is built, and ``inputs=(names)`` where the
+    parameters have other names.
+
+    A class, or a function that makes a module: ``factory(setup: Setup, **options) -> nn.Module`` with
+    ``forward(student: Output, teacher: Output, context: Context) -> Tensor``. Projections are submodules, memory is
+    buffers, claims are attributes. The constructor refuses a pair of networks that cannot work.
+
+    Refuse a pair with :class:`registry.NotApplicable`.
     """,
     packages=("pckd.losses",),
+    adapt=loss_factory,
 )
 METHODS = Registry(
     "METHODS",
@@ -53,11 +67,15 @@ DIFFICULTY_METRICS = Registry(
     "DIFFICULTY_METRICS",
     """How hard is each image: ``fn(student: Output, teacher: Output, context: Context, **options) -> Tensor[B]``.
 
+    Or a function that names its inputs, as a loss does: ``fn(student_logits, labels, **options)``. One that takes the
+    whole outputs and looks at no feature map says so: ``register("name", reads_maps=False)``.
+
     Higher is harder; finite and not negative; scaled to mean 1 over the batch, as the schedulers' bars expect. Called
     with the upright rows only and without gradient.
     """,
     packages=("pckd.difficulty",),
     kind="function",
+    adapt=metric_function,
 )
 DIFFICULTY_SCHEDULERS = Registry(
     "DIFFICULTY_SCHEDULERS",
@@ -87,6 +105,12 @@ DATASETS = Registry(
     packages=("pckd.data",),
 )
 
+TASKS = Registry(
+    "TASKS",
+    """Tasks: ``factory(**options) -> pckd.tasks.Task``, which turns batches into rows, and measures networks.""",
+    packages=("pckd.tasks",),
+)
+
 REGISTRIES: tuple[Registry, ...] = (
     BACKBONES,
     LOSSES,
@@ -95,6 +119,7 @@ REGISTRIES: tuple[Registry, ...] = (
     DIFFICULTY_SCHEDULERS,
     CENTER_RULES,
     DATASETS,
+    TASKS,
 )
 
 __all__ = [
@@ -103,9 +128,11 @@ __all__ = [
     "DATASETS",
     "DIFFICULTY_METRICS",
     "DIFFICULTY_SCHEDULERS",
+    "INPUTS",
     "LOSSES",
     "METHODS",
     "REGISTRIES",
+    "TASKS",
     "Absent",
     "BadImages",
     "Batch",
@@ -113,13 +140,16 @@ __all__ = [
     "Centers",
     "Context",
     "DataSplit",
+    "Instances",
     "Loss",
     "NameTaken",
     "Network",
     "NotApplicable",
     "Output",
     "PluginError",
+    "Progress",
     "Registry",
+    "Rows",
     "Setup",
     "Shapes",
     "Term",
@@ -128,6 +158,7 @@ __all__ = [
     "ask",
     "build",
     "check_options",
+    "function_loss",
     "load_entry_points",
     "load_plugin",
     "options_of",

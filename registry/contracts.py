@@ -1,20 +1,20 @@
 """The small types that plug-ins exchange.
 
-Shapes: B images, V views of each, N = B * V rows, K classes, D embedding width (Ds student's, Dt teacher's).
-Rows are image-major: row n shows view n % V of image n // V, and view 0 is the upright one.
+Shapes: B images a step, N rows (instances) that a task makes of them, K classes, D embedding width (Ds student's, Dt
+teacher's). A row is a view of an image in classification, a region in detection, a pixel in segmentation.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from registry.errors import NotApplicable
+from registry.errors import NotApplicable, UserError
 
 __all__ = [
     "Absent",
@@ -23,9 +23,12 @@ __all__ = [
     "Centers",
     "Context",
     "DataSplit",
+    "Instances",
     "Loss",
     "Network",
     "Output",
+    "Progress",
+    "Rows",
     "Setup",
     "Shapes",
     "Term",
@@ -80,13 +83,22 @@ class Output(NamedTuple):
     preacts: tuple[Tensor, ...] = ()
     """The maps before their activation, one for each of ``maps``; equal to the map where a stage has none."""
 
+    losses: Mapping[str, Tensor] | tuple[()] = ()
+    """The network's own losses by name, where it computes any (a detector's box loss): scalars."""
+
     def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
-        """The same output with each of its tensors changed; absent maps stay absent."""
+        """The same output with each of its tensors changed, but the network's own losses; absent maps stay absent."""
 
         def each(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return maps if isinstance(maps, Absent) else tuple(change(m) for m in maps)
 
-        return Output(change(self.logits), change(self.embedding), each(self.maps), each(self.preacts))
+        changed = Output(change(self.logits), change(self.embedding), each(self.maps), each(self.preacts))
+        return changed._replace(losses=self.losses)
+
+    def rows(self, which: slice | Tensor) -> Output:
+        """The same output for some of the rows only."""
+        whole = isinstance(which, slice) and which == slice(None)
+        return self if whole else self.apply(lambda x: x[which])
 
     def select(self, views: int, chosen: Sequence[int]) -> Output:
         """The same output for some of the ``views`` views of each image only, in the order ``chosen``."""
@@ -106,7 +118,8 @@ class Output(NamedTuple):
 
     def detach(self) -> Output:
         """The same output without gradient."""
-        return self.apply(lambda x: x.detach())
+        losses = {name: value.detach() for name, value in self.losses.items()} if self.losses else ()
+        return self.apply(lambda x: x.detach())._replace(losses=losses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +137,11 @@ class Batch:
     pool."""
     recalled: Output | None = None
     """The teacher's remembered answer for all N rows, on the device of the views; None where it must be asked."""
+    strong: bool = False
+    """Whether the last of the views is a strongly augmented one."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 class Centers(NamedTuple):
@@ -139,39 +157,129 @@ class Centers(NamedTuple):
     """[K]."""
 
 
+class Rows(NamedTuple):
+    """A named set of a step's rows, for the terms that ask for it."""
+
+    which: slice | Tensor
+    """Which rows, in their order."""
+    views: int = 1
+    """How many rows of the set, one after the other, show one image."""
+    strong: bool = False
+    """Whether the last of these is a strongly augmented view."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The N rows of a step: what a task has made of a batch. :meth:`select` gives those of a named set.
+
+    Args:
+        labels: [N], int64.
+        index: [N], int64: position of each row's image in the data set, stable over epochs; -1 where a row has no
+            identity that lasts, and so by default.
+        image: [N], int64: position of each row's image in the batch; by default every row has an image of its own.
+        targets: [N, K], soft labels, where there are any.
+        views, strong: as in :class:`Rows`.
+        sets: named sets of rows. ``"upright"`` and ``"all"`` are all rows where they are not among them.
+        judged: the set whose difficulty is judged.
+        weight_of: [N], int64: position in that set of the row whose weight each row takes; by default its own.
+    """
+
+    labels: Tensor
+    index: Tensor = None  # type: ignore[assignment]
+    image: Tensor = None  # type: ignore[assignment]
+    targets: Tensor | None = None
+    views: int = 1
+    strong: bool = False
+    sets: Mapping[str, Rows] = field(default_factory=dict)
+    judged: str = "upright"
+    weight_of: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        position = torch.arange(len(self.labels), device=self.labels.device)
+        for name, value in (("index", torch.full_like(position, -1)), ("image", position), ("weight_of", position)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def rows(self, name: str) -> Rows:
+        """The set of that name.
+
+        Raises:
+            UserError: the task has no such set.
+        """
+        if name in self.sets:
+            return self.sets[name]
+        if name not in ("upright", "all"):
+            known = ", ".join(dict.fromkeys(("upright", "all", *self.sets)))
+            raise UserError(f"a term asks for the rows {name!r}, and this task has: {known}")
+        return Rows(slice(None), self.views, self.strong)
+
+    def select(self, name: str) -> Instances:
+        """The rows of a named set, which has no further sets."""
+        which, views, strong = self.rows(name)
+        return Instances(
+            labels=self.labels[which],
+            index=self.index[which],
+            image=self.image[which],
+            targets=None if self.targets is None else self.targets[which],
+            views=views,
+            strong=strong,
+            weight_of=self.weight_of[which],
+        )
+
+
+class Progress(NamedTuple):
+    """Where in the run a step is; the fields are those of :class:`Context`."""
+
+    epoch: int = 1
+    epochs: int = 240
+    progress: float = 0.0
+    stage: Literal["initial", "main"] = "main"
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a loss, metric or scheduler may know besides the two outputs."""
 
-    labels: Tensor
-    """[N] (or [B] where only the upright rows are shown)."""
-    index: Tensor
-    """[N] (or [B]), position of each row's image in the data set."""
+    instances: Instances
+    """Of the rows shown."""
     centers: Centers
-    views: int = 1
-    """V of the rows shown."""
     epoch: int = 1
     """Counted from 1."""
     epochs: int = 240
     """How many epochs the run will have."""
     progress: float = 0.0
     """Share of the training steps done, 0 to 1."""
-
     stage: Literal["initial", "main"] = "main"
     """``"initial"`` in the epochs before the schedule that some methods ask for (:class:`Term`); ``epoch``, ``epochs``
     and ``progress`` count within the stage."""
-    strong: bool = False
-    """Whether the last of the views is a strongly augmented one."""
 
-    def select(self, chosen: Sequence[int]) -> Context:
-        """The same context for some of the views of each image only."""
-        labels, index = (x.view(-1, self.views)[:, list(chosen)].flatten() for x in (self.labels, self.index))
-        strong = self.strong and self.views - 1 in chosen
-        return replace(self, labels=labels, index=index, views=len(chosen), strong=strong)
+    @property
+    def labels(self) -> Tensor:
+        """[N], int64."""
+        return self.instances.labels
+
+    @property
+    def index(self) -> Tensor:
+        """[N], position of each row's image in the data set; -1 where a row has no identity that lasts."""
+        return self.instances.index
+
+    @property
+    def views(self) -> int:
+        """How many rows, one after the other, show one image."""
+        return self.instances.views
+
+    @property
+    def strong(self) -> bool:
+        """Whether the last view of each image is a strongly augmented one."""
+        return self.instances.strong
+
+    def select(self, name: str) -> Context:
+        """The same context for the rows of a named set."""
+        return replace(self, instances=self.instances.select(name))
 
     def upright(self) -> Context:
-        """The same context for the rows of view 0 only: [B]."""
-        return self.select((0,))
+        """The same context for the upright rows only."""
+        return self.select("upright")
 
 
 class Shapes(NamedTuple):
@@ -205,6 +313,10 @@ class Setup(NamedTuple):
     """Size of the training set: ``Batch.index`` is below it. 0 where unknown."""
     teacher_classifier: nn.Linear | None = None
     """The teacher's last layer, for losses that reuse it (:meth:`frozen_classifier`)."""
+    stable_index: bool = True
+    """Whether ``Context.index`` says which sample a row is, the same in every epoch."""
+    rows: tuple[str, ...] = ("upright", "all", "strong")
+    """The sets of rows that a term may ask for."""
 
     def frozen_classifier(self) -> nn.Linear:
         """A copy of the teacher's classifier with buffers for weights: it is saved with the loss and never trained.
@@ -228,18 +340,23 @@ class Setup(NamedTuple):
 
 @runtime_checkable
 class Loss(Protocol):
-    """An nn.Module built as ``factory(setup, **options)``.
+    """An nn.Module built as ``factory(setup, **options)``, or made of a function (:func:`registry.function_loss`).
 
     Its projections are submodules (so that the optimizer gets them), its memory is buffers (so that a resumed run
     has it). It never reduces over samples itself, unless the loss is about the whole batch.
 
-    A class may say about itself:
+    It may say about itself, as an attribute of the class or, of a function, as an argument of ``LOSSES.register``:
 
     - ``needs_teacher = False``: it never looks at the teacher;
+    - ``reads_maps = False``: it looks at no feature map (``maps``, ``preacts``), here or in ``predict``. Where nothing
+      of an objective does, the networks leave their maps out, which is faster;
     - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
-    - ``order_matters = True``: what it makes of an image depends on the order of the batch;
+    - ``order_matters = True``: what it makes of an image depends on the order of the batch.
+
+    A class may also have
+
     - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
       its own classifier;
     - a method ``start(student: Network, teacher: Network) -> None``: called once before the first step of a new run,
@@ -265,7 +382,10 @@ class Network(Protocol):
 
 
 class CenterRule(nn.Module):
-    """Base class of center rules: ``factory(setup, **options)``; state lives in parameters and buffers."""
+    """Base class of center rules: ``factory(setup, **options)``; state lives in parameters and buffers.
+
+    A rule with an ``update`` that looks at no feature map says so with ``reads_maps = False``, as a loss does.
+    """
 
     def forward(self, student_net: Network, teacher_net: Network) -> Centers:
         """The centers now; valid from the first step on."""
@@ -283,8 +403,9 @@ class Term:
     Args:
         loss: a name of ``LOSSES`` (``"kd"``, ``"kd(temperature=2)"``) or a factory ``(setup) -> Loss``.
         weight: the coefficient of the term in the sum.
-        views: ``"upright"`` shows the loss view 0 of each image; ``"all"`` every rotation (and asks for four);
-            ``"strong"`` view 0 and a strongly augmented view (and asks for one), two rows an image.
+        rows: the set of rows that the loss is shown, one of the task's. Of classification: ``"upright"``, view 0 of
+            each image; ``"all"``, every rotation (and asks for four); ``"strong"``, view 0 and a strongly augmented
+            view (and asks for one), two rows an image. In tasks without views the first two are all rows.
         previewed: whether the per-sample values are multiplied by the difficulty scheduler's weights.
         options: options of the loss.
         optional: if the loss cannot work for this pair of networks, drop the term and say so once,
@@ -300,7 +421,7 @@ class Term:
 
     loss: str | Callable[..., nn.Module]
     weight: float = 1.0
-    views: Literal["upright", "all", "strong"] = "upright"
+    rows: str = "upright"
     previewed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     optional: bool = False
@@ -309,6 +430,12 @@ class Term:
     initial: int = 0
     main: bool = True
     initial_weight: float | None = None
+    views: InitVar[str | None] = None
+    """Another name of ``rows``."""
+
+    def __post_init__(self, views: str | None) -> None:
+        if views is not None:
+            object.__setattr__(self, "rows", views)
 
     @property
     def label(self) -> str:
@@ -320,9 +447,9 @@ class Term:
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """How the term acts where that is not the usual way: views, warm-up, initial epochs."""
+        """How the term acts where that is not the usual way: rows, warm-up, initial epochs."""
         usual = {f.name: f.default for f in fields(self)}
-        shown = {name: getattr(self, name) for name in ("views", "warmup", "initial", "initial_weight", "main")}
+        shown = {name: getattr(self, name) for name in ("rows", "warmup", "initial", "initial_weight", "main")}
         return {name: value for name, value in shown.items() if value != usual[name]}
 
 
@@ -356,7 +483,7 @@ class DataSplit:
     on_bad_image: Literal["stop", "skip"] = "stop"
 
     def __len__(self) -> int:
-        return int(self.labels.shape[0])
+        return len(self.labels)
 
     @property
     def num_classes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ __all__ = [
     "ask",
     "is_out_of_memory",
     "place_of",
+    "raise_named",
 ]
 
 T = TypeVar("T")
@@ -88,17 +89,24 @@ def ask(what: str, function: Callable[..., T], /, *args: Any, **options: Any) ->
     """
     try:
         return function(*args, **options)
-    except UserError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
+        raise_named(what, error)
+
+
+def raise_named(what: str, error: Exception) -> NoReturn:
+    """Raise what :func:`ask` raises for an error of ``what``."""
+    try:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise error
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         where = place_of(error)
         remedy = "; use a batch of 2 or more images" if _ONE_ROW in reason else ""
         raise PluginError(
             f"{what} raised {type(error).__name__}{reason and f': {reason}'}{where and f' ({where})'}{remedy}"
         ) from error
+    finally:
+        # This frame is in the error's traceback: with the error in it, all that the frames hold would stay in memory.
+        del error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -32,6 +32,7 @@ class Registry(FvcoreRegistry):
             look-up, so that no result depends on the order of the caller's imports.
         kind: ``"factory"`` if :func:`registry.build` calls the object to get the plug-in, ``"function"``
             if the object itself is the plug-in and ``build`` only binds its options.
+        adapt: what is kept of a registered object: ``adapt(object, **facts)``; the object itself by default.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Registry(FvcoreRegistry):
         contract: str = "",
         packages: tuple[str, ...] = (),
         kind: Literal["factory", "function"] = "factory",
+        adapt: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(name)
         self.kind = kind
+        self._adapt = adapt
         self._obj_map: dict[str, Any] = {}
         self._origin: dict[str, str] = {}
         self._facts: dict[str, dict[str, Any]] = {}
@@ -66,7 +69,8 @@ class Registry(FvcoreRegistry):
 
         Args:
             obj: the object, or its name.
-            facts: what lists may say of it (``paper="Hinton et al., arXiv 1503.02531", year=2015``).
+            facts: what lists may say of it (``paper="Hinton et al., arXiv 1503.02531", year=2015``), and what the
+                contract of the kind asks for.
 
         Raises:
             NameTaken: the name is in use; the message names both places.
@@ -76,15 +80,19 @@ class Registry(FvcoreRegistry):
 
             def decorate(target: T) -> T:
                 name = obj or _own_name(target)
-                self._add(name, target)
+                self._add(name, self.adapt(target, **facts))
                 self._facts[name] = facts
                 return target
 
             return decorate
         if not callable(obj):
             raise TypeError(f"{self._name}.register takes a name, a function or a class, not {obj!r}")
-        self._add(_own_name(obj), obj)
+        self._add(_own_name(obj), self.adapt(obj))
         return obj
+
+    def adapt(self, obj: Any, **facts: Any) -> Any:
+        """What is kept of an object that is registered with these facts."""
+        return obj if self._adapt is None else self._adapt(obj, **facts)
 
     def _add(self, name: str, obj: Any) -> None:
         if not callable(obj):

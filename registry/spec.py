@@ -140,6 +140,7 @@ def build(registry: Registry, spec: str, *args: Any, **options: Any) -> Any:
         bound = functools.partial(obj, **options)
         # For messages about it.
         bound.__name__ = name  # type: ignore[attr-defined]
+        bound.reads_maps = getattr(obj, "reads_maps", True)  # type: ignore[attr-defined]
         return bound
     try:
         taken = signature.bind_partial(*args).arguments

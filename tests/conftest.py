@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ import pytest
 import torch
 from torch import nn
 
-from registry import REGISTRIES, Centers, Context, Output, Setup, Shapes
+from model_zoo import save_weights
+from pckd.tasks.classification import image_views
+from registry import BACKBONES, REGISTRIES, Centers, Context, Output, Setup, Shapes, build
 
 # The tensors of these tests are small: more threads only cost time, and one thread sums in one order.
 torch.set_num_threads(1)
@@ -74,14 +77,8 @@ class Golden(SimpleNamespace):
         return Centers(*(self[name] for name in names))
 
     def context(self, epoch: int = 1, epochs: int = 240) -> Context:
-        return Context(
-            labels=self["labels"].repeat_interleave(self.views),
-            index=torch.arange(len(self["labels"])).repeat_interleave(self.views),
-            centers=self.centers,
-            views=self.views,
-            epoch=epoch,
-            epochs=epochs,
-        )
+        instances = image_views(self["labels"], torch.arange(len(self["labels"])), self.views)
+        return Context(instances, self.centers, epoch=epoch, epochs=epochs)
 
     def fill(self, layer: nn.Module, name: str) -> None:
         """Fill a layer with the published weight and bias; a batch norm keeps its fresh running statistics."""
@@ -95,6 +92,46 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     with np.load(GOLDEN / f"losses_{request.param}_width.npz") as file:
         arrays = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
     return Golden(arrays=arrays, name=request.param)
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder of a run of two epochs below the test's own: ``write_run("kd-0", "kd", seed=0)``."""
+
+    def write(
+        name: str,
+        method: str = "kd",
+        *,
+        seed: int = 0,
+        tops: Sequence[float] = (10.0, 20.0),
+        rows: Mapping[str, Sequence[Any]] = {},
+        finished: bool = True,
+        classes: int = 0,
+        arguments: Mapping[str, Any] = {},
+        **result: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        columns = {"train_top1": tops, "loss": tops, "cross_entropy": tops, **rows}
+        lines = [
+            {"epoch": i + 1, "lr": 0.1, **{k: v[i] for k, v in columns.items()}, "top1": top, "top5": 90.0}
+            for i, top in enumerate(tops)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({**line, "test_loss": 1.0}) + "\n" for line in lines))
+        data = f"shapes(image_size=8, train_size=24, test_size=40, num_classes={classes})"
+        given = {"student": "resnet8", "method": method, "seed": seed, "data": data, "data_root": None, **arguments}
+        record = {"student": "resnet8", "teacher": "resnet20", "method": method, "seed": seed, "measured_on": "test"}
+        record |= {"last_top1": tops[-1], "best_top1": max(tops), "epochs": len(tops), "dataset": data}
+        record |= {"train_images": 100, "train_seconds": 10.0 + seed, "terms": {"cross_entropy": {}, "kd": {}}}
+        if finished:
+            (folder / "result.json").write_text(json.dumps({**record, "arguments": given, **result}))
+        if classes:
+            # An untrained student's weights.
+            torch.manual_seed(seed)
+            save_weights(build(BACKBONES, "resnet8", classes), folder / "model_final.pth")
+        return folder
+
+    return write
 
 
 @pytest.fixture

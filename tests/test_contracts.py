@@ -29,8 +29,8 @@ from registry import (
     load_plugin,
 )
 
-LONGEST_PLUGIN = 60
-"""Lines of code: a plug-in is one short file."""
+LONGEST_PLUGIN = 100
+"""Lines of code: a plug-in is one short file, with its mathematics."""
 
 CHECKS: dict[Registry, Callable[..., None]] = {
     LOSSES: check_loss,
@@ -125,6 +125,7 @@ def test_the_objective_is_the_sum_of_a_methods_terms(name: str, views: int, teac
         objective = objective_of(build(METHODS, name), case.setup)
     except NotApplicable:
         return
+    case = make_case(views, teacher_width, strong="strong" in objective.row_sets)
     values = objective(case.student, case.teacher, case.context)
     acting = [label for label, term in objective.terms.items() if term.main]
     assert acting == [label for label in values if label in objective.terms]

@@ -4,22 +4,27 @@
 python tools/benchmark_speed.py                                          # four pairs; takes long on a CPU
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --rounds 3 --output speed.json
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --memory     # and the peak memory of three batch sizes
+
+Each case is a process of its own, this program with --child. In turns each trains an epoch, so that what drifts on a
+machine drifts for all alike. The memory of all cases is in use at the same time.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,27 +32,17 @@ from torch import nn
 
 from pckd import Data, distill, profile
 from pckd.cli import Parser, run_tool
+from pckd.device import Device
 from pckd.engine.compiling import resolve_compile
-from pckd.engine.memory import keep_freed, one_arena
-from pckd.engine.precision import resolve_device, resolve_precision
-from pckd.engine.sources import make_network, method_terms, split_methods
-from pckd.profiling.measure import interleaved
-from pckd.profiling.show import markdown
-from pckd.profiling.speed import (
-    case_figures,
-    compiling_figures,
-    describe_machine,
-    forget_peak,
-    peak_now,
-    product,
-    stage_figures,
-    stages_of,
-)
-from pckd.profiling.speed_sheets import overview, pair_sheets
-from pckd.profiling.turns import Epochs, Turn, Turns, give_back_threads
-from registry import DataSplit, UserError
+from pckd.engine.memory import keep_freed
+from pckd.plan import make_task
+from pckd.profiling.measure import Clock, interleaved, summary
+from pckd.profiling.speed import Served
+from pckd.tables import NONE, Table, amount, digits, duration, markdown, memory, share, spread
+from pckd.terms import method_terms, split_methods
+from registry import UserError
 
-PAIRS = "resnet32x4>resnet8x4,resnet56>resnet20,wrn_40_2>wrn_16_2,vgg13>vgg8"
+TASK = make_task("classification", None)
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": (
@@ -62,12 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What each case is, and what :func:`pckd.distill` is given for it."""
 
+PAIRS = "resnet32x4>resnet8x4,resnet56>resnet20,wrn_40_2>wrn_16_2,vgg13>vgg8"
 WARM_UP = 2
-"""Turns before the first that counts: in them things are compiled, and the cache is filled."""
-RUN = 240 * 781
-"""Steps of the run that the steps belong to, which is what the choices of a default depend on: the paper's."""
+"""Epochs before the first that counts: in them things are compiled, and the cache is filled."""
 LR = 1e-4
 """Low, so that a student of random images stays finite; any rate costs the same."""
+Answer = dict[str, Any]
 
 
 def make_parser() -> Parser:
@@ -79,43 +74,41 @@ def make_parser() -> Parser:
     add("--batch-size", type=int, default=64, help="images a step")
     add("--image-size", type=int, default=32, help="height and width in pixels")
     add("--classes", type=int, default=100, help="classes of the networks")
-    add("--rounds", type=int, default=5, help="in each of which every case has a turn")
-    add("--steps", type=int, default=4, help="steps in a turn")
+    add("--rounds", type=int, default=5, help="in each of which every case trains an epoch")
+    add("--steps", type=int, default=4, help="steps in an epoch")
+    add("--run", type=int, default=240 * 781, metavar="N", help="steps of the run, by which default decides to compile")
     add("--product", type=int, default=4096, metavar="N", help="the machine's peak is that of an N x N matrix product")
     add("--memory", nargs="?", const="32,64,128", metavar="SIZES", help="also measure peak memory, by batch size")
     add("--output", metavar="FILE", help="write everything as JSON")
-    add("--peak", action="store_true", help=argparse.SUPPRESS)  # what --memory starts: prints one case's peak as JSON
+    add("--child", help=argparse.SUPPRESS)  # the case that this process is
     parser.add_common()
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(make_parser(), run, argv)
+    return run_tool(make_parser(), partial(run, sys.argv[1:] if argv is None else argv), argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(argv: Sequence[str], args: argparse.Namespace) -> int:
+    if args.child:
+        return serve(args)
     pairs, cases = refuse_early(args)
-    one_arena()  # each case has a thread of its own, where a user's run is in the main one
-    device = resolve_device(args.device)
-    precision = resolve_precision(args.precision, device)
-    if args.peak:
-        print(json.dumps(peak(args, *pairs[0], cases[0], device)))
-        return 0
+    device = Device.resolve(args.device).target
     machine = describe_machine(device)
     images = f"{args.batch_size} images of 3 x {args.image_size} x {args.image_size}, {args.classes} classes"
     setting = f"{args.method}, {images}, random weights; {machine}; {args.rounds} rounds of {args.steps} steps"
-    options = {name: value for name, value in vars(args).items() if name not in ("peak", "list", "debug", "output")}
+    options = {name: value for name, value in vars(args).items() if name not in ("child", "list", "debug", "output")}
+    precision = Device.resolve(args.device, args.precision).precision
     content: dict[str, Any] = {"machine": machine, "precision": precision, "options": options, "pairs": {}}
-    for teacher, student in pairs:
-        label = f"{teacher}>{student}"
-        found = measure_pair(args, teacher, student, cases, device, precision)
+    for pair in pairs:
+        found = measure_pair(argv, args, pair, cases, device)
+        sheets = [cases_sheet(found, f"{pair.replace('>', ' > ')}: {setting}")]
         if args.memory:
-            found["memory"] = measure_memory(args, label, cases)
-        content["pairs"][label] = found
-        print(markdown(pair_sheets(found, label.replace(">", " > "), setting)), flush=True)
-        torch.compiler.reset()
-    if len(pairs) > 1:
-        print(markdown([overview(content["pairs"], setting)]))
+            found["memory"] = measure_memory(argv, args, pair, cases)
+            sheets.append(memory_sheet(found["memory"], pair))
+        content["pairs"][pair] = found
+        print(markdown(sheets), flush=True)
+    print(markdown([overview(content["pairs"], setting)]))
     if args.output:
         try:
             Path(args.output).expanduser().write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -124,18 +117,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_early(args: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
+def refuse_early(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The pairs and the cases, and whatever is wrong with the options before minutes are spent."""
-    lowest = {"batch_size": 2, "image_size": 1, "classes": 2, "rounds": 1, "steps": 2, "product": 1}
+    timed = args.steps * (WARM_UP + 2 * args.rounds)
+    lowest = {"batch_size": 2, "image_size": 1, "classes": 2, "rounds": 1, "steps": 2, "run": timed, "product": 1}
     for name, least in lowest.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     pairs = []
     for text in split_methods(args.pairs, ","):
-        teacher, between, student = text.partition(">")
-        if not (between and teacher.strip() and student.strip()):
+        names = [name.strip() for name in text.split(">")]
+        if len(names) != 2 or not all(names):
             raise UserError(f"--pairs are written teacher>student with commas between, not {text!r}")
-        pairs.append((teacher.strip(), student.strip()))
+        pairs.append(">".join(names))
     cases = list(dict.fromkeys(case.strip() for case in args.cases.split(",")))
     for case in cases:
         if case not in CASES:
@@ -151,244 +145,279 @@ def refuse_early(args: argparse.Namespace) -> tuple[list[tuple[str, str]], list[
         raise UserError(f"--memory: a batch size must be at least 2, not {min(sizes)}")
     if args.output and not Path(args.output).expanduser().parent.is_dir():
         raise UserError(f"{args.output}: there is no folder {Path(args.output).expanduser().parent}")
-    for name in dict.fromkeys(name for pair in pairs for name in pair):
-        make_network(name, random_data(args, images=2))
+    for name in dict.fromkeys(name for pair in pairs for name in pair.split(">")):
+        TASK.make_network(name, TASK.random_data(2, args.classes, (3, args.image_size, args.image_size)))
     return pairs, cases
 
 
-# What is run
+# A case, in its own process
 
 
-def random_data(args: argparse.Namespace, images: int) -> Data:
-    """Noise with random labels: ``images`` to train on, and a few to evaluate on, which is not timed."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(number: int) -> DataSplit:
-        size = (number, 3, args.image_size, args.image_size)
-        pixels = torch.randint(0, 256, size, generator=generator).to(torch.uint8)
-        labels = torch.randint(0, args.classes, (number,), generator=generator)
-        classes = tuple(map(str, range(args.classes)))
-        return DataSplit(pixels, labels, classes, (0.5,) * 3, (0.25,) * 3, name="random images")
-
-    return Data(split(images), split(2), "random images")
-
-
-def make_pair(teacher: str, student: str, data: Data) -> tuple[nn.Module, nn.Module]:
-    """Two networks with random weights, the teacher's batch norms with statistics of the images."""
-    torch.manual_seed(0)
-    networks = make_network(teacher, data), make_network(student, data)
-    images = data.train.images[:64].float() / 127.5 - 1
-    for module in networks[0].modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        networks[0].train()(images)
-    return networks[0].eval(), networks[1]
+def serve(args: argparse.Namespace) -> int:
+    """Train the case ``args.child`` on the pair ``args.pairs`` until the input ends."""
+    shape = (3, args.image_size, args.image_size)
+    train = TASK.random_data(args.batch_size * args.steps, args.classes, shape).train
+    data = Data(train, TASK.random_data(2, args.classes, shape).test, "random images")
+    teacher, student = make_pair(args.pairs, data)
+    # What libraries print must not come between the answers.
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        say = partial(print, file=answers, flush=True)
+        device = Device.resolve(args.device).target
+        served = Served(device, args.batch_size, sys.stdin.readline, lambda answer: say(json.dumps(answer)))
+        (run_plain if args.child == "plain" else run_distill)(args, teacher, student, data, served)
+    return 0
 
 
-def make_turns(
-    case: str, args: argparse.Namespace, networks: tuple[nn.Module, nn.Module], data: Data, device: torch.device
-) -> Turns:
-    """A case in a thread of its own, with networks of its own."""
-    teacher, student = copy.deepcopy(networks)
-    if case == "plain":
-        return Turns(partial(run_plain, student=student, teacher=teacher, data=data, args=args, device=device), device)
-    return Turns(partial(run_distill, case=case, student=student, teacher=teacher, data=data, args=args), device)
-
-
-def run_distill(
-    turns: Turns, *, case: str, student: nn.Module, teacher: nn.Module, data: Data, args: argparse.Namespace
-) -> None:
-    """What a user calls; a turn is an epoch."""
-    options = {"precision": args.precision, **CASES[case][1]}
+def run_distill(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, data: Data, served: Served) -> None:
+    """What a user calls."""
+    options = {"precision": args.precision, **CASES[args.child][1]}
     with tempfile.TemporaryDirectory() as folder:
-        distill(
-            student=student,
-            teacher=teacher,
-            method=args.method,
-            data=data,
-            epochs=math.ceil(RUN / args.steps),
-            batch_size=args.batch_size,
-            lr=LR,
-            device=args.device,
-            teacher_cache=folder if case == "cache" else None,
-            display=Epochs(turns),
-            **options,
-        )
+        options |= {"teacher_cache": folder if args.child == "cache" else None, "device": args.device}
+        options |= {"epochs": math.ceil(args.run / args.steps), "batch_size": args.batch_size, "lr": LR}
+        distill(student=student, teacher=teacher, method=args.method, data=data, display=served, **options)
 
 
-def run_plain(
-    turns: Turns, *, student: nn.Module, teacher: nn.Module, data: Data, args: argparse.Namespace, device: torch.device
-) -> None:
-    """The plain step over an epoch in each turn.
+def run_plain(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, data: Data, served: Served) -> None:
+    """The plain step.
 
-    A turn begins with its first batch there and the workers at the next ones, as in the middle of an epoch; at its end
-    they have nothing left to do, so that they take no time from others.
+    An epoch begins with its first batch there and the workers at the next ones, as in the middle of a longer one; at
+    its end they have nothing left to do, so that they take no time from others.
     """
     from plain_step import FourViews, PlainTrainer, make_loader
 
-    split = data.train
-    loader = make_loader(FourViews(split.images, split.labels, split.mean, split.std), args.batch_size)
-    trainer = PlainTrainer(student, teacher, device, LR)
-    epoch = 0
-    while True:
-        turns.wait()
-        epoch += 1
+    keep_freed(False)  # glibc's usual limits, where its own adjustment ends sooner or later
+    images = data.train
+    loader = make_loader(FourViews(images.images, images.labels, images.mean, images.std), args.batch_size)
+    trainer = PlainTrainer(student, teacher, Device.resolve(args.device).target, LR)
+    served.begin("", args.run, len(loader), 0)
+    for epoch in range(1, args.run):
         trainer.start_epoch()
         batches = iter(loader)
         batch = next(batches)
-        turns.begin()
-        while batch is not None:
-            views, labels = batch
-            trainer.step(views, labels, min(epoch, 240))
+        served.restart()
+        for step in range(1, len(loader) + 1):
+            trainer.step(batch[0], batch[1], min(epoch, 240))
             batch = next(batches, None)
-            turns.stepped(waited_for=batch is None)
+            served.advance(epoch, step)
+        served.epoch({})
+
+
+def make_pair(names: str, data: Data) -> tuple[nn.Module, nn.Module]:
+    """Teacher and student with random weights, the teacher's batch norms with statistics of the images.
+
+    Args:
+        names: ``"teacher>student"``.
+    """
+    torch.manual_seed(0)
+    teacher, student = (TASK.make_network(name, data) for name in names.split(">"))
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        teacher.train()(data.train.images[:64].float() / 127.5 - 1)
+    return teacher.eval(), student
 
 
 # What is measured
 
 
+@contextlib.contextmanager
+def child(argv: Sequence[str], case: str, **options: object) -> Any:
+    """A case in a process of its own: a function that gives it a line, and returns its answer.
+
+    Args:
+        argv: arguments of this program. options: those that take their place in the child.
+    """
+    changes = [f"--{name.replace('_', '-')}={value}" for name, value in {**options, "child": case}.items()]
+    command = [sys.executable, __file__, *argv, *changes]
+    # Nothing that earlier programs have compiled is found: compiling takes as long as it does the first time.
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+        pipe = subprocess.PIPE
+        # The end of its input ends it.
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+
+            def ask(order: str = "go") -> Answer:
+                with contextlib.suppress(BrokenPipeError):
+                    print(order, file=process.stdin, flush=True)
+                line = process.stdout.readline() if process.stdout is not None else ""
+                if not line:
+                    code = process.wait()
+                    raise UserError(f"the process that measures {case} has ended with exit code {code}; see above")
+                return dict(json.loads(line))
+
+            yield ask
+
+
 def measure_pair(
-    args: argparse.Namespace, teacher: str, student: str, cases: Sequence[str], device: torch.device, precision: str
+    argv: Sequence[str], args: argparse.Namespace, pair: str, cases: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Every case in turns, the parts of the default step, and the machine's peak, all in the same rounds."""
-    data = random_data(args, args.batch_size * args.steps)
-    networks = make_pair(teacher, student, data)
-    macs = count_macs(args, networks, data)
-    give_back_threads()
+    macs = count_macs(args, pair)
+    precision = Device.resolve(args.device, args.precision).precision
     precisions = {case: CASES[case][1].get("precision", precision) for case in cases}
     measures: dict[str, Callable[[], Any]] = {}
-    ready, warm_up = {}, {}
-    with contextlib.ExitStack() as held, compiler_without_memory():
+    first: dict[str, list[Answer]] = {}
+    with contextlib.ExitStack() as ends:
         for case in cases:
-            turns = make_turns(case, args, networks, data, device)
-            held.callback(turns.close)
-            ready[case] = turns.start()
-            warm_up[case] = [turn_of(turns, case) for _ in range(WARM_UP)]
-            measures[case] = partial(turn_of, turns, case)
+            ask = measures[case] = ends.enter_context(child(argv, case, pairs=pair))
+            first[case] = [ask() for _ in range(1 + WARM_UP)]
             if case == "default":
-                measures["stages"] = partial(stages_of, turns, device)
-                measures["stages"]()
-            say(f"{teacher}>{student}: {case} is ready")
+                measures["watch"] = partial(ask, "watch")
+            print(f"{pair}: {case} is ready", file=sys.stderr, flush=True)
         for kind in sorted({"fp32", *precisions.values()}):
             measures[f"product in {kind}"] = product(args.product, kind, device)
         samples = interleaved(measures, args.rounds)
-    peaks = {
-        name.removeprefix("product in "): 2 * args.product**3 / min(seconds)
-        for name, seconds in samples.items()
-        if name.startswith("product in ")
-    }
+    seconds = {kind: min(samples.get(f"product in {kind}", [0.0])) for kind in ("fp32", "bf16")}
+    peaks = {kind: 2 * args.product**3 / best for kind, best in seconds.items() if best}
     found: dict[str, Any] = {"cases": {}, "macs": macs, "peak_flops": peaks, "product": args.product}
     for case in cases:
         work = sum(macs.values()) - (macs["teacher"] if case == "cache" else 0)
-        figures = case_figures(
-            ready[case],
-            warm_up[case],
-            samples[case],
-            images=args.batch_size,
-            macs=work,
-            peak_flops=peaks[precisions[case]],
-        )
-        found["cases"][case] = {"what": CASES[case][0], "precision": precisions[case], **figures}
+        figures = case_figures(first[case], samples[case], steps=args.steps)
+        reached = 2 * work / figures["step"]["seconds"] / peaks[precisions[case]]
+        what = {"what": CASES[case][0], "precision": precisions[case]}
+        found["cases"][case] = {**what, **figures, "macs": work, "of_peak": reached}
     if "plain" in cases:
         plain = found["cases"]["plain"]["samples"]
         for one in found["cases"].values():
             one["faster"] = [base / own for base, own in zip(plain, one["samples"], strict=True)]
     if "default" in cases:
-        found["stages"] = stage_figures(samples["stages"], macs, peaks[precision])
-        found |= {"run": RUN, "compiled": resolve_compile(None, RUN, device)[0]}
-        if found["compiled"] and "uncompiled" in cases:
-            found["compiling"] = compiling_figures(found["cases"]["default"], found["cases"]["uncompiled"])
+        found |= {"recorded": samples["watch"], "outside": median(map(outside, samples["watch"]))}
+        found |= {"run": args.run, "compiled": resolve_compile(None, args.run, device)[0]}
     return found
 
 
-def turn_of(turns: Turns, case: str) -> Turn:
-    """A turn with the process's memory as it is when the case runs alone: distillation keeps what a step has freed."""
-    keep_freed(case != "plain")
-    return turns.turn()
+def measure_memory(
+    argv: Sequence[str], args: argparse.Namespace, pair: str, cases: Sequence[str]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """For each batch size and each of plain and default the bytes in use before the first step, and the peak of steps
+    after those in which networks are compiled."""
+    found: dict[str, dict[str, dict[str, int]]] = {size: {} for size in args.memory.split(",")}
+    for size, by_case in found.items():
+        for case in [case for case in ("plain", "default") if case in cases]:
+            with child(argv, case, pairs=pair, batch_size=size) as ask:
+                before, *_, peak = (ask()["peak"] for _ in range(2 + WARM_UP))
+            by_case[case] = {"before": before, "peak": peak}
+    return found
 
 
-@contextlib.contextmanager
-def compiler_without_memory() -> Iterator[None]:
-    """What was compiled by earlier programs is not found: compiling takes as long as it does the first time."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(name)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[name] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(name) if before is None else os.environ.update({name: before})
-
-
-def count_macs(args: argparse.Namespace, networks: tuple[nn.Module, nn.Module], data: Data) -> dict[str, int]:
+def count_macs(args: argparse.Namespace, pair: str) -> dict[str, int]:
     """Multiply-adds of each part of a step, counted on the step as it is without any preparation."""
-    counted = profile(
-        student=networks[1],
-        teacher=networks[0],
-        method=args.method,
-        batch_size=args.batch_size,
-        image_size=args.image_size,
-        num_classes=args.classes,
-        num_samples=len(data.train),
-        device=args.device,
-        precision="fp32",
-        depth=0,
-        rounds=0,
-    )
+    teacher, student = make_pair(pair, TASK.random_data(2, args.classes, (3, args.image_size, args.image_size)))
+    options = {name: getattr(args, name) for name in ("method", "batch_size", "image_size", "device")}
+    options |= {"num_classes": args.classes, "num_samples": args.batch_size * args.steps, "depth": 0, "rounds": 0}
+    counted = profile(student=student, teacher=teacher, precision="fp32", **options)
     return {"teacher": 0, **{part: cost.macs for part, cost in counted.step.parts.items()}}
 
 
-# Memory: each figure from a process of its own
+def product(size: int, precision: str, device: torch.device) -> Callable[[], float]:
+    """A measurement of a matrix product, size x size x size: its seconds, the best of a few."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    multiply = partial(torch.mm, one, other, out=torch.empty_like(one))
+    clock = Clock(device)
+    repeats = clock.repeats(multiply)
+    return lambda: min(clock.timed(multiply, repeats) for _ in range(3))
 
 
-def measure_memory(args: argparse.Namespace, label: str, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each batch size and each of plain and default: :func:`peak` in a new process."""
-    found: dict[str, dict[str, Any]] = {}
-    for size in args.memory.split(","):
-        found[size] = {}
-        for case in [case for case in ("plain", "default") if case in cases]:
-            options: dict[str, Any] = {"pairs": label, "cases": case, "batch-size": size, "image-size": args.image_size}
-            options |= {"classes": args.classes, "steps": args.steps, "method": args.method}
-            options |= {"precision": args.precision, **({"device": args.device} if args.device else {})}
-            command = [sys.executable, __file__, "--peak"]
-            command += [f"--{name}={value}" for name, value in options.items()]
-            command += [f"--plugin={plugin}" for plugin in args.plugin]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-                raise UserError(f"--memory: the process that measures {case} failed: {reason}")
-            found[size][case] = json.loads(done.stdout.splitlines()[-1])
-            say(f"{label}: memory of {case} with batches of {size}")
-    return found
+def describe_machine(device: torch.device) -> str:
+    """What the device is, in words that name the kind and not the machine."""
+    name = device.type
+    if name == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif name == "cpu":
+        bf16 = "-BF16" if Device.resolve(device).precision == "bf16" else ""
+        name = f"{torch.backends.cpu.get_cpu_capability()}{bf16}, {torch.get_num_threads()} threads"
+    cores = f"{os.cpu_count()} {platform.machine().replace('_', '-')} cores"
+    return f"{cores}, {name}, torch {torch.__version__.partition('+')[0]}"
 
 
-def peak(args: argparse.Namespace, teacher: str, student: str, case: str, device: torch.device) -> dict[str, int]:
-    """Bytes of this process at its peak: before its steps, in the first ones, and in later ones.
+# Figures
 
-    On CUDA those of the device's tensors, elsewhere the resident memory of this process without its workers'.
+
+def case_figures(first: Sequence[Answer], epochs: Sequence[Answer], *, steps: int) -> dict[str, Any]:
+    """What follows from a case's answers.
+
+    Args:
+        first: before those that count: when it was ready, and of the epochs in which things are made ready. steps: of
+            an epoch.
     """
-    data = random_data(args, args.batch_size * args.steps)
-    turns = make_turns(case, args, make_pair(teacher, student, data), data, device)
-    with compiler_without_memory():
-        turns.start()
-        forget_peak(device)
-        before = peak_now(device)
-        for _ in range(WARM_UP):
-            turns.turn()
-        first = peak_now(device)
-        forget_peak(device)
-        turns.turn()
-        later = peak_now(device)
-        turns.close()
-    return {"before": before, "first": first, "later": later}
+    samples = [epoch["seconds"] / steps for epoch in epochs]
+    usual = median(samples)
+    ready, *warm_up = first
+    return {
+        "samples": samples,
+        "step": asdict(summary(samples)),
+        "images_per_second": epochs[0]["images"] / steps / usual,
+        "ready_seconds": ready["ready"],
+        # Also what the first steps take beyond what the same steps take later.
+        "start_seconds": ready["ready"] + sum(epoch["seconds"] - steps * usual for epoch in warm_up),
+        "peak_bytes": max(epoch["peak"] for epoch in epochs),
+    }
 
 
-# What is said
+def outside(epoch: Answer) -> float:
+    """The share of a recorded epoch that is neither the teacher's nor the student's forward or backward pass."""
+    return 1 - sum(sum(epoch["parts"].get(part, {}).values()) for part in ("teacher", "student")) / epoch["seconds"]
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+# Tables
+
+
+def ranged(values: Sequence[float]) -> str:
+    """``4.20 x (4.10 to 4.31)``: median and range."""
+    middle, low, high = (digits(value) for value in (median(values), min(values), max(values)))
+    return f"{middle} x ({low} to {high})"
+
+
+def overview(pairs: Mapping[str, Any], setting: str) -> Table:
+    """A row for each pair, as in pckd/profiling/README.md: plain and default, how much faster than plain each case is,
+    how much of the machine's peak is reached, and what is outside the networks."""
+    cases = next(iter(pairs.values()))["cases"]
+    shown = [case for case in ("plain", "default") if case in cases]
+    faster = [case for case in cases if case != "plain"] if "plain" in cases else []
+    header = ["teacher > student", *shown, *(f"{case} is faster" for case in faster)]
+    header += [*(f"of the peak: {case}" for case in reversed(shown)), "outside the networks"]
+    rows = []
+    for pair, found in pairs.items():
+        row = [duration(found["cases"][case]["step"]["seconds"]) for case in shown]
+        row += [ranged(found["cases"][case]["faster"]) for case in faster]
+        row += [share(found["cases"][case]["of_peak"]) for case in reversed(shown)]
+        rows.append([pair.replace(">", " > "), *row, share(found.get("outside"))])
+    return Table(f"A step by case, medians, ratios with their range: {setting}", header, rows)
+
+
+def cases_sheet(found: Mapping[str, Any], title: str) -> Table:
+    header = ["case", "networks in", "step, median (quartiles)", "images/s", "plain / case, median (range)"]
+    header += ["of the peak", "ready after", "start in all", "peak memory"]
+    rows = []
+    for case, one in found["cases"].items():
+        row = [case, one["precision"], spread(*one["step"].values()), f"{one['images_per_second']:.0f}"]
+        row += [ranged(one["faster"]) if "faster" in one else NONE, share(one["of_peak"])]
+        row += [duration(one["ready_seconds"]), duration(one["start_seconds"]), memory(one["peak_bytes"])]
+        rows.append(row)
+    peaks = ", ".join(f"{digits(flops / 1e9)} GFLOP/s in {kind}" for kind, flops in found["peak_flops"].items())
+    macs = found["macs"]
+    notes = [
+        *(f"{case}: {one['what']}." for case, one in found["cases"].items()),
+        "A step is taken with its data. Ready after: from the call to the first step. Start in all: that, and what the "
+        "first steps take more than later ones. Peak memory: of the steps; on CUDA of the device's tensors, elsewhere "
+        "resident memory of the case's process, without plain's two workers.",
+        f"The peak is the best matrix product of {found['product']} x {found['product']} in the same rounds: {peaks}. "
+        f"A step has {amount(sum(macs.values()))} multiply-adds, {amount(macs['teacher'])} of them the teacher's, "
+        "which cache leaves out; each is two operations.",
+    ]
+    if "compiled" in found:
+        does = "compiles, which takes the start of default less that of uncompiled" if found["compiled"] else "does not"
+        notes.append(f"Compiling: in a run of {found['run']:,} steps, default {does}.")
+    return Table(title, header, rows, notes)
+
+
+def memory_sheet(found: Mapping[str, Mapping[str, Mapping[str, int]]], pair: str) -> Table:
+    header = [f"{case}: {what}" for case in next(iter(found.values())) for what in ("before the first step", "peak")]
+    rows = [[size, *(memory(n) for one in cases.values() for n in one.values())] for size, cases in found.items()]
+    return Table(f"{pair.replace('>', ' > ')}: memory by images a step", ["images a step", *header], rows)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from typing import Any
 
 from pckd import profile
 from pckd.cli import Parser, run_tool
-from pckd.engine.sources import split_methods
 from pckd.profiling import Comparison, Profile, compare, compare_pairs, plot
 from pckd.profiling.picture import require_matplotlib
-from pckd.profiling.sheets import comparison_sheets, pairs_sheets, profile_sheets
-from pckd.profiling.show import markdown, print_sheets
+from pckd.profiling.render import comparison_tables, pairs_tables, profile_tables
+from pckd.tables import markdown, print_tables
+from pckd.terms import split_methods
 from registry import UserError
 
 SIDE_BY_SIDE = "kd,pckd,pckd@1"
@@ -39,6 +39,8 @@ def make_parser() -> Parser:
     add("--student", metavar="NAME", help="backbone to train")
     add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
     add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
+    add("--task", metavar="NAME", help="what is learned (default: what the data set is for, or classification)")
+    add("--dataset", dest="data", metavar="NAME", help="data set to take a step on (default: random images)")
     add("--batch-size", type=int, default=defaults["batch_size"], help="images a step")
     add("--views", type=int, choices=(1, 2, 3, 4), help="rotations of each image (default: what the method asks for)")
     add("--image-size", type=int, default=defaults["image_size"], help="height and width in pixels")
@@ -52,7 +54,6 @@ def make_parser() -> Parser:
     add("--rounds", type=int, default=defaults["rounds"], help="of every timing; 0 times nothing")
     add("--seed", type=int, default=defaults["seed"], help="of weights and images")
     add("--compare", metavar="NAME,...", help="methods side by side, with vanilla and kd; NAME@1: with one view")
-    add("--results", nargs="+", metavar="DIR", help="run folders: what a point of accuracy costs, with --compare")
     add("--pairs", choices=("paper",), help=f"every pair of the PCKD paper in a table (compares {SIDE_BY_SIDE})")
     add("--json", metavar="FILE", help="write everything as JSON")
     add("--markdown", metavar="FILE", help="write the tables in Markdown")
@@ -72,19 +73,19 @@ def run(args: argparse.Namespace) -> int:
     drawn: Profile | Comparison | None = None
     if args.pairs:
         pairs = compare_pairs(methods, **options)
-        sheets = pairs_sheets(pairs)
+        tables = pairs_tables(pairs)
         content: dict[str, Any] = {"pairs": {label: comparison.as_dict() for label, comparison in pairs.items()}}
     elif args.compare:
-        drawn = compare(methods, student=args.student, teacher=args.teacher, results=args.results or (), **options)
-        sheets, content = comparison_sheets(drawn), drawn.as_dict()
+        drawn = compare(methods, student=args.student, teacher=args.teacher, **options)
+        tables, content = comparison_tables(drawn), drawn.as_dict()
     else:
         drawn = profile(student=args.student, teacher=args.teacher, method=args.method, **options)
-        sheets, content = profile_sheets(drawn), drawn.as_dict()
-    print_sheets(sheets)
+        tables, content = profile_tables(drawn), drawn.as_dict()
+    print_tables(tables)
     if args.json:
         write(args.json, json.dumps(content, indent=2) + "\n")
     if args.markdown:
-        write(args.markdown, markdown(sheets))
+        write(args.markdown, markdown(tables))
     if args.plot and drawn is not None:
         plot(drawn, args.plot)
     return 0
@@ -94,10 +95,8 @@ def refuse_early(args: argparse.Namespace) -> None:
     """Say what cannot work before minutes are spent."""
     if bool(args.student) == bool(args.pairs):
         raise UserError("give either --student (try --student resnet8x4, or --list backbones) or --pairs paper")
-    if args.pairs and (args.teacher or args.plot or args.results):
-        raise UserError("--pairs goes without --teacher, --plot and --results: those are about one pair")
-    if args.results and not args.compare:
-        raise UserError("--results needs --compare: which methods' accuracies to set against their cost")
+    if args.pairs and (args.teacher or args.plot):
+        raise UserError("--pairs goes without --teacher and --plot: those are about one pair")
     if args.plot:
         if not args.rounds:
             raise UserError("--plot needs timings: --rounds of at least 1")

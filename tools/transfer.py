@@ -19,19 +19,15 @@ from torch import nn
 
 from model_zoo import Preprocessing, read_metadata
 from pckd import Transfer, load_data, transfer
+from pckd.arguments import before
 from pckd.cli import Parser, run_tool
-from pckd.comparison.statistics import mean_and_deviation
 from pckd.display import make_display
-from pckd.engine.record import FINAL_MODEL, LATER, MAY_CHANGE, RESULT
+from pckd.engine.record import FINAL_MODEL
+from pckd.runs import group_runs, grouped, mean_and_deviation, read_finished
+from pckd.tables import Table, fixed, print_tables
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
 from registry import UserError
 from registry.files import write_atomically
-
-NEEDED = ("student", "method", "dataset", "seed", "last_top1", "arguments")
-"""What is read of a run's result.json."""
-
-NOT_THE_METHOD = (MAY_CHANGE - {"epochs"}) | {"seed"}
-"""Arguments in which the runs of one row of the table may differ."""
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(transfer).parameters.items()}
 
@@ -109,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     for subject in subjects:
         found.append(transfer(subject.network, data, source=subject.inputs, **options))
         say(f"{subject.folder or subject.label}: {found[-1].last_top1:.2f} % top-1 on {data.name}")
-    rows = grouped(subjects, found)
+    rows = rows_of(subjects, found)
     if args.output:
         protocol = {
             "dataset": data.name,
@@ -121,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         }
         text = json.dumps({"protocol": protocol, "rows": rows}, indent=2) + "\n"
         write_atomically(Path(args.output).expanduser(), text.encode())
-    say("\n" + "\n".join(markdown(rows)))
+    print_tables([table(rows)])
     return 0
 
 
@@ -154,26 +150,28 @@ def refuse_early(args: argparse.Namespace) -> None:
 
 def trained(args: argparse.Namespace) -> list[Subject]:
     """The students of the run folders."""
-    records = [read_run(folder) for folder in args.folders]
+    runs = [read_finished(folder) for folder in args.folders]
+    label_of = {run.path: group.label for group in group_runs(runs) for run in group.runs}
     known: dict[tuple[str, str | None, Any], Inputs] = {}
     subjects = []
-    for folder, record, label in zip(args.folders, records, labels(records), strict=True):
-        source = args.source or record["dataset"]
-        own = {} if args.source else {**LATER, **record["arguments"]}
+    for folder, run in zip(args.folders, runs, strict=True):
+        student, dataset = run.result["student"], run.result["dataset"]
+        source = args.source or dataset
+        own = {} if args.source else {**before(), **run.arguments}
         where = source, args.source_root or own.get("data_root"), own.get("on_bad_image", "stop")
-        weights = Path(folder).expanduser() / FINAL_MODEL
+        weights = run.path / FINAL_MODEL
         try:
             inputs = recorded(args, weights)
             if inputs is None:
                 if where not in known:
                     known[where] = shown_as(args, *where)
                 inputs = known[where]
-            network = load_network(record["student"], weights, channels=len(inputs.mean))
+            network = load_network(student, weights, channels=len(inputs.mean))
         except UserError as error:
             text = str(error)
             raise UserError(text if str(folder) in text else f"{folder}: {text}") from error
-        facts = record["seed"], record["last_top1"], str(folder)
-        subjects.append(Subject(label, record["student"], network, inputs, record["dataset"], *facts))
+        facts = run.result.get("seed"), run.last, str(folder)
+        subjects.append(Subject(label_of[run.path], student, network, inputs, dataset, *facts))
     return subjects
 
 
@@ -228,87 +226,46 @@ def elsewhere(args: argparse.Namespace) -> tuple[Inputs, str]:
     return shown_as(args, args.source or "", args.source_root), args.source or ""
 
 
-def read_run(folder: str) -> dict[str, Any]:
-    """The result.json of a finished run.
-
-    Raises:
-        UserError: there is none, or it is not one.
-    """
-    path = Path(folder).expanduser() / RESULT
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UserError(f"{folder}: not the folder of a finished run: {RESULT} cannot be read ({reason})") from error
-    missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
-    if missing or not isinstance(record["arguments"], dict):
-        raise UserError(f"{path} is not a run's: it has no {', '.join(missing or ['arguments'])}")
-    return dict(record)
-
-
 # The table
 
 
-def labels(records: Sequence[dict[str, Any]]) -> list[str]:
-    """What to call each run: its method, and where runs of it differ in more than their seed, in what."""
-    given = [{**LATER, **record["arguments"]} for record in records]
-    settings = [{k: v for k, v in arguments.items() if k not in NOT_THE_METHOD} for arguments in given]
-    names = []
-    for record, own in zip(records, settings, strict=True):
-        alike = [
-            other
-            for some, other in zip(records, settings, strict=True)
-            if (some["method"], some["student"]) == (record["method"], record["student"])
-        ]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in alike)]
-        details = ", ".join(f"{key}={own[key]}" for key in differing)
-        names.append(record["method"] + (f" [{details}]" if details else ""))
-    return names
-
-
-def grouped(subjects: Sequence[Subject], found: Sequence[Transfer]) -> list[dict[str, Any]]:
+def rows_of(subjects: Sequence[Subject], found: Sequence[Transfer]) -> list[dict[str, Any]]:
     """A row for each label and student, over its runs."""
-    groups: dict[tuple[str, str], list[tuple[Subject, Transfer]]] = {}
-    for subject, result in zip(subjects, found, strict=True):
-        groups.setdefault((subject.label, subject.student), []).append((subject, result))
-    rows = []
-    for (label, student), runs in groups.items():
-        last, best = [result.last_top1 for _, result in runs], [result.best_top1 for _, result in runs]
-        rows.append(
-            {
-                "label": label,
-                "student": student,
-                "source": runs[0][0].source,
-                "seeds": [subject.seed for subject, _ in runs],
-                "folders": [subject.folder for subject, _ in runs],
-                "own_top1": [subject.own_top1 for subject, _ in runs],
-                "last_top1": last,
-                "best_top1": best,
-                **dict(zip(("mean", "std"), mean_and_deviation(last), strict=True)),
-                **dict(zip(("best_mean", "best_std"), mean_and_deviation(best), strict=True)),
-                "history": [result.history for _, result in runs],
-            }
-        )
-    return rows
+    both = grouped(zip(subjects, found, strict=True), lambda pair: (pair[0].label, pair[0].student))
+    return [_row([subject for subject, _ in pairs], [result for _, result in pairs]) for pairs in both.values()]
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of a table: accuracies in percent, mean ± standard deviation over the runs."""
+def _row(subjects: Sequence[Subject], found: Sequence[Transfer]) -> dict[str, Any]:
+    last, best = [result.last_top1 for result in found], [result.best_top1 for result in found]
+    return {
+        "label": subjects[0].label,
+        "student": subjects[0].student,
+        "source": subjects[0].source,
+        "seeds": [subject.seed for subject in subjects],
+        "folders": [subject.folder for subject in subjects],
+        "own_top1": [subject.own_top1 for subject in subjects],
+        "last_top1": last,
+        "best_top1": best,
+        **dict(zip(("mean", "std"), mean_and_deviation(last), strict=True)),
+        **dict(zip(("best_mean", "best_std"), mean_and_deviation(best), strict=True)),
+        "history": [result.history for result in found],
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Accuracies in percent, mean ± standard deviation over the runs."""
 
     def shown(values: Sequence[float | None]) -> str:
         known = [value for value in values if value is not None]
-        if not known:
-            return ""
-        mean, deviation = mean_and_deviation(known)
-        return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+        return fixed(*mean_and_deviation(known)) if known else ""
 
-    columns = ["network", "student", "trained on", "runs", "top-1 there", "last top-1", "best top-1"]
+    header = ["network", "student", "trained on", "runs", "top-1 there", "last top-1", "best top-1"]
     cells = [
         [row["label"], row["student"], row["source"], str(len(row["last_top1"]))]
         + [shown(row[key]) for key in ("own_top1", "last_top1", "best_top1")]
         for row in rows
     ]
-    return ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
+    return Table("", header, cells, numbers=False)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Center rules, one file each; a file here is found by the registry CENTER_RULES."""
+"""Center rules; every module here is found by the registry CENTER_RULES."""

@@ -1,5 +1,5 @@
 """Methods, pairs of networks, seeds and ablations side by side: what ``tools/benchmark.py`` runs and writes.
 
-``cases``: what is compared. ``plan``: its runs, and what is refused before the first. ``runs``: running them, here or
-several at once. ``ledger`` and ``sheets``: what came out, as files. ``statistics``: means, and paired differences.
+``variants``: what is compared. ``jobs``: its runs, and what is refused before the first. ``runner``: running them, here
+or several at once. ``results`` and ``summary``: what came out, as files. ``statistics``: paired differences.
 """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model_zoo import probe
-from pckd.comparison.cases import Case
-from pckd.engine.sources import make_objective, method_terms
-from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, NotApplicable, Setup
+import torch
+
+from pckd.comparison.variants import Variant
+from pckd.data.load import Data
+from pckd.plan import make_task, plan
+from pckd.tasks import Task
+from registry import NotApplicable
 
 __all__ = ["FAMILIES", "matrix"]
 
@@ -23,23 +25,20 @@ FAMILIES = {
 """Columns: a teacher and a student of each pair of families."""
 
 
-def matrix(cases: Sequence[Case]) -> list[list[str]]:
+def matrix(variants: Sequence[Variant]) -> list[list[str]]:
     """A row per method: whether its objective can be built for each pair of families, else the reason."""
-    setups = {}
-    for label, names in FAMILIES.items():
-        teacher, student = (BACKBONES.get(name)(10) for name in names)
-        frozen = FrozenTeacher(teacher)
-        setups[label] = Setup(probe(student, 3, 32), probe(frozen, 3, 32), 1000, frozen.classifier)
-    rows = []
-    for case in cases:
-        row = [case.label]
-        for label, (teacher_name, student_name) in FAMILIES.items():
-            try:
-                terms = method_terms(case.method, student_name, teacher_name)
-                parts = {"difficulty": "cross_entropy", "scheduler": "preview", "centers": "classifier"}
-                make_objective(terms, setups[label], **parts)
-                row.append("works")
-            except NotApplicable as error:
-                row.append(str(error))
-        rows.append(row)
-    return rows
+    with torch.random.fork_rng(devices=[]):
+        task = make_task("classification", None)
+        data = task.random_data(64, 10, (3, 32, 32))
+        return [
+            [variant.label, *(_works(task, data, variant, *pair) for pair in FAMILIES.values())] for variant in variants
+        ]
+
+
+def _works(task: Task, data: Data, variant: Variant, teacher: str, student: str) -> str:
+    try:
+        run = plan(task=task, data=data, student=student, teacher=teacher, method=variant.method)
+        run.objective(run.untrained_teacher())
+    except NotApplicable as error:
+        return str(error)
+    return "works"

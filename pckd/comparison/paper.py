@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model_zoo import PAIRS, Recipe
-from pckd.comparison.cases import Case
+from model_zoo import PAIRS
+from pckd.comparison.jobs import DEFAULTS, unusual
+from pckd.comparison.variants import Variant
 from registry import METHODS, UserError, parse
 
-__all__ = ["USUAL", "is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
+__all__ = ["is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
 
 _ROWS = {
     "vanilla": "student",
@@ -20,8 +21,8 @@ _ROWS = {
 """Methods that the tables call otherwise; the others have their own name, in capitals of some kind."""
 _SAME_FAMILY = [pair for pair in PAIRS if "PCKD" in pair.paper]
 
-USUAL: Mapping[str, Any] = {"view_statistics": "joint", "difficulty": "cross_entropy", "centers": "classifier"}
-"""Options that are always set, as the paper has them."""
+_FREE = frozenset({"flip", "precision", "scheduler", "teacher_epochs", "teacher_weights"})
+"""Options that may be other than :func:`pckd.distill` has them; the scheduler is the variants' own."""
 
 
 def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
@@ -30,29 +31,24 @@ def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
     Args:
         protocol: the options of a benchmark.
     """
-    usual = Recipe()
-    asked = {"epochs": usual.epochs, "batch_size": usual.batch_size, "val_fraction": 0.0, **USUAL}
-    free = ("limit_train", "limit_test", "lr", "views", "view_pool", "teacher_cache", "teacher_lr")
-    if any(protocol.get(name, value) != value for name, value in asked.items()):
+    if protocol.get("teacher_cache") or set(unusual(protocol)) - _FREE:
         return False
-    if any(protocol.get(name) for name in free):
-        return False
-    if not protocol.get("teacher_weights") and protocol.get("teacher_epochs") not in (None, usual.epochs):
+    if not protocol.get("teacher_weights") and protocol.get("teacher_epochs") not in (None, DEFAULTS["epochs"]):
         return False
     return parse(str(protocol["dataset"]))[0] == "cifar100"
 
 
-def paper_figure(protocol: Mapping[str, Any], teacher: str, student: str, case: Case | str) -> float | None:
+def paper_figure(protocol: Mapping[str, Any], teacher: str, student: str, variant: Variant | str) -> float | None:
     """The reported top-1 accuracy in percent; None where there is none, or the setting is another.
 
     Args:
-        case: as it is run, or ``"teacher"``. A method with options is the paper's where the table says so.
+        variant: as it is run, or ``"teacher"``. A method with options is the paper's where the table says so.
     """
-    if not is_papers_setting(protocol) or (isinstance(case, Case) and case.options):
+    if not is_papers_setting(protocol) or (isinstance(variant, Variant) and variant.options):
         return None
     for pair in PAIRS:
         if (pair.teacher, pair.student) == (teacher, student):
-            row = case if isinstance(case, str) else _row(case.method, pair.paper)
+            row = variant if isinstance(variant, str) else _row(variant.method, pair.paper)
             return pair.paper.get(row) if row else None
     return None
 

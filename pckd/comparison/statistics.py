@@ -1,15 +1,15 @@
-"""Means over seeds, and how sure a difference between two methods is."""
+"""How sure a difference between two methods is."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pckd.runs import mean_and_deviation
 from registry import UserError
 
-__all__ = ["Difference", "mean_and_deviation", "paired_difference", "t_quantile"]
+__all__ = ["Difference", "paired_difference", "t_quantile"]
 
 
 class Difference(NamedTuple):
@@ -21,11 +21,6 @@ class Difference(NamedTuple):
     low: float | None
     """Ends of the confidence interval of the mean; None where one seed gives none."""
     high: float | None
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (over n - 1); one value has none."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Difference:

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pckd.comparison.cases import UNSCHEDULED
 from pckd.comparison.statistics import paired_difference
+from pckd.comparison.variants import UNSCHEDULED
+from pckd.runs import BY_TRUTH
 
 __all__ = ["TERCILES", "gains", "truth_of", "without_preview"]
 
@@ -15,7 +16,7 @@ TERCILES = ("easy", "middle", "hard")
 
 
 def truth_of(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any] | None:
-    """Of a case's runs, what their difficulty reports say; None where a run has none.
+    """Of a variant's runs, what their difficulty reports say; None where a run has none.
 
     Args:
         histories: of each run the rows of its first, middle and last epoch.
@@ -25,7 +26,7 @@ def truth_of(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         known; ``top1``: per seed, accuracy in percent on the easy, middle and hard third after the last epoch.
     """
     reports = [[row.get("difficulty_report") for row in rows] for rows in histories]
-    if not all(report and report.get("top1_by_truth") for run in reports for report in run):
+    if not all(report and report.get(BY_TRUTH) for run in reports for report in run):
         return None
     correlation = {}
     for metric in reports[0][-1]["metrics"]:  # type: ignore[index]
@@ -36,7 +37,7 @@ def truth_of(histories: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     return {
         "epochs": [row["epoch"] for row in histories[0]],
         "correlation": correlation,
-        "top1": [run[-1]["top1_by_truth"] for run in reports],  # type: ignore[index]
+        "top1": [run[-1][BY_TRUTH] for run in reports],  # type: ignore[index]
     }
 
 
@@ -54,7 +55,7 @@ def without_preview(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
 
 
 def gains(row: Mapping[str, Any], plain: Mapping[str, Any], confidence: float) -> list[tuple[float, ...]]:
-    """For each third of the test images: mean gain over the case without preview and the ends of its interval.
+    """For each third of the test images: mean gain over the variant without preview and the ends of its interval.
 
     Both have ``truth``; seeds that only one has do not count.
     """

@@ -4,9 +4,9 @@ A data set is one file: a function registered in ``registry.DATASETS`` that retu
 without a registered function (``folder``, ``vision``, ...) hold what several of these files share.
 """
 
-from pckd.data.ahead import ahead
 from pckd.data.loader import Loader
+from pckd.data.prefetch import prefetch
 from pckd.data.subset import hold_out, limit
 from pckd.data.views import make_views
 
-__all__ = ["Loader", "ahead", "hold_out", "limit", "make_views"]
+__all__ = ["Loader", "hold_out", "limit", "make_views", "prefetch"]

@@ -137,6 +137,7 @@ class Loader:
         if self.pool:
             # The entry of its pool that each image shows in the first epoch.
             self._first = torch.randint(self.pool, (len(split),), generator=_generator(seed, _POOL))
+        self.prefetched = num_workers > 0 and not isinstance(split.images, Tensor)
         self.bad: dict[int, str] = {}
         self._said = 0
         self._pixels: Tensor | None = None
@@ -264,7 +265,7 @@ class Loader:
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
-        return Batch(views, labels, index, drawn, recalled)
+        return Batch(views, labels, index, drawn, recalled, self.strong)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         # From memory that is not pinned, a copy may wait for the device.

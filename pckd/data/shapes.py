@@ -59,7 +59,7 @@ class Drawing(NamedTuple):
     """[M], 0 (clean) to 1."""
 
 
-@DATASETS.register
+@DATASETS.register("shapes", drawn=True)
 def shapes(
     root: str | None = None,
     train: bool = True,

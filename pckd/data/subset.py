@@ -28,6 +28,8 @@ def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
         name = split.name or "the data set"
         raise UserError(f"cannot take {n} images of {name}: it has {len(split)}; give 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    if not isinstance(split, DataSplit):
+        return split.part(order[:n].sort().values, split.name)
     leads = torch.zeros(len(split), dtype=torch.bool)
     leads[np.unique(split.labels[order].numpy(), return_index=True)[1]] = True
     order = torch.cat([order[leads], order[~leads]])
@@ -52,10 +54,13 @@ def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSpli
         raise UserError(f"cannot hold out the fraction {fraction}: it must be above 0 and below 1")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(split), dtype=torch.bool)
-    labels = split.labels[order]
-    for k in range(split.num_classes):
-        of_class = order[labels == k]
-        held[of_class[: round(fraction * len(of_class))]] = True
+    if isinstance(split, DataSplit):
+        labels = split.labels[order]
+        for k in range(split.num_classes):
+            of_class = order[labels == k]
+            held[of_class[: round(fraction * len(of_class))]] = True
+    else:
+        held[order[: round(fraction * len(split))]] = True
     if not held.any() or held.all():
         raise UserError(
             f"cannot hold out the fraction {fraction} of {split.name or 'the data set'}: "
@@ -66,7 +71,9 @@ def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSpli
     return _part(split, train, f"{name}train part"), _part(split, validation, f"{name}held out", evaluation=True)
 
 
-def _part(split: DataSplit, index: Tensor, name: str, evaluation: bool = False) -> DataSplit:
+def _part(split: Any, index: Tensor, name: str, evaluation: bool = False) -> Any:
+    if not isinstance(split, DataSplit):
+        return split.part(index, name, evaluation)
     images: Any
     if isinstance(split.images, Tensor):
         # Indexed as [M, H, W, C], so that the memory keeps that layout where it has it.

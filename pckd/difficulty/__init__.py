@@ -1,1 +1,1 @@
-"""Difficulty metrics, one file each; a file here is found by the registry DIFFICULTY_METRICS."""
+"""Difficulty metrics; every module here is found by the registry DIFFICULTY_METRICS."""

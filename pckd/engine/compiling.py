@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from model_zoo.probe import copied, evaluating
-from pckd.engine.lean import Head, WithoutMaps, without_maps
-from pckd.engine.precision import autocast
-from pckd.engine.step import Moment, Trainee
+from pckd.device import Device
+from pckd.engine.lean import Head, WithoutMaps
 from pckd.engine.teacher import FrozenTeacher
-from pckd.objective import Objective
-from registry import Batch, NotApplicable, Output, UserError
+from pckd.tasks import DistillationTask
+from registry import UserError
 
 WORTH_IT = 1000
-"""Steps from which on compiling saves more time than it takes; see the README for the measurement."""
+"""Steps from which on compiling saves more time than it takes; measured in pckd/profiling/README.md."""
 
 
 def resolve_compile(
@@ -47,77 +46,26 @@ def resolve_compile(
 
 
 def prepare(
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
-    objective: Objective,
-    batch: Batch,
+    model: DistillationTask,
+    teachers: Sequence[FrozenTeacher],
+    batch: Any,
     *,
     compile_teacher: bool,
     compile_student: bool,
-    precision: str,
-    device: torch.device,
-    strong: bool,
+    device: Device,
 ) -> nn.Module:
     """Make the networks ready for the loop; returns what runs in the student's place, with the same weights.
 
     Args:
-        teacher: answers from here on through a faster copy (:meth:`FrozenTeacher.prepare`). batch: any one.
+        teachers: answer from here on through faster copies (:meth:`FrozenTeacher.prepare`). batch: any one.
     """
-    if teacher is None and not compile_student:
-        return student
-    maps = reads_maps(student, teacher, objective, batch, precision=precision, device=device, strong=strong)
-    if teacher is not None:
-        teacher.prepare(batch.views.flatten(0, 1), precision, maps=maps, compile=compile_teacher)
+    images, maps = model.task.images(batch), model.objective.reads_maps
+    if images is None:
+        return model.student
+    for teacher in teachers:
+        teacher.prepare(images, device, maps=maps, compile=compile_teacher)
     if not compile_student:
-        return student
+        return model.student
     # A map that is returned must be written, and its gradient, which is zero where nobody reads it, added up.
-    compiled: Any = torch.compile(student if maps else Head(student))
-    return compiled if maps else WithoutMaps(compiled, student)
-
-
-@torch.no_grad()
-def reads_maps(
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
-    objective: Objective,
-    batch: Batch,
-    *,
-    precision: str,
-    device: torch.device,
-    strong: bool,
-) -> bool:
-    """Whether anything in the objective looks at feature maps: a copy of it is shown outputs whose maps refuse that."""
-    images = batch.views.flatten(0, 1)
-    try:
-        trial = Trainee(student, copied(objective))
-    # What a loss holds may refuse to be copied in any way.
-    except Exception:
-        return True
-    with autocast(precision, device):
-        with evaluating(student):
-            seen = Recorded(without_maps(student(images)).detach(), student)
-        answer = None if teacher is None else batch.recalled or without_maps(teacher(images))
-        trial.student = seen
-        try:
-            stages: list[Literal["initial", "main"]] = ["initial", "main"]
-            for stage in stages:
-                if stage == "main" or any(term.initial for term in objective.terms.values()):
-                    moment = Moment(1, 1, 0.0, stage)
-                    _, output, answers = trial(batch, answer, teacher, moment, strong)
-            trial.objective.predict(output)
-            trial.objective.centers.update(output, answers, batch.labels.repeat_interleave(batch.views.shape[1]))
-        except NotApplicable:
-            return True
-    return False
-
-
-class Recorded(nn.Module):
-    """Answers what a network has answered before."""
-
-    def __init__(self, output: Output, network: nn.Module) -> None:
-        super().__init__()
-        self.output = output
-        self.classifier = network.classifier
-
-    def forward(self, x: Tensor) -> Output:
-        return self.output
+    compiled: Any = torch.compile(model.student if maps else Head(model.student))
+    return compiled if maps else WithoutMaps(compiled, model.student)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn, cast
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pckd.data import Loader, limit
-from pckd.engine.evaluate import answers
-from pckd.engine.step import Moment
-from pckd.functional import rank_correlation
-from pckd.objective import Objective
-from registry import DIFFICULTY_METRICS, Context, DataSplit, NotApplicable, Output, ask, build
+from pckd.device import Device
+from pckd.ops import rank_correlation
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import answers
+from registry import DIFFICULTY_METRICS, Context, DataSplit, Instances, NotApplicable, Output, Progress, ask, build
 
 __all__ = ["EDGES", "DifficultyReport"]
 
@@ -32,46 +33,36 @@ class DifficultyReport:
     are, also how well each metric agrees with that, and the accuracy on easy, middle and hard test images.
 
     Args:
-        train, test: the two splits. device, precision: of the networks. batch_size: images a pass.
+        train, test: the two splits. device: of the networks. batch_size: images a pass.
     """
 
-    def __init__(
-        self, train: DataSplit, test: DataSplit, *, device: torch.device, precision: str, batch_size: int = 256
-    ) -> None:
+    def __init__(self, train: DataSplit, test: DataSplit, device: Device, *, batch_size: int = 256) -> None:
         self._train = limit(train, min(IMAGES, len(train)))
         self._test = test
-        loader = partial(Loader, batch_size=batch_size, train=False, device=device)
+        loader = partial(Loader, batch_size=batch_size, train=False, device=device.target)
         self._loaders = loader(self._train), (loader(test) if test.difficulty is not None else None)
-        self._device, self._precision = device, precision
+        self._device = device
         self._metrics = {name: build(DIFFICULTY_METRICS, name) for name in DIFFICULTY_METRICS.names()}
 
     @torch.no_grad()
-    def __call__(
-        self, student: nn.Module, teacher: nn.Module | None, objective: Objective, moment: Moment
-    ) -> dict[str, Any]:
+    def __call__(self, model: DistillationTask, teachers: Sequence[nn.Module], progress: Progress) -> dict[str, Any]:
         """The entry ``difficulty_report`` of a row of metrics.jsonl.
 
         Args:
-            student: asked as it answers when it is measured. teacher: None where there is none: metrics that look at
-                it are left out. objective, moment: as the epoch has left them.
+            model: its student is asked as it answers when it is measured. teachers: where there is none, metrics that
+                look at it are left out. progress: as the epoch has left it.
 
         Returns:
             ``edges`` and ``metrics``: for each metric its ``histogram`` over :data:`EDGES`, and ``truth``, the rank
             correlation with the true difficulty, where that is known and the metric is not constant. Where it is known
             also ``top1_by_truth``: accuracy in percent on the easy, middle and hard third of the test images.
         """
-        centers = objective.centers(student, student if teacher is None else teacher)
-        student = objective.predictor(student)
+        objective, teacher = model.objective, next(iter(teachers), None)
+        centers = objective.find_centers(model.student, model.student if teacher is None else teacher)
+        student = objective.predictor(model.student)
         outputs, labels = self._answers(student, self._loaders[0])
         theirs = NoTeacher() if teacher is None else self._answers(teacher, self._loaders[0])[0]
-        context = Context(
-            labels=labels,
-            index=torch.arange(len(labels), device=labels.device),
-            centers=centers,
-            epoch=moment.epoch,
-            epochs=moment.epochs,
-            progress=moment.progress,
-        )
+        context = Context(Instances(labels, torch.arange(len(labels), device=labels.device)), centers, *progress)
         metrics = {}
         for name, metric in self._metrics.items():
             try:
@@ -96,7 +87,7 @@ class DifficultyReport:
     def _answers(self, network: nn.Module, loader: Loader) -> tuple[Output, Tensor]:
         """Logits and embedding of every image, in the split's order, and the labels."""
         logits, embeddings, labels = [], [], []
-        for output, batch in answers(network, loader, device=self._device, precision=self._precision):
+        for output, batch in answers(network, loader, self._device):
             logits.append(output.logits.float())
             embeddings.append(output.embedding.float())
             labels.append(batch.labels)

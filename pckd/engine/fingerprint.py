@@ -42,15 +42,18 @@ def digest(parts: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def split_fingerprint(split: DataSplit) -> dict[str, Any]:
+def split_fingerprint(split: Any) -> dict[str, Any]:
     """What is learned from a split follows from this, as JSON; neither its name nor where its files lie counts.
 
     Images in memory count with every byte. Of image files that are read as they are needed count all names, relative
-    to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images.
+    to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images. Of a split
+    that another task than classification takes count all its attributes.
 
     Raises:
         UserError: a file is gone, or an image cannot be read.
     """
+    if not isinstance(split, DataSplit):
+        return {"split": digest({key: value for key, value in vars(split).items() if key != "name"})}
     return {
         "images": _images(split.images),
         "labels": digest({"labels": split.labels.to(torch.int64)}),

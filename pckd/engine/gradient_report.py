@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations, islice
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo.probe import copied
-from pckd.data import Loader
-from pckd.engine.precision import autocast
+from pckd.device import Device
 from pckd.engine.progress import own_random_state
-from pckd.engine.step import Moment, Trainee, ViewStatistics
 from pckd.engine.teacher import FrozenTeacher
-from pckd.objective import Objective
+from pckd.tasks import DistillationTask
+from pckd.tasks.task import BatchLoader
+from registry import Progress
 
 __all__ = ["BATCHES", "GradientReport"]
 
@@ -30,17 +31,14 @@ class GradientReport:
     several processes train, of the first one's share of the batches.
 
     Args:
-        loader: of the training. device, precision: of the networks. view_statistics: of :class:`Trainee`.
+        loader: of the training. device: of the networks.
     """
 
-    def __init__(
-        self, loader: Loader, *, device: torch.device, precision: str, view_statistics: ViewStatistics
-    ) -> None:
-        self._loader, self._view_statistics = loader, view_statistics
-        self._device, self._precision = device, precision
+    def __init__(self, loader: BatchLoader, device: Device) -> None:
+        self._loader, self._device = loader, device
 
     def __call__(
-        self, student: nn.Module, teacher: FrozenTeacher | None, objective: Objective, moment: Moment
+        self, model: DistillationTask, teachers: Sequence[FrozenTeacher], progress: Progress
     ) -> dict[str, Any]:
         """The entry ``gradient_report`` of a row of metrics.jsonl.
 
@@ -48,20 +46,16 @@ class GradientReport:
             ``norms``: of each term's gradient; ``cosines``: ``{term: {other: cosine}}``, each pair once, without terms
             whose gradient is 0.
         """
-        trainee = Trainee(student, objective, view_statistics=self._view_statistics)
-        trainee = copied(trainee).train()
+        model = copied(model).train()
         sums: dict[str, Tensor] = {}
         count = 0
-        with own_random_state(self._device):
+        with own_random_state(self._device.target):
             for batch in islice(self._loader.epoch(1), BATCHES):
-                answer = batch.recalled
-                with autocast(self._precision, self._device):
-                    if teacher is not None and answer is None:
-                        answer = teacher(batch.views.flatten(0, 1))
-                    values, _, _ = trainee(batch, answer, teacher, moment, self._loader.strong)
-                for label in trainee.objective.terms:
+                with self._device.autocast():
+                    values = model(batch, teachers, progress).values
+                for label in model.objective.terms:
                     if label in values and values[label].requires_grad:
-                        gradient = _gradient(values[label], trainee.student)
+                        gradient = _gradient(values[label], model.student)
                         sums[label] = sums[label] + gradient if label in sums else gradient
                 count += 1
         norms = {label: float(total.norm()) / count for label, total in sums.items()}

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data._utils import signal_handling
 
-from pckd.functional import world_size
+from pckd.distributed import world_size
 from registry import UserError
 
 LOOK_EVERY = 50
@@ -55,6 +55,14 @@ class FiniteGuard:
         self.names: list[str] = []
         self._first: Tensor | None = None
         self._kept: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, int]:
+        """How many steps were left out."""
+        return {"skipped": int(self.skipped)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.skipped = state["skipped"]
 
     def before(self, trainee: nn.Module) -> None:
         """Keep the buffers as they are before a step, where it may be left out."""

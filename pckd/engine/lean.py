@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from registry import Absent, Output
 
-UNREAD = Absent("feature maps are left out, because no term read them when the run began")
+UNREAD = Absent(
+    "feature maps are left out, because everything in the objective says reads_maps = False: "
+    "take that out of the loss, metric or center rule that reads them"
+)
 """What stands for maps that nobody reads."""
 
 

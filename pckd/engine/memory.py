@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["keep_freed", "kept_for", "one_arena"]
+__all__ = ["keep_freed", "kept_for"]
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 KEPT = 2**31 - 1, 2**30
 """Of the two, bytes: free memory from which on it goes back to the system; size of a block from which on it is a
@@ -35,11 +35,6 @@ def keep_freed(keep: bool) -> bool:
     if done and not keep:
         ctypes.CDLL(None).malloc_trim(0)
     return done
-
-
-def one_arena() -> bool:
-    """Let threads that start from now on allocate where the main thread does; whether this had an effect."""
-    return _change(M_ARENA_MAX, 1)
 
 
 def _change(parameter: int, value: int) -> bool:

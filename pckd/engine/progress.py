@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pckd.engine.ranks import add_up
+from pckd.distributed import add_up
 from registry import UserError
 
 ALONE = threading.RLock()
@@ -30,12 +30,29 @@ class History:
     """Of training alone, evaluation excluded; from the start of the run, however often it was resumed."""
     images: int = 0
     """Images trained on in that time, by all processes; an image shown in four views counts once."""
+    epoch: int = 1
+    """The epoch that the run is in."""
+    step: int = 0
+    """How many of its steps are done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        vars(self).update(state)
 
 
 class Meter:
     """Means over an epoch of scalars that stay on the device, so that the step never waits for the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the steps so far."""
         self.names: list[str] = []
         self.total: Tensor | None = None
         self.count: Tensor | int = 0
@@ -61,12 +78,43 @@ class Meter:
         """Numbers and tensors only."""
         return {"names": self.names, "total": self.total, "count": self.count}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         self.names, self.count = state["names"], state["count"]
-        self.total = None if state["total"] is None else state["total"].to(device)
+        self.total = None if state["total"] is None else state["total"].to(self.device)
         if isinstance(self.count, Tensor):
-            self.count = self.count.to(device)
+            self.count = self.count.to(self.device)
+
+
+class OwnBuffers:
+    """A module's buffers where several processes train: of memories each has its own."""
+
+    def __init__(self, module: nn.Module, processes: int) -> None:
+        self.module, self.processes = module, processes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of them, in the main memory; nothing in a single process, whose module has them."""
+        named = self.module.named_buffers() if self.processes > 1 else ()
+        return {name: buffer.cpu() for name, buffer in named}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them there."""
+        self.module.load_state_dict(state, strict=False)
+
+
+class RandomState:
+    """The global generators, as a part of a run that has state."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where they are."""
+        return random_state(self.device)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put them there."""
+        set_random_state(state, self.device)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -98,9 +146,7 @@ def own_random_state(device: torch.device) -> Iterator[None]:
     Raises:
         UserError: another thread is inside, whose random numbers would change.
     """
-    # Threads of pckd.profiling.turns run one at a time, and their numbers are for timing alone.
-    free = getattr(threading.current_thread(), "takes_turns", False)
-    if not free and not ALONE.acquire(blocking=False):
+    if not ALONE.acquire(blocking=False):
         raise UserError(
             "another thread of this process is training, with the same global random numbers: "
             "train one after the other, or each in a process of its own"
@@ -115,8 +161,7 @@ def own_random_state(device: torch.device) -> Iterator[None]:
             torch.cuda.set_rng_state_all(others)
             set_random_state(before, device)
     finally:
-        if not free:
-            ALONE.release()
+        ALONE.release()
 
 
 def seed_everything(seed: int, rank: int) -> None:

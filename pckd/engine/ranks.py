@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import threading
 import time
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from pckd.functional import world_size
-from pckd.functional.ranks import BatchNormOverRanks
+from pckd.distributed import BatchNormOverRanks, world_size
 from registry import UserError
 
 PATIENCE = timedelta(minutes=30)
@@ -138,13 +138,6 @@ def these() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if world_size() > 1 else Ranks()
 
 
-def add_up(x: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if world_size() > 1:
-        dist.all_reduce(x)
-    return x
-
-
 def launched() -> Ranks:
     """Which process a launcher such as ``torchrun`` has made of this one, as its environment says.
 
@@ -246,6 +239,8 @@ def _make_group(backend: str, own: Ranks) -> None:
         # Close the connections: another process may still wait at one of them.
         time.sleep(POLL_SECONDS)
         _ended.clear()
+        # The last error's traceback may hold it, too.
+        gc.collect()
     store = _store(own)
     part = dist.PrefixStore(_meet(store, own), store)
     dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)

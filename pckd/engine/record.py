@@ -24,36 +24,16 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pckd import arguments
+from pckd.runs import METRICS, RESULT
 from registry import UserError
 from registry.files import append_whole, cannot_write, remove_temporaries, write_atomically
 
 CHECKPOINT = "checkpoint.pth"
 PREVIOUS = "checkpoint.previous.pth"
-METRICS = "metrics.jsonl"
-RESULT = "result.json"
 FINAL_MODEL = "model_final.pth"
 LOCK = ".lock"
 
-MAY_CHANGE = frozenset(
-    {
-        "checkpoint_every",
-        "compile",
-        "data_root",
-        "debug",
-        "device",
-        "epochs",
-        "num_workers",
-        "on_nonfinite",
-        "output",
-        "profile",
-        "report_difficulty",
-        "report_gradients",
-        "resume",
-    }
-)
-"""Arguments that a resumed run may give anew."""
-LATER: Mapping[str, Any] = MappingProxyType({"view_statistics": "joint", "on_bad_image": "stop"})
-"""What runs of earlier versions, which did not know these arguments, did. Any other that they lack was not given."""
 PARTS: Mapping[str, str] = MappingProxyType(
     {"train": "the training split", "test": "the split that is measured on", "teacher": "the teacher"}
 )
@@ -342,9 +322,21 @@ def _unseal(content: bytes) -> dict[str, Any]:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:
         raise _Damaged(f"cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("arguments"), dict):
-        raise _Damaged("is no checkpoint of this program")
-    return state
+    if isinstance(state, dict) and isinstance(state.get("arguments"), dict):
+        if "parts" in state:
+            return state
+        if "objective" in state:
+            return _in_parts(state)
+    raise _Damaged("is no checkpoint of this program")
+
+
+def _in_parts(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of version 0.1, which kept the parts of a run otherwise."""
+    parts = {name: state.pop(name) for name in ("student", "objective", "optimizer")}
+    history = {"rows": state.pop("history"), "seconds": state.pop("seconds", 0.0), "images": state.pop("images", 0)}
+    history.update(epoch=state.pop("epoch"), step=state.pop("step"))
+    state["processes"] = [{"buffers": {}, **own} for own in state["processes"]]
+    return {**state, "parts": {**parts, "guard": {"skipped": state.pop("skipped")}, "history": history}}
 
 
 def find_changes(
@@ -361,7 +353,7 @@ def find_changes(
         known: the earlier run's fingerprints (:data:`PARTS`); what its version did not know is not compared.
         found: what there is now; likewise.
     """
-    before, known, found = {**LATER, **before}, known or {}, found or {}
+    before, known, found = {**arguments.before(), **before}, known or {}, found or {}
     # What is known by its content may lie elsewhere.
     moved = {"teacher_cache"} | ({"teacher_weights"} if "teacher" in known else set())
     changes = [
@@ -381,7 +373,7 @@ def find_changes(
 def _refuse_another_run(
     path: Path, state: Mapping[str, Any], now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
 ) -> None:
-    asked = {key: value for key, value in now.items() if key not in MAY_CHANGE}
+    asked = {key: value for key, value in now.items() if key not in arguments.may_change()}
     changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
     if changed:
         raise UserError(

@@ -11,10 +11,12 @@ import torch
 import torch._inductor.config
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.profiler import record_function
 
 from model_zoo.probe import copied
+from pckd.device import Device, channels_last
+from pckd.engine.cache import TeacherCache
 from pckd.engine.lean import Head, WithoutMaps, without_maps
-from pckd.engine.precision import autocast
 from registry import Output
 
 log = logging.getLogger("pckd")
@@ -56,6 +58,7 @@ class FrozenTeacher(nn.Module):
         self.prepared = False
         """Whether :meth:`prepare` was called."""
         self.maps = True
+        self.cache: TeacherCache | None = None
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -78,18 +81,36 @@ class FrozenTeacher(nn.Module):
         output: Output = self.answering(x).detach()
         return output if self.maps else without_maps(output)
 
+    def answer(self, batch: Any, images: Tensor) -> Output:
+        """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache.
+
+        Args:
+            images: what the network is called with.
+        """
+        recalled: Output | None = getattr(batch, "recalled", None)
+        if recalled is not None:
+            return recalled
+        with record_function("pckd.teacher"):
+            output: Output = self(images)
+        return output if self.cache is None else self.cache.keep(batch, output)
+
+    @property
+    def renormalizes(self) -> bool:
+        """Whether images were normalized in another way in the teacher's own training."""
+        return self.scale is not None
+
     def renormalized(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] as the teacher was shown them in its own training."""
         return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
-    def prepare(self, images: Tensor, precision: str, *, maps: bool = True, compile: bool = False) -> bool:
+    def prepare(self, images: Tensor, device: Device, *, maps: bool = True, compile: bool = False) -> bool:
         """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
 
         The copy is used only if it gives the same answers on some of ``images``; the network itself is left as it is.
         Where no copy can be made, or none runs, the network answers as it is.
 
         Args:
-            images: [N, C, H, W], as many as in a step, on the network's device. precision: ``"fp32"`` or ``"bf16"``.
+            images: [N, C, H, W], as many as in a step, on the network's device. device: where and in which precision.
             maps: whether feature maps are in the answers; without them they need not be kept until the step's end.
             compile: through torch.compile, with the weights as constants.
 
@@ -105,7 +126,7 @@ class FrozenTeacher(nn.Module):
             try:
                 candidate = make(self.network)
                 if same_answers(self.network, candidate, self.renormalized(images[:4]).contiguous()):
-                    self._answer_with(candidate, images, precision, compiled)
+                    self._answer_with(candidate, images, device, compiled)
                     return make is fold_batch_norms
                 reason = "it answers otherwise"
             except Exception as error:
@@ -115,9 +136,9 @@ class FrozenTeacher(nn.Module):
             log.debug("the teacher cannot answer with a faster copy (%s): %s", how, reason)
         return False
 
-    def _answer_with(self, prepared: nn.Module, images: Tensor, precision: str, compile: bool) -> None:
+    def _answer_with(self, prepared: nn.Module, images: Tensor, device: Device, compile: bool) -> None:
         """Lay a copy of the network out for speed, and let it answer; raises what its first answer raises."""
-        if precision == "bf16":
+        if device.precision == "bf16":
             # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.
             for module in prepared.modules():
                 # Not what derives from them: it may compute with its weights first.
@@ -131,22 +152,16 @@ class FrozenTeacher(nn.Module):
             # Compiled at the first call. The weights of a network that never changes become constants, which on the
             # CPU are laid out as the kernels like them; the setting is looked up before torch.compile's own options.
             frozen = torch._inductor.config.patch(freezing=images.device.type == "cpu")
-            with frozen, autocast(precision, images.device):
+            with frozen, device.autocast():
                 self(images)
         else:
-            with autocast(precision, images.device):
+            with device.autocast():
                 self(images[:4])
 
 
 def has_hooks(network: nn.Module) -> bool:
     """Whether anything else is called when a module of the network is."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-
-
-def channels_last(network: nn.Module) -> None:
-    """Lay its weights out in the memory format that convolutions are fastest in."""
-    # Not network.to(memory_format=...), which refuses tensors of five dimensions.
-    network._apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor)
 
 
 def fold_batch_norms(network: nn.Module) -> fx.GraphModule:

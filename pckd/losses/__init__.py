@@ -1,1 +1,1 @@
-"""Distillation losses, one file each; a file here is found by the registry LOSSES."""
+"""Distillation losses, a file for each method; every module here is found by the registry LOSSES."""

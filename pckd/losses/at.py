@@ -1,24 +1,45 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
+import torch
+from torch import Tensor
+
+from pckd.losses.maps import matched, paired, paired_shapes
+from pckd.ops import unit
+from registry import LOSSES, METHODS, Setup, Term, UserError
 
 
-@LOSSES.register("at")
-class AttentionTransfer(nn.Module):
-    """Squared difference of the stages' attention maps; [N] (Zagoruyko & Komodakis, arXiv 1612.03928)."""
+def attention(feature_map: Tensor, p: float) -> Tensor:
+    return unit(feature_map.abs().pow(p).mean(1).flatten(1))
 
-    def __init__(self, setup: Setup, *, p: float = 2.0) -> None:
-        super().__init__()
-        functional.paired_shapes("at", setup.student.maps[1:], setup.teacher.maps[1:])
-        if not p >= 1:
-            raise UserError(f"at: p must be at least 1, not {p}")
-        self.p = p
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.attention_transfer(student.maps[1:], teacher.maps[1:], self.p)
+def check(setup: Setup, *, p: float) -> None:
+    paired_shapes("at", setup.student.maps[1:], setup.teacher.maps[1:])
+    if not p >= 1:
+        raise UserError(f"at: p must be at least 1, not {p}")
+
+
+@LOSSES.register("at", inputs=("student_stages", "teacher_stages"), check=check)
+def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], p: float = 2.0) -> Tensor:
+    """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, L_AT with F^p_sum), as in CRD's benchmark.
+
+    The attention map of a layer is mean_c |A_c|^p, as a vector over the positions of length 1. The mean, not the sum,
+    of the squared differences over the positions is taken, and the layers are summed.
+
+    Args:
+        student_maps: [N, Cs, Hs, Ws] each; teacher_maps: [N, Ct, Ht, Wt] each; constant. Paired from the last
+            backwards; of two sizes the larger is average pooled.
+        p: the power, at least 1.
+
+    Returns:
+        [N].
+    """
+    layers = []
+    for pair in paired(student_maps, teacher_maps):
+        student, teacher = (attention(m, p) for m in matched(*pair))
+        layers.append((student - teacher).square().mean(1))
+    return torch.stack(layers).sum(0)
 
 
 @METHODS.register("at", paper="Zagoruyko & Komodakis, arXiv 1612.03928", year=2016)

@@ -1,26 +1,53 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, Context, NotApplicable, Output, Setup
+from pckd.ops import full
+from registry import LOSSES, NotApplicable, Setup
 
 
-@LOSSES.register("center_alignment")
-class CenterAlignment(nn.Module):
-    """Mean squared difference of the two networks' centers; scalar (PCKD, arXiv 2410.14143, L_CA)."""
+def one_width(setup: Setup) -> None:
+    student, teacher = setup.student.embedding, setup.teacher.embedding
+    if student != teacher:
+        raise NotApplicable(
+            f"center_alignment needs embeddings of one width, but the student's has {student} and the "
+            f"teacher's {teacher}; center_relation works for any two widths"
+        )
 
-    per_sample = False
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        student, teacher = setup.student.embedding, setup.teacher.embedding
-        if student != teacher:
-            raise NotApplicable(
-                f"center_alignment needs embeddings of one width, but the student's has {student} and the "
-                f"teacher's {teacher}; center_relation works for any two widths"
-            )
+@LOSSES.register(
+    "center_alignment",
+    inputs=("student_centers", "student_bias", "teacher_centers", "teacher_bias"),
+    check=one_width,
+    per_sample=False,
+)
+def center_alignment(
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_weight: Tensor,
+    teacher_bias: Tensor | None,
+) -> Tensor:
+    """Center alignment L_CA: mean squared difference of [W_s, b_s] and [W_t, b_t] (PCKD, arXiv 2410.14143).
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        centers = context.centers
-        return functional.center_alignment(centers.student, centers.student_bias, centers.teacher, centers.teacher_bias)
+    Args:
+        student_weight: [K, D]; teacher_weight: [K, D], the same D; constant.
+        student_bias: [K] or None; teacher_bias: [K] or None; constant. Compared only where both are given.
+
+    Returns:
+        scalar.
+
+    Raises:
+        ValueError: the widths differ; :func:`center_relation` works for any two widths.
+    """
+    if student_weight.shape != teacher_weight.shape:
+        raise ValueError(
+            f"center_alignment needs centers of one shape, got {tuple(student_weight.shape)} and "
+            f"{tuple(teacher_weight.shape)}; center_relation works for any two widths"
+        )
+    student, teacher = full(student_weight), full(teacher_weight.detach())
+    if student_bias is not None and teacher_bias is not None:
+        student = torch.cat([student, full(student_bias)[:, None]], dim=1)
+        teacher = torch.cat([teacher, full(teacher_bias.detach())[:, None]], dim=1)
+    return F.mse_loss(student, teacher)

@@ -1,9 +1,29 @@
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.ops import exact, unit
 from registry import LOSSES, Context, Output, Setup, UserError
+
+
+def center_infonce(student_embedding: Tensor, labels: Tensor, centers: Tensor, temperature: float = 0.07) -> Tensor:
+    """Instance-to-center InfoNCE: -log softmax_k(cos(q, W_k) / temperature) at the label.
+
+    The reading of category contrast that the paper's figure draws (PCKD, arXiv 2410.14143): a feature attracts the
+    center of its own category and repels the others.
+
+    Args:
+        student_embedding: [N, D]; normalized here.
+        labels: [N].
+        centers: [K, D]; normalized here.
+
+    Returns:
+        [N].
+    """
+    with exact(student_embedding):
+        cosines = unit(student_embedding) @ unit(centers).T
+        return F.cross_entropy(cosines / temperature, labels, reduction="none")
 
 
 @LOSSES.register("center_infonce")
@@ -12,6 +32,8 @@ class CenterInfoNCE(nn.Module):
 
     The student's embedding is projected once for the student's centers and once for the teacher's.
     """
+
+    reads_maps = False
 
     def __init__(self, setup: Setup, *, temperature: float = 0.07) -> None:
         super().__init__()
@@ -26,5 +48,5 @@ class CenterInfoNCE(nn.Module):
             (self.student_query(student.embedding), context.centers.student),
             (self.teacher_query(student.embedding), context.centers.teacher.detach()),
         )
-        own, teachers = (functional.center_infonce(q, context.labels, c, self.temperature) for q, c in queries)
+        own, teachers = (center_infonce(q, context.labels, c, self.temperature) for q, c in queries)
         return own + teachers

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, Context, Output, Setup
+from pckd.ops import exact, unit
+from registry import LOSSES
 
 
-@LOSSES.register("center_relation")
-class CenterRelation(nn.Module):
-    """Match the cosine similarities between centers; scalar. Ours, for pairs whose embedding widths differ."""
+@LOSSES.register("center_relation", per_sample=False)
+def center_relation(student_centers: Tensor, teacher_centers: Tensor) -> Tensor:
+    """Mean squared difference of the two K x K matrices of cosine similarities between centers.
 
-    per_sample = False
+    Our alternative to :func:`center_alignment` where the widths differ; not part of the published method.
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
+    Args:
+        student_centers: [K, Ds]; teacher_centers: [K, Dt]; constant.
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.center_relation(context.centers.student, context.centers.teacher)
+    Returns:
+        scalar.
+    """
+    with exact(student_centers):
+        student, teacher = unit(student_centers), unit(teacher_centers.detach())
+        return F.mse_loss(student @ student.T, teacher @ teacher.T)

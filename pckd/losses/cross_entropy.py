@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pckd.functional.numerics import full
-from registry import LOSSES, Context, Output, Setup
+from pckd.ops import full
+from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("cross_entropy")
-class CrossEntropy(nn.Module):
+@LOSSES.register("cross_entropy", shared=True)
+def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the student's logits with the labels; [N]. Needs no teacher."""
+    return F.cross_entropy(full(student_logits), labels, reduction="none")
 
-    needs_teacher = False
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return F.cross_entropy(full(student.logits), context.labels, reduction="none")
+@METHODS.register("vanilla")
+def vanilla(ce: float = 1.0) -> list[Term]:
+    """Cross entropy alone: the student without a teacher."""
+    return [Term("cross_entropy", ce)]

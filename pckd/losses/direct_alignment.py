@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd import functional
-from pckd.functional.numerics import full
+from pckd.losses.feature_alignment import feature_alignment
+from pckd.ops import full
 from registry import LOSSES, Context, Output, Setup, UserError
 
 INHERITED = ("layers", "centers", "nothing")
@@ -26,6 +26,8 @@ class DirectAlignment(nn.Module):
             the same name and shape, batch norms with their statistics: a student of the teacher's family starts as a
             teacher with fewer blocks (as in DistilBERT, arXiv 1910.01108). ``"nothing"``.
     """
+
+    reads_maps = False
 
     def __init__(self, setup: Setup, *, inherit: str = "layers") -> None:
         super().__init__()
@@ -55,4 +57,4 @@ class DirectAlignment(nn.Module):
         return embedding if embedding.shape[1] == self.width else F.adaptive_avg_pool1d(full(embedding), self.width)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.feature_alignment(self.average(student.embedding), teacher.embedding)
+        return feature_alignment(self.average(student.embedding), teacher.embedding)

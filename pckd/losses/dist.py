@@ -1,37 +1,64 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
+from pckd.ops import above_zero, full, unit
+from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("dist_inter")
-class InterClassRelation(nn.Module):
+def _distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - Pearson correlation of each row; 1 where a row is constant."""
+    student, teacher = (unit(x - x.mean(-1, keepdim=True)) for x in (student, teacher))
+    return 1 - (student * teacher).sum(-1)
+
+
+def inter_class_relation(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """L_inter of DIST: how each image relates to the classes (Huang et al., arXiv 2205.10536).
+
+    Args:
+        student_logits: [B, K]. teacher_logits: [B, K]; constant. temperature: T > 0.
+
+    Returns:
+        [B]: T^2 (1 - correlation over the classes of the two predictions), in [0, 2 T^2].
+    """
+    student = (full(student_logits) / temperature).softmax(-1)
+    teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
+    return _distance(student, teacher) * temperature**2
+
+
+def intra_class_relation(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """L_intra of DIST: how each class relates to the images of the batch (Huang et al., arXiv 2205.10536).
+
+    Args:
+        student_logits: [B, K]. teacher_logits: [B, K]; constant. temperature: T > 0.
+
+    Returns:
+        [K]: T^2 (1 - correlation over the batch of the two columns of predictions), one value a class.
+    """
+    student = (full(student_logits) / temperature).softmax(-1)
+    teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
+    return _distance(student.T, teacher.T) * temperature**2
+
+
+TEMPERATURE = 4.0
+"""Of the two terms."""
+CHECK = above_zero("dist", "temperature")
+
+
+@LOSSES.register("dist_inter", check=CHECK)
+def dist_inter(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """1 - correlation, over the classes, of the two predictions of an image; [N] (Huang et al., arXiv 2205.10536)."""
-
-    def __init__(self, setup: Setup, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"dist: temperature must be above 0, not {temperature}")
-        self.temperature = temperature
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.inter_class_relation(student.logits, teacher.logits, self.temperature)
+    return inter_class_relation(student_logits, teacher_logits, temperature)
 
 
-@LOSSES.register("dist_intra")
-class IntraClassRelation(InterClassRelation):
+@LOSSES.register("dist_intra", check=CHECK, per_sample=False)
+def dist_intra(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """1 - correlation, over the batch, of the two predictions of a class; scalar (Huang et al., arXiv 2205.10536)."""
-
-    per_sample = False
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.intra_class_relation(student.logits, teacher.logits, self.temperature).mean()
+    return intra_class_relation(student_logits, teacher_logits, temperature).mean()
 
 
 @METHODS.register("dist", paper="Huang et al., arXiv 2205.10536", year=2022)
-def dist(ce: float = 1.0, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0) -> list[Term]:
+def dist(ce: float = 1.0, beta: float = 2.0, gamma: float = 2.0, temperature: float = TEMPERATURE) -> list[Term]:
     """DIST, distillation from a stronger teacher (Huang et al. 2022): relations instead of values.
 
     Args:

@@ -1,23 +1,54 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
+from pckd.ops import above_zero, full
+from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("dkd")
-class DecoupledKD(nn.Module):
-    """KD of the target class and of the other classes, weighted apart; [N] (Zhao et al., arXiv 2203.08679)."""
+@LOSSES.register("dkd", check=above_zero("dkd", "temperature"))
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Decoupled KD: alpha TCKD + beta NCKD, times T^2 (Zhao et al., arXiv 2203.08679, eq. 7).
 
-    def __init__(self, setup: Setup, *, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"dkd: temperature must be above 0, not {temperature}")
-        self.alpha, self.beta, self.temperature = alpha, beta, temperature
+    TCKD is the divergence of the two-way split between the label and everything else, NCKD that of the softmax over
+    everything else. Both are computed from log probabilities: finite for any logits, and NCKD is zero where there
+    is only one other class.
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.dkd(student.logits, teacher.logits, context.labels, self.alpha, self.beta, self.temperature)
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K]; constant.
+        labels: [B], int64.
+        alpha: weight of TCKD. beta: weight of NCKD.
+        temperature: T > 0.
+
+    Returns:
+        [B].
+    """
+    classes = student_logits.shape[-1]
+    if classes < 2:
+        return full(student_logits).sum(-1) * 0.0
+    is_label = F.one_hot(labels, classes).bool()
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = full(logits) / temperature
+        rest = scaled.masked_fill(is_label, float("-inf"))
+        total = rest.logsumexp(-1)
+        two_way = torch.stack([scaled.gather(-1, labels[:, None])[:, 0], total], dim=-1).log_softmax(-1)
+        # The label's place among the others is 0 on both sides, so that it adds nothing to the divergence.
+        return two_way, (rest - total[:, None]).masked_fill(is_label, 0.0)
+
+    pairs = zip(split(student_logits), split(teacher_logits.detach()), strict=True)
+    tckd, nckd = (F.kl_div(s, t, reduction="none", log_target=True).sum(-1) for s, t in pairs)
+    return (alpha * tckd + beta * nckd) * temperature**2
 
 
 @METHODS.register("dkd", paper="Zhao et al., arXiv 2203.08679", year=2022)

@@ -2,8 +2,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.ops import unit
 from registry import LOSSES, Context, Output, Setup
+
+
+def feature_alignment(projected_student: Tensor, teacher_embedding: Tensor) -> Tensor:
+    """Feature alignment L_FA: 2 - 2 cos(P(f_s), f_t) (PCKD, arXiv 2410.14143, feature alignment).
+
+    Args:
+        projected_student: [N, Dt], the student's embedding after its projection P.
+        teacher_embedding: [N, Dt]; constant.
+
+    Returns:
+        [N] in [0, 4].
+    """
+    return 2 - 2 * (unit(projected_student) * unit(teacher_embedding.detach())).sum(-1)
 
 
 @LOSSES.register("feature_alignment")
@@ -12,6 +25,8 @@ class FeatureAlignment(nn.Module):
 
     The projection P is Linear(Ds, expansion * Dt), BatchNorm1d, ReLU, Linear(expansion * Dt, Dt).
     """
+
+    reads_maps = False
 
     def __init__(self, setup: Setup, *, expansion: int = 16) -> None:
         super().__init__()
@@ -24,4 +39,4 @@ class FeatureAlignment(nn.Module):
         )
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.feature_alignment(self.projection(student.embedding), teacher.embedding)
+        return feature_alignment(self.projection(student.embedding), teacher.embedding)

@@ -2,9 +2,27 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pckd import functional
-from pckd.functional.connectors import regressor
+from pckd.losses.maps import (
+    matched,
+    paired,
+    paired_shapes,
+    regressor,
+)
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term
+
+
+def hint(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """FitNets' hint: mean squared difference (Romero et al., arXiv 1412.6550, L_HT, equation 3).
+
+    Args:
+        student_map: [N, C, Hs, Ws], after the regressor; teacher_map: [N, C, Ht, Wt]; constant. Of two sizes the
+            larger is average pooled.
+
+    Returns:
+        [N].
+    """
+    student, teacher = matched(student_map, teacher_map)
+    return (student - teacher).square().flatten(1).mean(1)
 
 
 @LOSSES.register("fitnet")
@@ -17,15 +35,15 @@ class FitNet(nn.Module):
 
     def __init__(self, setup: Setup, *, hint_layer: int = 2) -> None:
         super().__init__()
-        pairs = functional.paired_shapes("fitnet", setup.student.maps, setup.teacher.maps)
+        pairs = paired_shapes("fitnet", setup.student.maps, setup.teacher.maps)
         if not 0 <= hint_layer < len(pairs):
             raise NotApplicable(f"fitnet: hint_layer={hint_layer}, but this pair has layers 0 to {len(pairs) - 1}")
         self.hint_layer = hint_layer
         self.regressor = regressor(*pairs[hint_layer], relu=True)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        hinted, hint = functional.paired(student.maps, teacher.maps)[self.hint_layer]
-        return functional.hint(self.regressor(hinted), hint)
+        hinted, target = paired(student.maps, teacher.maps)[self.hint_layer]
+        return hint(self.regressor(hinted), target)
 
 
 @METHODS.register("fitnet", paper="Romero et al., arXiv 1412.6550", year=2014)

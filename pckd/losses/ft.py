@@ -5,8 +5,27 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.losses.at import attention
+from pckd.losses.fitnet import hint
+from pckd.losses.maps import matched, paired_shapes
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term
+
+
+def factor_transfer(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Factor transfer's L_FT (Kim et al., arXiv 1802.04977), as in CRD's benchmark.
+
+    Mean absolute difference over the positions of the two factors' attention maps (p = 2). The paper takes
+    the difference of the normalized factors themselves.
+
+    Args:
+        student_map: [N, Cs, Hs, Ws], the translator's factor; teacher_map: [N, Ct, Ht, Wt], the paraphraser's;
+            constant. Of two sizes the larger is average pooled.
+
+    Returns:
+        [N].
+    """
+    student, teacher = (attention(m, 2) for m in matched(student_map, teacher_map))
+    return (student - teacher).abs().mean(1)
 
 
 def _stack(layer: type[nn.Module], widths: tuple[int, ...], norm: bool = False) -> nn.Sequential:
@@ -26,7 +45,7 @@ class FactorTransfer(nn.Module):
 
     def __init__(self, setup: Setup, *, rate: float = 0.5) -> None:
         super().__init__()
-        ((source, *_), (target, *_)) = functional.paired_shapes("ft", setup.student.maps, setup.teacher.maps)[-1]
+        ((source, *_), (target, *_)) = paired_shapes("ft", setup.student.maps, setup.teacher.maps)[-1]
         factors = int(target * rate)
         if factors < 1:
             raise NotApplicable(f"ft: rate={rate} of {target} channels leaves no factor; take a larger rate")
@@ -37,10 +56,10 @@ class FactorTransfer(nn.Module):
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         original = teacher.maps[-1].detach()
         if context.stage == "initial":
-            return functional.hint(self.rebuilder(self.paraphraser(original)), original)
+            return hint(self.rebuilder(self.paraphraser(original)), original)
         with torch.no_grad():
             factor = self.paraphraser(original)
-        return functional.factor_transfer(self.translator(student.maps[-1]), factor)
+        return factor_transfer(self.translator(student.maps[-1]), factor)
 
 
 @METHODS.register("ft", paper="Kim et al., arXiv 1802.04977", year=2018)

@@ -1,20 +1,30 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, Context, Output, Setup, UserError
+from pckd.ops import above_zero, full
+from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("kd")
-class KnowledgeDistillation(nn.Module):
-    """T^2 KL between softened teacher and student predictions; [N] (Hinton et al., arXiv 1503.02531)."""
+@LOSSES.register("kd", check=above_zero("kd", "temperature"))
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (Hinton et al., arXiv 1503.02531).
 
-    def __init__(self, setup: Setup, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"kd: temperature must be above 0, not {temperature}")
-        self.temperature = temperature
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K]; constant.
+        temperature: T > 0.
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.kd(student.logits, teacher.logits, self.temperature)
+    Returns:
+        [B]: the divergence summed over classes, per sample.
+    """
+    student = F.log_softmax(full(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+@METHODS.register("kd", paper="Hinton et al., arXiv 1503.02531", year=2015)
+def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0) -> list[Term]:
+    """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits."""
+    return [Term("cross_entropy", ce), Term("kd", weight, options={"temperature": temperature})]

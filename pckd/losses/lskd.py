@@ -1,23 +1,39 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+import math
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
+from torch import Tensor
+
+from pckd.losses.kd import kd
+from pckd.ops import above_zero, full, unit
+from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("lskd")
-class LogitStandardization(nn.Module):
-    """KD between logits standardized sample by sample; [N] (Sun et al., arXiv 2403.01427)."""
+def standardize(logits: Tensor) -> Tensor:
+    """Z-scores of each row: mean 0, standard deviation 1 (Sun et al., arXiv 2403.01427, algorithm 1).
 
-    def __init__(self, setup: Setup, *, temperature: float = 2.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"lskd: temperature must be above 0, not {temperature}")
-        self.temperature = temperature
+    The deviation divides by K - 1, as in the released code; the paper's text divides by K. A constant row gives zeros.
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.lskd(student.logits, teacher.logits, self.temperature)
+    Args:
+        logits: [..., K].
+    """
+    centered = full(logits) - full(logits).mean(-1, keepdim=True)
+    return unit(centered) * math.sqrt(logits.shape[-1] - 1)
+
+
+@LOSSES.register("lskd", check=above_zero("lskd", "temperature"))
+def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
+    """KD between standardized logits: blind to shift and scale of either side (Sun et al., arXiv 2403.01427).
+
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K]; constant.
+        temperature: the base temperature tau > 0; the deviation of each row's logits multiplies it.
+
+    Returns:
+        [B]: tau^2 KL(teacher || student) of each sample.
+    """
+    return kd(standardize(student_logits), standardize(teacher_logits.detach()), temperature)
 
 
 @METHODS.register("lskd", paper="Sun et al., arXiv 2403.01427", year=2024)

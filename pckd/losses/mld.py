@@ -1,65 +1,137 @@
+"""Predictions aligned at the level of instance, batch and class (Jin et al., Multi-Level Logit Distillation, 2023).
+
+Shapes: N rows, K classes. Each level is summed over several temperatures ("prediction augmentation").
+"""
+
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
+import torch
+from torch import Tensor
+
+from pckd.losses.kd import kd
+from pckd.ops import above_zero, exact, full
+from registry import LOSSES, METHODS, Context, Term
+
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+"""As published for CIFAR-100."""
+
+
+def instance_alignment(
+    student_logits: Tensor, teacher_logits: Tensor, temperatures: Sequence[float] = TEMPERATURES
+) -> Tensor:
+    """Instance level, L_ins: KD summed over temperatures (Jin et al., CVPR 2023).
+
+    Args:
+        student_logits: [N, K]. teacher_logits: [N, K]; constant. temperatures: at least one.
+
+    Returns:
+        [N].
+    """
+    return torch.stack([kd(student_logits, teacher_logits, temperature) for temperature in temperatures]).sum(0)
+
+
+def batch_alignment(
+    student_logits: Tensor, teacher_logits: Tensor, temperatures: Sequence[float] = TEMPERATURES
+) -> Tensor:
+    """Batch level, L_batch: squared difference of the Gram matrices P P^T (Jin et al., CVPR 2023).
+
+    Args:
+        student_logits: [N, K]. teacher_logits: [N, K]; constant. temperatures: at least one.
+
+    Returns:
+        [N]: row i sums over the samples that i is compared with, so that the mean is the published loss
+        ||P_s P_s^T - P_t P_t^T||^2 / N, summed over temperatures.
+    """
+    with exact(student_logits):
+        per_temperature = []
+        for temperature in temperatures:
+            student = (full(student_logits) / temperature).softmax(-1)
+            teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
+            per_temperature.append((student @ student.T - teacher @ teacher.T).square().sum(1))
+        return torch.stack(per_temperature).sum(0)
+
+
+def class_alignment(
+    student_logits: Tensor, teacher_logits: Tensor, temperatures: Sequence[float] = TEMPERATURES
+) -> Tensor:
+    """Class level, L_class: squared difference of the matrices P^T P (Jin et al., CVPR 2023).
+
+    Args:
+        student_logits: [N, K]. teacher_logits: [N, K]; constant. temperatures: at least one.
+
+    Returns:
+        [K]: one value a class, whose mean is the published loss ||P_s^T P_s - P_t^T P_t||^2 / K, summed over
+        temperatures.
+    """
+    with exact(student_logits):
+        per_temperature = []
+        for temperature in temperatures:
+            student = (full(student_logits) / temperature).softmax(-1)
+            teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
+            per_temperature.append((student.T @ student - teacher.T @ teacher).square().sum(1))
+        return torch.stack(per_temperature).sum(0)
+
+
+def unsure_share(teacher_logits: Tensor, per_class: bool = False) -> Tensor:
+    """Share of the images (or classes) of which the teacher is at most as sure as of the median one: about a half.
+
+    Jin et al.'s released code masks by this, but on losses already reduced to a scalar, so that the mask acts as its
+    mean.
+
+    Args:
+        teacher_logits: [N, K]. per_class: whether to compare classes, by their summed probability, instead of
+            images, by their highest.
+
+    Returns:
+        scalar in (0, 1]; without gradient.
+    """
+    probability = full(teacher_logits.detach()).softmax(-1)
+    sure = probability.sum(0) if per_class else probability.amax(-1)
+    return (sure <= sure.quantile(0.5)).to(sure.dtype).mean()
+
 
 OTHERS = (2.0, 3.0, 5.0, 6.0)
 """The temperatures beside the base temperature."""
+BASE = 4.0
+"""The base temperature."""
+CHECK = above_zero("mld", "temperature")
 
 
-class _Level(nn.Module):
-    def __init__(self, setup: Setup, *, temperature: float = 4.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"mld: temperature must be above 0, not {temperature}")
-        self.temperatures = (temperature, *OTHERS)
-
-
-@LOSSES.register("mld_instance")
-class InstanceLevel(_Level):
+@LOSSES.register("mld_instance", check=CHECK)
+def mld_instance(student_logits: Tensor, teacher_logits: Tensor, context: Context, temperature: float = BASE) -> Tensor:
     """KD at several temperatures, on a weak and a strong view; [N] (Jin et al., CVPR 2023, as released).
 
     The weak view counts at every temperature by the share of images that the confidence mask keeps, and fully at
     2 and 6; the strong view counts at the base temperature, 3 and 5.
     """
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        views, logits = context.views, (student.logits, teacher.logits)
-        share = functional.unsure_share(teacher.select(views, range(views - context.strong)).logits)
-        weak = share * functional.instance_alignment(*logits, self.temperatures)
-        weak = weak + functional.instance_alignment(*logits, (2.0, 6.0))
-        if not context.strong:
-            return weak
-        strong = functional.instance_alignment(*logits, (self.temperatures[0], 3.0, 5.0))
-        is_last = torch.arange(len(weak), device=weak.device) % views == views - 1
-        return torch.where(is_last, strong, weak)
+    views, logits = context.views, (student_logits, teacher_logits)
+    share = unsure_share(teacher_logits.unflatten(0, (-1, views))[:, : views - context.strong].flatten(0, 1))
+    weak = share * instance_alignment(*logits, (temperature, *OTHERS))
+    weak = weak + instance_alignment(*logits, (2.0, 6.0))
+    if not context.strong:
+        return weak
+    strong = instance_alignment(*logits, (temperature, 3.0, 5.0))
+    is_last = torch.arange(len(weak), device=weak.device) % views == views - 1
+    return torch.where(is_last, strong, weak)
 
 
-@LOSSES.register("mld_batch")
-class BatchLevel(_Level):
+@LOSSES.register("mld_batch", check=CHECK)
+def mld_batch(student_logits: Tensor, teacher_logits: Tensor, temperature: float = BASE) -> Tensor:
     """Squared difference of the samples' similarities, at several temperatures; [N] (Jin et al., CVPR 2023)."""
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        share = functional.unsure_share(teacher.logits)
-        return share * functional.batch_alignment(student.logits, teacher.logits, self.temperatures)
+    return unsure_share(teacher_logits) * batch_alignment(student_logits, teacher_logits, (temperature, *OTHERS))
 
 
-@LOSSES.register("mld_class")
-class ClassLevel(_Level):
+@LOSSES.register("mld_class", check=CHECK, per_sample=False)
+def mld_class(student_logits: Tensor, teacher_logits: Tensor, temperature: float = BASE) -> Tensor:
     """Squared difference of the classes' correlations, at several temperatures; scalar (Jin et al., CVPR 2023)."""
-
-    per_sample = False
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        share = functional.unsure_share(teacher.logits, per_class=True)
-        return share * functional.class_alignment(student.logits, teacher.logits, self.temperatures).mean()
+    share = unsure_share(teacher_logits, per_class=True)
+    return share * class_alignment(student_logits, teacher_logits, (temperature, *OTHERS)).mean()
 
 
 @METHODS.register("mld", paper="Jin et al., Multi-Level Logit Distillation, CVPR", year=2023)
-def mld(ce: float = 0.1, weight: float = 0.9, temperature: float = 4.0) -> list[Term]:
+def mld(ce: float = 0.1, weight: float = 0.9, temperature: float = BASE) -> list[Term]:
     """Multi-level logit distillation (Jin et al. 2023), as released: instance, batch and class level.
 
     Args:

@@ -1,11 +1,43 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.losses.fitnet import hint
+from pckd.losses.maps import matched, paired, paired_shapes
 from registry import LOSSES, METHODS, Context, Output, Setup, Term
+
+CONTEXT_SIZES = (4, 2, 1)
+
+
+def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """ReviewKD's hierarchical context loss (Chen et al., arXiv 2104.09044, HCL).
+
+    Mean squared differences of the maps and of their averages on grids of 4, 2 and 1 (those smaller than the map);
+    the map counts 1, each grid half of what precedes it, over their sum. Layers are summed.
+
+    Args:
+        student_maps: [N, C, Hs, Ws] each, after the fusion; teacher_maps: [N, C, Ht, Wt] each; constant. Paired from
+            the last backwards; of two sizes the larger is average pooled.
+
+    Returns:
+        [N].
+    """
+    layers = []
+    for pair in paired(student_maps, teacher_maps):
+        student, teacher = matched(*pair)
+        scales = [(student, teacher)]
+        for size in CONTEXT_SIZES:
+            if size < student.shape[2]:
+                scales.append((F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)))
+        shares = [2.0**-i for i in range(len(scales))]
+        errors = [share * hint(*scale) for share, scale in zip(shares, scales, strict=True)]
+        layers.append(torch.stack(errors).sum(0) / sum(shares))
+    return torch.stack(layers).sum(0)
+
 
 WIDEST = 512
 
@@ -43,20 +75,20 @@ class ReviewKD(nn.Module):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         student, teacher = setup.student, setup.teacher
-        stages = functional.paired_shapes("reviewkd", student.maps[1:], (teacher.preacts or teacher.maps)[1:])
+        stages = paired_shapes("reviewkd", student.maps[1:], (teacher.preacts or teacher.maps)[1:])
         levels = [*((s[0], t[0]) for s, t in stages), (student.embedding, teacher.embedding)]
         width = min(WIDEST, student.embedding)
         self.fusions = nn.ModuleList(Fusion(s, width, t, last=i == len(stages)) for i, (s, t) in enumerate(levels))
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        levels = functional.paired(student.maps[1:], (teacher.preacts or teacher.maps)[1:])
+        levels = paired(student.maps[1:], (teacher.preacts or teacher.maps)[1:])
         levels.append((student.embedding[:, :, None, None], teacher.embedding[:, :, None, None]))
         reviewed: list[Tensor] = []
         later = None
         for fuse, (own, target) in zip(reversed(self.fusions), reversed(levels), strict=True):
             result, later = fuse(own, later, target.shape[2:])
             reviewed.insert(0, result)
-        return functional.hierarchical_context(reviewed, [target for _, target in levels])
+        return hierarchical_context(reviewed, [target for _, target in levels])
 
 
 @METHODS.register("reviewkd", paper="Chen et al., arXiv 2104.09044", year=2021)

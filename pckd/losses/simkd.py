@@ -3,8 +3,25 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.losses.maps import read_map, read_shape
+from pckd.ops import mean_square
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term, UserError
+
+
+def reused_feature(projected_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """L_SimKD: mean squared difference of the projected and the teacher's last map (Chen et al., arXiv 2203.14001).
+
+    Args:
+        projected_map: [N, Ct, H, W], the student's last map after the projector.
+        teacher_map: [N, Ct, H, W]; constant.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return mean_square(projected_map, teacher_map, "reused_feature")
 
 
 @LOSSES.register("simkd")
@@ -17,7 +34,7 @@ class ReusedClassifier(nn.Module):
 
     def __init__(self, setup: Setup, *, factor: int = 2) -> None:
         super().__init__()
-        student, teacher = (functional.read_shape(shapes) for shapes in setup[:2])
+        student, teacher = (read_shape(shapes) for shapes in setup[:2])
         if student is None or teacher is None:
             who = "student" if student is None else "teacher"
             raise NotApplicable(
@@ -36,12 +53,12 @@ class ReusedClassifier(nn.Module):
         self.classifier = setup.frozen_classifier()
 
     def shrink(self, output: Output) -> Tensor:
-        read = functional.read_map(output)
+        read = read_map(output)
         assert read is not None
         return read if read.shape[2:] == self.size else F.adaptive_avg_pool2d(read, self.size)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.reused_feature(self.projector(self.shrink(student)), self.shrink(teacher))
+        return reused_feature(self.projector(self.shrink(student)), self.shrink(teacher))
 
     def predict(self, student: Output) -> Tensor:
         logits: Tensor = self.classifier(self.projector(self.shrink(student)).mean((2, 3)))

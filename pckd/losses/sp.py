@@ -1,21 +1,32 @@
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pckd import functional
-from registry import LOSSES, METHODS, Context, Output, Setup, Term
+from pckd.losses.maps import paired_shapes
+from pckd.ops import exact, full, unit
+from registry import LOSSES, METHODS, Setup, Term
 
 
-@LOSSES.register("sp")
-class SimilarityPreserving(nn.Module):
-    """Difference of each sample's similarities to the batch, in the last map; [N] (Tung & Mori, arXiv 1907.09682)."""
+def check(setup: Setup) -> None:
+    paired_shapes("sp", setup.student.maps, setup.teacher.maps)
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        functional.paired_shapes("sp", setup.student.maps, setup.teacher.maps)
 
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return functional.similarity_preserving(student.maps[-1], teacher.maps[-1])
+@LOSSES.register("sp", check=check)
+def similarity_preserving(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Similarity-preserving distillation (Tung & Mori, arXiv 1907.09682, L_SP).
+
+    G = Q Q^T of the flattened maps, each row scaled to length 1. The published loss ||G_t - G_s||^2 / N^2 is the mean
+    of these values: row n holds what the similarities of sample n to the batch contribute.
+
+    Args:
+        student_map: [N, ...]; teacher_map: [N, ...]; constant.
+
+    Returns:
+        [N].
+    """
+    with exact(student_map):
+        student, teacher = (unit(q @ q.T) for q in (full(m).flatten(1) for m in (student_map, teacher_map.detach())))
+        return (student - teacher).square().mean(1)
 
 
 @METHODS.register("sp", paper="Tung & Mori, arXiv 1907.09682", year=2019)

@@ -2,8 +2,41 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pckd import functional
+from pckd.losses.maps import read_map
+from pckd.ops import full, mean_square
 from registry import LOSSES, METHODS, Context, Output, Setup, Term
+
+
+def feature_statistic(adapted_map: Tensor, teacher_embedding: Tensor) -> Tensor:
+    """L_FM of SRRL: mean squared difference of the features' means over space (Yang et al., ICLR 2021).
+
+    Args:
+        adapted_map: [N, Dt, H, W], the student's last map after the adapter.
+        teacher_embedding: [N, Dt], the teacher's last map averaged over space; constant.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    return mean_square(full(adapted_map).mean((2, 3)), teacher_embedding, "feature_statistic")
+
+
+def softmax_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """L_SR of SRRL as released: mean squared difference of the teacher's classifier on both features (ICLR 2021).
+
+    Args:
+        student_logits: [N, K], the teacher's classifier on the student's adapted feature.
+        teacher_logits: [N, K]; constant.
+
+    Returns:
+        [N].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return mean_square(student_logits, teacher_logits, "softmax_regression")
 
 
 @LOSSES.register("srrl")
@@ -24,10 +57,10 @@ class SoftmaxRegression(nn.Module):
         self.classifier = setup.frozen_classifier()
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        read = functional.read_map(student)
+        read = read_map(student)
         adapted = self.adapter(student.embedding[:, :, None, None] if read is None else read)
-        statistic = functional.feature_statistic(adapted, teacher.embedding)
-        regression = functional.softmax_regression(self.classifier(adapted.mean((2, 3))), teacher.logits)
+        statistic = feature_statistic(adapted, teacher.embedding)
+        regression = softmax_regression(self.classifier(adapted.mean((2, 3))), teacher.logits)
         return self.feature * statistic + self.regression * regression
 
 

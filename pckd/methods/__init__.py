@@ -1,4 +1,4 @@
-"""Methods, one file each; a file here is found by the registry METHODS.
+"""Methods whose losses are several; every module here is found by the registry METHODS.
 
-A method whose loss is its own is registered beside it, in ``pckd/losses``.
+A method of one loss is registered beside it, in ``pckd/losses``.
 """

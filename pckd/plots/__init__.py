@@ -6,6 +6,6 @@ come from functions without it, in each kind's module.
 
 from __future__ import annotations
 
-from pckd.plots.api import KINDS, Picture, draw, plot, plot_all
+from pckd.plots.pictures import KINDS, Picture, draw, plot, plot_all
 
 __all__ = ["KINDS", "Picture", "draw", "plot", "plot_all"]

@@ -1,20 +1,20 @@
-"""Bars of a comparison: the mean accuracy of each case, its spread over seeds, and each seed."""
+"""Bars of a comparison: the mean accuracy of each method, its spread over seeds, and each seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from pckd.plots.folders import Benchmark, is_number
 from pckd.plots.style import COLORS, headline, new_figure
+from pckd.runs import Benchmark, is_number, mean_and_deviation, title_of
+from pckd.tables import fixed
 
 REFERENCE = "kd"
 """What the others are held against, where it is there."""
 
 
 class Bar(NamedTuple):
-    """A case of the comparison on one pair."""
+    """A method, or a variant of one, on one pair."""
 
     label: str
     mean: float
@@ -24,18 +24,13 @@ class Bar(NamedTuple):
 
 
 def bars(benchmark: Benchmark, pair: str) -> list[Bar]:
-    """The cases on a pair, the best one first."""
+    """The methods on a pair, the best one first."""
     found = []
     for row in benchmark.rows:
         if row["pair"] == pair:
-            tops = [float(top) for top in row["last_top1"]]
-            found.append(Bar(row["label"], fmean(tops), stdev(tops) if len(tops) > 1 else None, tops))
+            values = [float(value) for value in row[f"last_{benchmark.metric}"]]
+            found.append(Bar(row["label"], *mean_and_deviation(values), values))
     return sorted(found, key=lambda bar: -bar.mean)
-
-
-def figures_of(bar: Bar) -> str:
-    """``"68.59 ± 0.65"``."""
-    return f"{bar.mean:.2f}" + (f" ± {bar.std:.2f}" if bar.std is not None else "")
 
 
 def draw_ablation(benchmark: Benchmark) -> Any:
@@ -76,22 +71,23 @@ def _panel(axes: Any, pair: str, panel: Sequence[Bar], benchmark: Benchmark) -> 
             0.18 * (2 * i / max(len(bar.seeds) - 1, 1) - 1) if len(bar.seeds) > 1 else 0 for i in range(len(bar.seeds))
         ]
         axes.plot(bar.seeds, [place + s for s in spread], "o", color="white", markeredgecolor="black", markersize=4)
-        axes.annotate(figures_of(bar), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+        axes.annotate(
+            fixed(bar.mean, bar.std), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5
+        )
         if reference:
             axes.axvline(bar.mean, color="black", linestyle="--", linewidth=1, zorder=1.5)
-    teachers = [
-        row["teacher_top1"] for row in benchmark.rows if row["pair"] == pair and is_number(row.get("teacher_top1"))
-    ]
+    of_pair = [row.get(f"teacher_{benchmark.metric}") for row in benchmark.rows if row["pair"] == pair]
+    teachers = [value for value in of_pair if is_number(value)]
     axes.set_title(pair.replace(">", " > ") + (f", teacher {teachers[0]:.2f} %" if teachers else ""))
     axes.set_yticks(range(len(panel)), [bar.label for bar in panel])
     axes.set_xlim(low, high)
     axes.set_ylim(len(panel) - 0.4, -0.6)
-    axes.set_xlabel("top-1 (%)" + ("" if low == 0 else "; the axis does not begin at 0"))
+    axes.set_xlabel(f"{title_of(benchmark.metric)} (%)" + ("" if low == 0 else "; the axis does not begin at 0"))
     axes.grid(False, axis="y")
 
 
 def limits(panel: Sequence[Bar]) -> tuple[float, float]:
-    """The part of the axis in which the cases differ: bars from 0 on would all look the same."""
+    """The part of the axis in which the methods differ: bars from 0 on would all look the same."""
     ends = [value for bar in panel for value in (*bar.seeds, bar.mean - (bar.std or 0), bar.mean + (bar.std or 0))]
     lowest, highest = min(ends), max(ends)
     margin = max(0.35 * (highest - lowest), 0.5)

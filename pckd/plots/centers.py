@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from model_zoo import preprocessing_of
-from pckd.plots.folders import Group
 from pckd.plots.networks import Workshop
 from pckd.plots.style import headline, new_figure, panel_title
+from pckd.runs import Group
 from registry import UserError
 
 MOST_NAMES = 20

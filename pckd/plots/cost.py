@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pckd.plots.ablation import REFERENCE
-from pckd.plots.folders import Benchmark, Run, group_runs, is_number
-from pckd.plots.labels import place_labels
 from pckd.plots.style import grid_shape, headline, marker_style, new_figure
+from pckd.runs import METRIC, Benchmark, Run, group_runs, is_number, mean_and_deviation, title_of
 from registry import UserError
 
 Line = tuple[tuple[float, float], tuple[float, float]]
@@ -36,12 +35,13 @@ class Point:
 
 
 def points_of_benchmark(benchmark: Benchmark, pair: str) -> list[Point]:
-    """The cases on a pair whose trainings' times are known."""
+    """The methods on a pair whose trainings' times are known."""
     found = []
     for row in benchmark.rows:
         seconds = [float(s) for s in row.get("seconds") or () if is_number(s) and s > 0]
         if row["pair"] == pair and seconds:
-            found.append(Point(row["label"], [float(top) for top in row["last_top1"]], seconds))
+            values = [float(value) for value in row[f"last_{benchmark.metric}"]]
+            found.append(Point(row["label"], values, seconds))
     return found
 
 
@@ -49,10 +49,10 @@ def points_of_runs(runs: Sequence[Run]) -> list[Point]:
     """The groups of finished runs whose trainings' times are known."""
     found = []
     for group in group_runs(runs):
-        timed = [(run.result.get("last_top1"), seconds_of(run)) for run in group.runs]
-        known = [(float(top), seconds) for top, seconds in timed if is_number(top) and seconds is not None]
+        timed = [(run.last, seconds_of(run)) for run in group.runs]
+        known = [(float(last), seconds) for last, seconds in timed if is_number(last) and seconds is not None]
         if known:
-            found.append(Point(group.label, [top for top, _ in known], [seconds for _, seconds in known]))
+            found.append(Point(group.label, [last for last, _ in known], [seconds for _, seconds in known]))
     return found
 
 
@@ -85,11 +85,11 @@ def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
     return front
 
 
-def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str) -> Any:
+def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric: str = METRIC) -> Any:
     """A panel for each pair.
 
     Args:
-        panels: the pair's name and its methods.
+        panels: the pair's name and its methods. metric: the name of what their accuracies are.
 
     Raises:
         UserError: no times are known.
@@ -97,29 +97,29 @@ def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str) -> Any:
     panels = [(name, points) for name, points in panels if points]
     if not panels:
         raise UserError("no training times are known; train again (result.json then has train_seconds)")
+    labels = list(dict.fromkeys(point.label for _, points in panels for point in points))
+    # So many labels beside one another as the figure is wide.
+    beside = max(1, min(len(labels), 120 // (6 + max(map(len, labels)))))
     rows, columns = grid_shape(len(panels), most=2)
-    figure = new_figure(0.4 + (5.0 if columns == 1 else 3.6) * rows)
+    figure = new_figure(0.4 + (5.0 if columns == 1 else 3.6) * rows + 0.22 * -(-len(labels) // beside))
     places = figure.subplots(rows, columns, squeeze=False).flatten()
+    handles: dict[str, Any] = {}
     for axes, (name, points) in zip(places, panels, strict=False):
-        _panel(axes, name, points)
+        _panel(axes, name, points, labels)
+        axes.set_ylabel(f"{title_of(metric)} after the last epoch (%)")
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower left", ncols=beside)
     for axes in places[len(panels) :]:
         axes.remove()
     headline(figure, title)
-    # Labels go to places that are free in the final layout.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes, (_, points) in zip(places, panels, strict=False):
-        shown, _ = relative(points)
-        lines = [*_steps(shown), *(line for point in shown for line in _whiskers(point))]
-        place_labels(figure, axes, [(p.cost, p.accuracy) for p in shown], [p.label for p in shown], lines)
     return figure
 
 
-def _panel(axes: Any, name: str, points: Sequence[Point]) -> None:
+def _panel(axes: Any, name: str, points: Sequence[Point], labels: Sequence[str]) -> None:
     shown, is_relative = relative(points)
     for (x, y), (other_x, other_y) in _steps(shown):
         axes.plot([x, other_x], [y, other_y], color="#C8C8C8", linewidth=2, zorder=1)
-    for number, point in enumerate(shown):
+    for point in shown:
         axes.errorbar(
             point.cost,
             point.accuracy,
@@ -132,7 +132,8 @@ def _panel(axes: Any, name: str, points: Sequence[Point]) -> None:
             markeredgecolor="black",
             markeredgewidth=0.6,
             zorder=3,
-            **marker_style(number),
+            label=point.label,
+            **marker_style(labels.index(point.label)),
         )
     axes.margins(0.14)
     costs = [point.cost for point in shown]
@@ -141,12 +142,11 @@ def _panel(axes: Any, name: str, points: Sequence[Point]) -> None:
     _plain_ticks(axes)
     axes.set_title(name)
     axes.set_xlabel("training time (kd: 1)" if is_relative else "training time (s)")
-    axes.set_ylabel("top-1 after the last epoch (%)")
 
 
 def spread(values: Sequence[float]) -> float:
     """The standard deviation; 0 for one value."""
-    return stdev(values) if len(values) > 1 else 0.0
+    return mean_and_deviation(values)[1] or 0.0
 
 
 def _steps(points: Sequence[Point]) -> list[Line]:
@@ -157,12 +157,6 @@ def _steps(points: Sequence[Point]) -> list[Line]:
         lines.append(((costs[i], accuracies[i]), (costs[j], accuracies[i])))
         lines.append(((costs[j], accuracies[i]), (costs[j], accuracies[j])))
     return lines
-
-
-def _whiskers(point: Point) -> list[Line]:
-    """A point's error bars."""
-    x, y, dx, dy = point.cost, point.accuracy, spread(point.seconds), spread(point.accuracies)
-    return [((x - dx, y), (x + dx, y)), ((x, y - dy), (x, y + dy))]
 
 
 def _plain_ticks(axes: Any) -> None:

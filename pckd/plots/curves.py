@@ -6,18 +6,12 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pckd.plots.folders import Group, Run, is_number
 from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, whole_numbers
+from pckd.runs import Group, Run, is_number, title_of
 from registry import UserError
 
 Read = str | Callable[[dict[str, Any]], Any]
 """An entry of a row: its name, or a function of the row."""
-
-NO_TERMS = frozenset(
-    {"epoch", "lr", "loss", "preview_weight", "previewed", "train_top1", "top1", "top5", "test_loss", "skipped"}
-)
-"""Entries of a row that are no term of the objective."""
-
 
 GRADIENTS = "gradient_report"
 
@@ -52,12 +46,6 @@ def series(runs: Sequence[Run], read: Read) -> Series:
     return Series(epochs, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values], counted)
 
 
-def terms_of(runs: Sequence[Run]) -> list[str]:
-    """The terms of the objective that the runs have reported, in the order of their rows."""
-    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_number(row[name]))
-    return [name for name in names if name not in NO_TERMS]
-
-
 def draw_line(axes: Any, line: Series, number: int, label: str = "") -> None:
     """The mean as the so-manieth line, and around it a band from the lowest to the highest."""
     style = line_style(number)
@@ -67,20 +55,22 @@ def draw_line(axes: Any, line: Series, number: int, label: str = "") -> None:
         axes.fill_between(line.epochs, line.low, line.high, color=style["color"], alpha=0.18, linewidth=0)
 
 
-def draw_curves(groups: Sequence[Group]) -> Any:
-    """A panel for each accuracy and each term, a line for each group."""
+def draw_curves(groups: Sequence[Group]) -> tuple[Any, list[str]]:
+    """A panel for each accuracy and each term, a line for each group; and no notes."""
     runs = [run for group in groups for run in group.runs]
     measured = {str(run.result.get("measured_on", "test")) for run in runs if run.result} or {"test"}
+    metric = runs[0].metric
+    title = title_of(metric)
     panels = [
-        ("top1", f"top-1 on {' and '.join(sorted(measured))} (%)"),
-        ("train_top1", "top-1 in training (%)"),
-        *((term, f"{term} (weighted)") for term in terms_of(runs)),
+        (metric, f"{title} on {' and '.join(sorted(measured))} (%)"),
+        (f"train_{metric}", f"{title} in training (%)"),
+        *((term, f"{term} (weighted)") for term in dict.fromkeys(term for run in runs for term in run.terms)),
         ("loss", "loss (their sum)"),
     ]
     shown = [(key, title) for key, title in panels if series(runs, key).epochs]
-    if not any(key == "top1" for key, _ in shown):
-        raise UserError(f"{runs[0].path}: its metrics have no top1; is it the folder of a run?")
-    return _panels(groups, shown, "Accuracy and loss")
+    if not any(key == metric for key, _ in shown):
+        raise UserError(f"{runs[0].path}: its metrics have no {metric}; is it the folder of a run?")
+    return _panels(groups, shown, "Accuracy and loss"), []
 
 
 def draw_preview(groups: Sequence[Group]) -> tuple[Any, list[str]]:

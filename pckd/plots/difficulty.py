@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pckd.plots.curves import draw_line, series
-from pckd.plots.folders import Group, Run, is_number
 from pckd.plots.style import COLORS, grid_shape, headline, new_figure, panel_title, whole_numbers
+from pckd.runs import BY_TRUTH, Group, Run, is_number, title_of
 from registry import UserError
 
 REPORT = "difficulty_report"
@@ -56,7 +56,7 @@ def third_of(number: int) -> Any:
     """A function of a row: the accuracy in percent on a third of the test images, or None."""
 
     def read(row: dict[str, Any]) -> Any:
-        thirds = row.get(REPORT, {}).get("top1_by_truth")
+        thirds = row.get(REPORT, {}).get(BY_TRUTH)
         return thirds[number] if isinstance(thirds, list) and number < len(thirds) else None
 
     return read
@@ -157,7 +157,7 @@ def _thirds(axes: Any, runs: Sequence[Run]) -> None:
         if (line := series(runs, third_of(number))).epochs:
             draw_line(axes, line, number, name)
     axes.set_title("accuracy by true difficulty")
-    axes.set_ylabel("top-1 (%)")
+    axes.set_ylabel(f"{title_of(runs[0].metric)} (%)")
     _epochs(axes)
     _legend(axes)
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from pckd.data import Loader, limit
-from pckd.engine.precision import autocast, resolve_device, resolve_precision
-from pckd.engine.sources import DATA_SEED, other_preprocessing
+from pckd.data.load import DATA_SEED
+from pckd.device import Device
 from pckd.objective import Predictor
 from pckd.plots.centers import classifier_rows
-from pckd.plots.folders import Group
 from pckd.plots.networks import Workshop, classes_of
 from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panel_title
+from pckd.runs import Group
+from pckd.tasks.classification import other_preprocessing
 from registry import DataSplit, UserError
 
 MOST_CLASSES = 10
@@ -97,34 +98,24 @@ def first_classes(split: DataSplit, images: int) -> DataSplit:
 
 
 @torch.no_grad()
-def embeddings(
-    network: nn.Module, split: DataSplit, *, device: torch.device, precision: str
-) -> tuple[np.ndarray, np.ndarray]:
+def embeddings(network: nn.Module, split: DataSplit, device: Device) -> tuple[np.ndarray, np.ndarray]:
     """[M, D] the embeddings of a split's images, without augmentation, and [M] their labels."""
-    network.to(device).eval()
+    network.to(device.target).eval()
     found, labels = [], []
-    for batch in Loader(split, 256, train=False, device=device).epoch(1):
-        with autocast(precision, device):
+    for batch in Loader(split, 256, train=False, device=device.target).epoch(1):
+        with device.autocast():
             output = network(batch.views.flatten(0, 1))
         found.append(output.embedding.double().cpu())
         labels.append(batch.labels.cpu())
     return torch.cat(found).numpy(), torch.cat(labels).numpy()
 
 
-def draw_embedding(
-    groups: Sequence[Group],
-    workshop: Workshop,
-    *,
-    images: int = 1000,
-    device: str | torch.device | None = None,
-    precision: str = "auto",
-) -> tuple[Any, list[str]]:
+def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, list[str]]:
     """A panel for each student and one for their teacher."""
-    if images < 3:
-        raise UserError(f"images must be at least 3, not {images}")
+    if workshop.images < 3:
+        raise UserError(f"images must be at least 3, not {workshop.images}")
     chosen, notes = workshop.students(groups)
-    target = resolve_device(device)
-    kind = resolve_precision(precision, target)
+    place = Device.resolve(workshop.device, workshop.precision)
     networks: list[tuple[str, nn.Module]] = [
         (f"{run.result['student']}, {label}", workshop.student(run)) for label, run in chosen
     ]
@@ -139,19 +130,19 @@ def draw_embedding(
         )
     if any(workshop.split(run) is not whole for _, run in chosen[1:]):
         raise UserError("the runs have different data sets; show them one by one")
-    part = first_classes(whole, images)
+    part = first_classes(whole, workshop.images)
     panels = []
     for title, network in networks:
         own = other_preprocessing(title, network, part, more.append)
         shown = part if own is None else dataclasses.replace(part, mean=own.mean, std=own.std)
-        panels.append(_panel(title, network, shown, target, kind))
+        panels.append(_panel(title, network, shown, place))
     if any(panel.centers is None for panel in panels):
         more.append("a student that answers with a loss's head has no centers among its embeddings")
     return _draw(panels, whole.classes, len(part)), [*notes, *more]
 
 
-def _panel(title: str, network: nn.Module, part: DataSplit, device: torch.device, precision: str) -> Panel:
-    points, labels = embeddings(network, part, device=device, precision=precision)
+def _panel(title: str, network: nn.Module, part: DataSplit, device: Device) -> Panel:
+    points, labels = embeddings(network, part, device)
     plane = principal_plane(points)
     centers = None
     # The head of a loss does not read the embedding itself.

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_zoo import load_weights, preprocessing_of, probe
+from model_zoo import load_weights, preprocessing_of
+from pckd.data.load import load_data, read_split
 from pckd.engine.fingerprint import network_fingerprint
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
-from pckd.engine.sources import check_classes, load_data, make_objective, method_terms, read_split
-from pckd.engine.teacher import FrozenTeacher
-from pckd.plots.folders import Group, Run
-from registry import BACKBONES, DataSplit, Setup, UserError, ask, build
+from pckd.plan import make_task, plan
+from pckd.runs import Group, Run
+from pckd.tasks.classification import check_classes
+from registry import BACKBONES, DataSplit, UserError, ask, build
 
 CPU = torch.device("cpu")
 MOST_STUDENTS = 3
@@ -29,12 +30,19 @@ class Workshop:
     """Loads what pictures of networks need; a data set once, however many pictures show it.
 
     Args:
-        teacher_weights: the teacher's, instead of the file that the runs name. data_root: likewise of the data set.
+        teacher_weights: the teacher's, instead of the file that the runs name. data_root: where the data set's files
+            are now. images: at most so many test images are shown. device, precision: of the networks that show them.
     """
 
     def __init__(
-        self, teacher_weights: str | os.PathLike[str] | None = None, data_root: str | os.PathLike[str] | None = None
+        self,
+        teacher_weights: str | os.PathLike[str] | None = None,
+        data_root: str | os.PathLike[str] | None = None,
+        images: int = 1000,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
     ) -> None:
+        self.images, self.device, self.precision = images, device, precision
         self._teacher_weights = None if teacher_weights is None else os.fspath(teacher_weights)
         self._data_root = None if data_root is None else os.fspath(data_root)
         self._splits: dict[str, DataSplit] = {}
@@ -188,14 +196,8 @@ def _predictor(run: Run, network: nn.Module) -> nn.Module:
     """The student with the head of the loss that answers for it, untrained."""
     method, student, teacher = (str(run.result.get(key)) for key in ("method", "student", "teacher"))
     channels = _channels(network)
-    frozen = FrozenTeacher(build(BACKBONES, teacher, classes_of(network), in_channels=channels))
-    setup = Setup(probe(network, channels), probe(frozen, channels), 1, frozen.classifier)
-    terms = method_terms(method, student, teacher)
-    objective = make_objective(
-        terms,
-        setup,
-        difficulty="cross_entropy",
-        scheduler="preview",
-        centers=run.arguments.get("centers", "classifier"),
-    )
-    return objective.predictor(network)
+    task = make_task(str(run.result.get("task") or "classification"), None)
+    data = task.random_data(2, classes_of(network), (channels, 32, 32))
+    centers = run.arguments.get("centers", "classifier")
+    made = plan(task=task, data=data, student=student, teacher=teacher, method=method, centers=centers)
+    return made.objective(made.untrained_teacher()).predictor(network)

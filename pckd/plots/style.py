@@ -24,8 +24,6 @@ POINTS = (*COLORS, "#888888", "#882255")
 WIDTH = 9.0
 """Inches; with DPI, 1260 pixels."""
 DPI = 140
-_LARGE = 100_000
-"""Bytes of a PNG above which it is written in fewer colors."""
 _RC: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -148,16 +146,4 @@ def write(figure: Any, path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         # Some formats need programs that are not there, such as LaTeX.
         raise UserError(f"{target}: cannot be drawn as .{form} ({error}); use .png or .svg") from None
-    return write_atomically(target, _small(buffer) if form == "png" else buffer.getbuffer())
-
-
-def _small(png: io.BytesIO) -> memoryview:
-    """The picture itself, or where it is large in 256 colors: a third of the bytes, and the eye sees no difference."""
-    from PIL import Image
-
-    if png.getbuffer().nbytes < _LARGE:
-        return png.getbuffer()
-    buffer = io.BytesIO()
-    flat = Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    flat.save(buffer, format="png", optimize=True, dpi=(DPI, DPI))
-    return buffer.getbuffer()
+    return write_atomically(target, buffer.getbuffer())

@@ -8,37 +8,26 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from model_zoo import usual_teacher
 from model_zoo.probe import copied
-from pckd.data import Loader
-from pckd.engine.optimizer import make_optimizer
-from pckd.engine.precision import ready_to_train, resolve_device, resolve_precision
+from pckd.data.load import Data, load_data
+from pckd.device import Device, ready_to_train
+from pckd.distributed import alone
+from pckd.engine.optimization import Optimization
 from pckd.engine.progress import own_random_state
-from pckd.engine.sources import (
-    Data,
-    check_gradients,
-    check_layout,
-    check_trainable,
-    copy_of,
-    describe,
-    make_network,
-    make_objective,
-    method_terms,
-    schedule_terms,
-    shapes_of,
-)
 from pckd.engine.teacher import FrozenTeacher
-from pckd.engine.train import place
-from pckd.functional.ranks import alone
-from pckd.objective import Metric, Objective, Scheduler, needs_teacher
+from pckd.given import check_gradients, copy_of
+from pckd.objective import Metric, Objective, Scheduler
+from pckd.plan import Plan, make_task, plan
 from pckd.profiling.measure import Clock, how_peak_is_measured, interleaved, summary
 from pckd.profiling.networks import count, ratios, time_networks
-from pckd.profiling.report import NetworkCost, Profile, StepCost, Timing
-from pckd.profiling.step import Workload, counted_step, timed_step
-from pckd.profiling.terms import count_terms, measure_terms
-from registry import BACKBONES, CenterRule, DataSplit, Setup, Term, UserError, parse
+from pckd.profiling.report import NetworkCost, Profile, StepCost
+from pckd.profiling.step import Times, Workload, counted_step, timed_step
+from pckd.profiling.terms import count_terms
+from pckd.tasks import DistillationTask, Task
+from pckd.terms import describe
+from registry import CenterRule, Term, UserError
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,8 @@ def profile(
     student: str | nn.Module,
     teacher: str | nn.Module | None = None,
     method: str | Sequence[Term] = "pckd",
+    task: str | Task | None = None,
+    data: str | Data | None = None,
     batch_size: int = 64,
     views: int | None = None,
     image_size: int | tuple[int, int] = 32,
@@ -78,6 +69,8 @@ def profile(
     Args:
         student, teacher, method, difficulty, scheduler, centers, device, precision: see :func:`pckd.distill`.
         batch_size: images a step. views: rotations of each; by default what the method asks for.
+        task: a name of ``TASKS`` or a task; by default the one that ``data`` is for, or classification.
+        data: a name of ``DATASETS`` or a :class:`pckd.Data`, whose images and classes are taken; by default noise.
         image_size: in pixels, or height and width. num_classes, in_channels: of the images.
         num_samples: size of the training set that is pretended: memory banks are as large.
         depth: how deep the tables of modules go; 0 is the networks alone.
@@ -91,6 +84,8 @@ def profile(
         {"": Case(method, views)},
         student=student,
         teacher=teacher,
+        task=task,
+        data=data,
         batch_size=batch_size,
         image_size=image_size,
         num_classes=num_classes,
@@ -113,6 +108,8 @@ def profile_cases(
     *,
     student: str | nn.Module,
     teacher: str | nn.Module | None = None,
+    task: str | Task | None = None,
+    data: str | Data | None = None,
     batch_size: int = 64,
     image_size: int | tuple[int, int] = 32,
     num_classes: int = 100,
@@ -126,7 +123,6 @@ def profile_cases(
     depth: int = 1,
     rounds: int = 10,
     seed: int = 0,
-    time_terms: bool = True,
 ) -> dict[str, Profile]:
     """The profile of each case: one pair of networks, steps timed in turns."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -135,62 +131,69 @@ def profile_cases(
     for (name, least), number in zip({**lowest, "depth": 0, "rounds": 0}.items(), numbers, strict=True):
         if number < least:
             raise UserError(f"{name} must be at least {least}, not {number}")
-    target = resolve_device(device)
-    precision = resolve_precision(precision, target)
-    if teacher is None and any(needs_teacher(method_terms(case.method)) for case in cases.values()):
-        if not isinstance(student, str):
-            methods = ", ".join(repr(describe(case.method)) for case in cases.values())
-            raise UserError(f"a teacher is needed for {methods}, and none is given")
-        BACKBONES.get(parse(student)[0])  # a misspelled student is not one without a usual teacher
-        teacher = usual_teacher(student)
-
-    with ready_to_train(target), own_random_state(target):
+    place = Device.resolve(device, precision)
+    with ready_to_train(place), own_random_state(place.target):
         torch.manual_seed(seed)
-        data = _random_data(batch_size, num_classes, (in_channels, height, width))
-        networks = [_own(student, data, "the student")]
-        check_trainable(networks[0])
-        if teacher is not None:
-            networks.append(_own(teacher, data, "the teacher").float())
-        shapes = [shapes_of(net, data, role) for net, role in zip(networks, ("student", "teacher"), strict=False)]
-        for network, role in zip(networks, ("student", "teacher"), strict=False):
-            check_layout(network, data.image_shape, f"the {role}")
-        names = [str(describe(network)) for network in (student, teacher) if network is not None]
-        costs = _networks(names, networks, data, target, precision, depth, rounds)
-        student_cost, teacher_cost = costs[0], costs[1] if teacher is not None else None
-        frozen = FrozenTeacher(networks[1]) if teacher is not None else None
-        classifier = frozen.classifier if frozen is not None else None
-        setup = Setup(shapes[0], shapes[-1], max(num_samples, batch_size), classifier)
-
-        works: dict[str, Workload] = {}
-        for label, case in cases.items():
-            terms, chosen = schedule_terms(method_terms(case.method, student, teacher), scheduler)
-            objective = make_objective(terms, setup, difficulty=difficulty, scheduler=chosen, centers=centers)
-            check_gradients(networks[0], objective)
-            works[label] = _workload(case, networks[0], frozen, objective, setup, data, target, precision, seed)
-        step_costs = _steps(works, Clock(target), rounds)
+        if data is None:
+            chosen = make_task(task or "classification", None)
+            loaded = chosen.random_data(batch_size, num_classes, (in_channels, height, width))
+        else:
+            loaded = load_data(data)
+            chosen = make_task(task, loaded)
+            num_classes, num_samples = loaded.train.num_classes, len(loaded.train)
+        plans = {
+            label: plan(
+                task=chosen if case.views is None else make_task(chosen.name, loaded, views=case.views),
+                data=loaded,
+                student=student,
+                teacher=teacher,
+                method=case.method,
+                difficulty=difficulty,
+                scheduler=scheduler,
+                centers=centers,
+                batch_size=batch_size,
+                seed=seed,
+            )
+            for label, case in cases.items()
+        }
+        first = next((run for run in plans.values() if run.teacher is not None), next(iter(plans.values())))
+        own, given = copy_of(first.student, "the student", "a profile"), first.teacher
+        frozen = None
+        if given is not None:
+            network = given if isinstance(given, nn.Module) else chosen.make_network(given, loaded)
+            frozen = FrozenTeacher(copy_of(network, "the teacher", "a profile").float())
+        names = [str(describe(network)) for network in (student, given) if network is not None]
+        networks = [own, *([] if frozen is None else [frozen.network])]
+        works = {}
+        for label, run in plans.items():
+            objective = run.objective(frozen, num_samples=max(num_samples, batch_size))
+            works[label] = _workload(run, own, frozen, objective, place)
+        images = _images(first)
+        costs = _networks(names, networks, images, place, depth, rounds)
+        student_cost, teacher_cost = costs[0], costs[1] if frozen is not None else None
+        samples = _time_steps(works, Clock(place.target), rounds)
         profiles = {}
         for label, work in works.items():
-            term_costs = count_terms(work)
-            whole, timings = measure_terms(work, Clock(target), rounds) if rounds and time_terms else (Timing(), {})
             profiles[label] = Profile(
                 settings={
                     "student": names[0],
-                    "teacher": names[1] if teacher is not None else None,
+                    "teacher": names[1] if frozen is not None else None,
                     "method": describe(cases[label].method),
                     "batch_size": batch_size,
-                    "views": work.batch.views.shape[1] - work.strong,
-                    "strong_view": work.strong,
-                    "image_size": [height, width],
+                    "views": 1,
+                    "strong_view": False,
+                    **plans[label].task.facts(work.objective),
+                    "image_size": list(images.shape[-2:]),
                     "num_classes": num_classes,
-                    "in_channels": in_channels,
+                    "in_channels": images.shape[1],
                     "num_samples": num_samples,
                     "difficulty": describe(difficulty),
                     "scheduler": describe(scheduler),
                     "centers": describe(centers),
-                    "device": str(target),
-                    "device_name": _device_name(target),
+                    "device": str(place.target),
+                    "device_name": _device_name(place.target),
                     "threads": torch.get_num_threads(),
-                    "precision": precision,
+                    "precision": place.precision,
                     "rounds": rounds,
                     "seed": seed,
                     "torch": torch.__version__,
@@ -199,123 +202,92 @@ def profile_cases(
                 teacher=teacher_cost,
                 ratio=ratios(student_cost, teacher_cost),
                 terms={
-                    name: replace(cost, **asdict(timings[name])) if name in timings else cost
-                    for name, cost in term_costs.items()
+                    name: replace(
+                        cost, **asdict(summary(times.terms[name] for times in samples[label] if name in times.terms))
+                    )
+                    for name, cost in count_terms(work).items()
                 },
-                objective=whole,
-                step=step_costs[label],
+                objective=summary(times.objective for times in samples[label] if times.objective is not None),
+                step=_step_cost(work, samples[label]),
                 notes=[note for cost in costs for note in (cost.error, *cost.notes) if note],
             )
         return profiles
 
 
-def _own(network: str | nn.Module, data: Data, role: str) -> nn.Module:
-    """A network to wear out: made by name, or a copy."""
-    made = make_network(network, data, role)
-    return made if isinstance(network, str) else copy_of(made, role, "a profile")
-
-
-def _random_data(num_images: int, num_classes: int, shape: tuple[int, int, int]) -> Data:
-    """Images of uniform noise, with random labels."""
-    images = torch.randint(0, 256, (num_images, *shape), dtype=torch.uint8)
-    labels = torch.randint(0, num_classes, (num_images,))
-    classes = tuple(map(str, range(num_classes)))
-    split = DataSplit(images, labels, classes, (0.5,) * shape[0], (0.25,) * shape[0], name="random images")
-    return Data(split, split, "random images")
+def _images(run: Plan) -> Tensor:
+    """A batch of the test split as networks are shown it, [N, C, H, W]."""
+    loader = run.task.loader(run.data.test, run.batch_size, train=False, objective=None, device="cpu")
+    images = run.task.images(next(iter(loader.epoch(1))))
+    if images is None:
+        raise UserError(
+            f"the task {run.task.name!r} does not say what networks are called with, so that none is profiled"
+        )
+    return images
 
 
 def _networks(
-    names: list[str],
-    networks: list[nn.Module],
-    data: Data,
-    device: torch.device,
-    precision: str,
-    depth: int,
-    rounds: int,
+    names: list[str], networks: list[nn.Module], images: Tensor, device: Device, depth: int, rounds: int
 ) -> list[NetworkCost]:
-    images = next(iter(Loader(data.test, len(data.test), train=False).epoch(1))).views.flatten(0, 1)
     costs = []
     for name, network in zip(names, networks, strict=True):
         weight = next((p for p in network.parameters() if p.is_floating_point()), images)
         costs.append(count(network, name, images[:1].to(weight.device, weight.dtype), depth))
-    measured = time_networks(networks, images.to(device), precision, rounds)
+    measured = time_networks(networks, images.to(device.target), device, rounds)
     return [
         replace(cost, latency=latency, peak_bytes=peak) for cost, (latency, peak) in zip(costs, measured, strict=True)
     ]
 
 
 def _workload(
-    case: Case,
-    student: nn.Module,
-    teacher: FrozenTeacher | None,
-    objective: Objective,
-    setup: Setup,
-    data: Data,
-    device: torch.device,
-    precision: str,
-    seed: int,
+    run: Plan, student: nn.Module, teacher: FrozenTeacher | None, objective: Objective, device: Device
 ) -> Workload:
     """The step of one case, with a student of its own."""
-    views = case.views if case.views is not None else 4 if objective.needs_rotations else 1
-    loader = Loader(
-        data.train,
-        len(data.train),
-        train=True,
-        views=views,
-        strong=objective.needs_strong,
-        device=device,
-        seed=seed,
-    )
-    network = copied(student)
-    place(network, device)
-    objective.to(device)
-    if not objective.needs_teacher:
-        teacher = None
+    check_gradients(student, objective)
+    model = DistillationTask(run.task, copied(student), objective)
+    device.place(model.student)
+    objective.to(device.target)
+    options = {"device": device.target, "seed": run.seed}
+    loader = run.task.loader(run.data.train, run.batch_size, train=True, objective=objective, **options)
     batch = next(iter(loader.epoch(1)))
-    if teacher is not None:
-        place(teacher, device)
-        if not teacher.prepared:
-            teacher.prepare(batch.views.flatten(0, 1)[:4], precision)
-    return Workload(
-        student=network,
-        teacher=teacher,
-        objective=objective,
-        setup=setup,
-        # A rate of 0 costs what any costs, and the weights stay what they are however many steps are taken.
-        optimizer=make_optimizer(network, objective, device, lr=0.0, momentum=0.9, weight_decay=5e-4),
-        batch=batch,
-        strong=loader.strong,
-        device=device,
-        precision=precision,
-    )
+    teachers = [] if teacher is None or not objective.needs_teacher else [teacher]
+    images = run.task.images(batch)
+    for frozen in teachers:
+        device.place(frozen)
+        if not frozen.prepared and images is not None:
+            frozen.prepare(images[:4], device)
+    # A rate of 0 costs what any costs, and the weights stay what they are however many steps are taken.
+    optimizer = Optimization(1, run.batch_size, lr=0.0).optimizer((model.student, objective), device.target)
+    return Workload(model, teachers, optimizer, batch, device)
 
 
-def _steps(works: Mapping[str, Workload], clock: Clock, rounds: int) -> dict[str, StepCost]:
+def _time_steps(works: Mapping[str, Workload], clock: Clock, rounds: int) -> dict[str, list[Times]]:
     for work in works.values():
         work.first_step()
         work.step()
-    samples = interleaved({label: partial(timed_step, work, clock) for label, work in works.items()}, rounds)
-    costs = {}
-    for label, work in works.items():
-        parts, uncounted = counted_step(work)
-        times = {part: summary(sample[part] for sample in samples[label]) for part in (*parts, "whole")}
-        whole = times["whole"]
-        images = len(work.batch.labels)
-        costs[label] = StepCost(
-            **asdict(whole),
-            peak_bytes=work.peak_bytes(),
-            peak_how=how_peak_is_measured(clock.device),
-            macs=sum(part.macs for part in parts.values()),
-            elementwise=sum(part.elementwise for part in parts.values()),
-            parameters=sum(
-                p.numel() for module in (work.student, work.objective) for p in module.parameters() if p.requires_grad
-            ),
-            rows=images * work.batch.views.shape[1],
-            images_per_second=images / whole.seconds if whole.seconds else None,
-            parts={name: replace(part, **asdict(times[name])) for name, part in parts.items()},
-            uncounted=dict(sorted(uncounted.items())),
-        )
-    return costs
+    return interleaved({label: partial(timed_step, work, clock) for label, work in works.items()}, rounds)
+
+
+def _step_cost(work: Workload, samples: Sequence[Times]) -> StepCost:
+    parts, uncounted = counted_step(work)
+    whole = summary(times.whole for times in samples)
+    images = len(work.batch)
+    return StepCost(
+        **asdict(whole),
+        peak_bytes=work.peak_bytes(),
+        peak_how=how_peak_is_measured(work.device.target),
+        macs=sum(part.macs for part in parts.values()),
+        elementwise=sum(part.elementwise for part in parts.values()),
+        parameters=sum(
+            p.numel() for module in (work.model.student, work.objective) for p in module.parameters() if p.requires_grad
+        ),
+        rows=work.rows,
+        images_per_second=images / whole.seconds if whole.seconds else None,
+        parts={
+            name: replace(part, **asdict(summary(times.parts[name] for times in samples if times.parts)))
+            for name, part in parts.items()
+        },
+        uncounted=dict(sorted(uncounted.items())),
+    )
 
 
 def _device_name(device: torch.device) -> str:

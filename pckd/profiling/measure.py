@@ -1,16 +1,20 @@
-"""Measuring time and memory: medians of interleaved rounds, and the peak of what was allocated."""
+"""Measuring time and memory: medians of interleaved rounds, parts of a step, and the peak of what was allocated."""
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_flatten
 
 from pckd.profiling.report import Timing
@@ -20,6 +24,10 @@ T = TypeVar("T")
 # A measurement lasts at least this many seconds: shorter calls are repeated.
 _FLOOR = 0.02
 _BEGIN = "pckd: the peak counts from here"
+MARK = "pckd."
+"""How the names begin under which a step marks its parts, as in :func:`pckd.engine.step.train_step`."""
+_NODE = "autograd::engine::evaluate_function"
+"""How the profiler names a call of a node of autograd's graph in the backward pass."""
 
 
 class Clock:
@@ -79,6 +87,57 @@ def summary(samples: Iterable[float]) -> Timing:
     return Timing(seconds=middle, seconds_low=low, seconds_high=high)
 
 
+def recorder(device: torch.device, memory: bool = False) -> torch.profiler.profile:
+    """torch.profiler for the host and, where PyTorch can record it (:func:`is_recorded`), the device."""
+    # Its backend talks on standard error unless it is told not to, once, before it is first used.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    own = getattr(ProfilerActivity, device.type.upper(), ProfilerActivity.CPU)
+    return torch.profiler.profile(activities={ProfilerActivity.CPU, own}, profile_memory=memory)
+
+
+def is_recorded(device: torch.device) -> bool:
+    """Whether torch.profiler records the time of a device's kernels."""
+    return hasattr(ProfilerActivity, device.type.upper())
+
+
+@dataclass
+class Spent:
+    """Seconds of a marked part, and of the backward pass of the operators that ran in it."""
+
+    here: float = 0.0
+    backward: float = 0.0
+
+
+def spent(events: Iterable[Any], device: torch.device) -> dict[str, Spent]:
+    """What each marked part took: on the CPU from its begin to its end, elsewhere its kernels on the device.
+
+    A node of autograd's graph has the number of the operator that made it, which tells whose backward pass it is.
+
+    Args:
+        events: of torch.profiler, while steps ran one after the other in one thread; marks do not lie in each other.
+    """
+    on_host = device.type == "cpu"
+    found: dict[str, Spent] = {}
+    part_of: dict[int, str] = {}
+    part, end, thread = "", 0.0, None
+    for event in sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start):
+        if event.name.startswith(MARK):
+            part, end, thread = event.name.removeprefix(MARK), event.time_range.end, event.thread
+            found.setdefault(part, Spent()).here += event.cpu_time_total / 1e6 if on_host else 0.0
+            continue
+        if event.time_range.start >= end:
+            part = ""
+        if not on_host and part and not event.is_user_annotation:
+            found[part].here += sum(kernel.duration for kernel in event.kernels) / 1e6
+        if event.name.startswith(_NODE):
+            if owner := part_of.get(event.sequence_nr):
+                found[owner].backward += (event.cpu_time_total if on_host else event.device_time_total) / 1e6
+        elif event.sequence_nr >= 0 and event.thread == thread and not event.is_user_annotation:
+            # An operator that makes no node has the number of the next one that does.
+            part_of[event.sequence_nr] = part
+    return found
+
+
 def how_peak_is_measured(device: torch.device) -> str:
     if device.type == "cuda":
         return "measured by torch.cuda.max_memory_allocated: the tensors that stay, and what is added while it runs"
@@ -108,9 +167,9 @@ def peak_of(run: Callable[[], object], device: torch.device, before: Callable[[]
         return torch.cuda.max_memory_allocated(device) - start
     if device.type != "cpu":
         return None
-    # The profiler's backend talks on standard error unless it is told not to, once, before it is first used.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Garbage from before that is collected during the record would be counted as freed, with a warning.
+    gc.collect()
+    with recorder(device, memory=True) as profiler:
         kept = before()
         with torch.profiler.record_function(_BEGIN):
             run()
@@ -123,7 +182,7 @@ def peak_of(run: Callable[[], object], device: torch.device, before: Callable[[]
     for event in events:
         if event.name() == _BEGIN:
             start = peak = level
-        elif event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
+        elif event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
             level += event.nbytes()
             peak = max(peak, level)
     return peak - start

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo.probe import copied
-from pckd.engine.precision import autocast
-from pckd.engine.train import place
+from pckd.device import Device
 from pckd.profiling.measure import Clock, interleaved, peak_of, storages, summary
-from pckd.profiling.operators import Counting, kind
+from pckd.profiling.operators import Counting, formulas, is_costly
 from pckd.profiling.report import ModuleCost, NetworkCost, over
 
 
@@ -43,13 +42,9 @@ def trace(network: nn.Module, images: Tensor) -> Counts:
         activations = ActivationCountAnalysis(copied(network), images)
         for analysis in (flops, activations):
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        flops.set_op_handle(
-            **{
-                "aten::scaled_dot_product_attention": _attention,
-                "aten::baddbmm": _batched_product,
-                "aten::mv": _matrix_vector,
-            }
-        )
+        aten = torch.ops.aten
+        flops.set_op_handle("aten::scaled_dot_product_attention", _formula(aten._scaled_dot_product_flash_attention, 4))
+        flops.set_op_handle("aten::baddbmm", _formula(aten.baddbmm, 3))
         return Counts(
             flops.by_module(),
             activations.by_module(),
@@ -99,14 +94,14 @@ def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkC
         parameters=_parameters(network, ""),
         macs=None if counts is None else int(counts.macs[""]),
         activations=None if counts is None else int(counts.activations[""]),
-        elementwise=run.elementwise,
+        elementwise=run.elementwise.total(),
         latency={},
         peak_bytes=None,
-        left_out={op: n for op, n in sorted(left_out.items()) if kind(op) == "elementwise"},
+        left_out={op: n for op, n in sorted(left_out.items()) if not is_costly(op)},
         # Without a trace, what was seen while it ran.
         uncounted=dict(run.uncounted)
         if counts is None
-        else {op: n for op, n in sorted(left_out.items()) if kind(op) == "unknown"},
+        else {op: n for op, n in sorted(left_out.items()) if is_costly(op)},
         modules=modules,
         notes=notes,
         error=error,
@@ -114,26 +109,25 @@ def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkC
 
 
 def time_networks(
-    networks: list[nn.Module], images: Tensor, precision: str, rounds: int
+    networks: list[nn.Module], images: Tensor, device: Device, rounds: int
 ) -> list[tuple[dict[str, Any], int | None]]:
     """For each network: latency at batch 1 and at all of ``images``, in turns, and the peak memory of inference.
 
     They run as the engine runs them: in its memory layout, under its autocast, in evaluation mode.
     """
-    device = images.device
-    clock = Clock(device)
+    clock = Clock(device.target)
     images = images.contiguous(memory_format=torch.channels_last)
     sizes = sorted({1, len(images)})
     runs = {}
     for number, network in enumerate(networks):
-        place(network.eval(), device)
+        device.place(network.eval())
         for size in sizes:
-            runs[f"{number} {size}"] = partial(_infer, network, images[:size], precision)
+            runs[f"{number} {size}"] = partial(_infer, network, images[:size], device)
     peaks = []
     for number, network in enumerate(networks):
         run = runs[f"{number} {len(images)}"]
         run()
-        peak = peak_of(run, device)
+        peak = peak_of(run, device.target)
         resident = sum(storages([*network.parameters(), *network.buffers(), images]).values())
         peaks.append(None if peak is None else resident + peak)
     samples: dict[str, list[float]] = {name: [] for name in runs}
@@ -146,8 +140,8 @@ def time_networks(
 
 
 @torch.no_grad()
-def _infer(network: nn.Module, images: Tensor, precision: str) -> None:
-    with autocast(precision, images.device):
+def _infer(network: nn.Module, images: Tensor, device: Device) -> None:
+    with device.autocast():
         network(images)
 
 
@@ -181,26 +175,11 @@ def quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
-# Handles for operators that fvcore does not know, in multiply-adds, for fvcore's set_op_handle.
+def _formula(operator: Any, dims: int) -> Callable[[list[Any], list[Any]], int]:
+    """A handle for fvcore: multiply-adds of an operator that it does not know, by its first three inputs' shapes."""
 
+    def macs(inputs: list[Any], outputs: list[Any]) -> int:
+        shapes = [value.type().sizes() for value in inputs[:3]]
+        return int(formulas()[operator](*([1] * (dims - len(shape)) + shape for shape in shapes))) // 2
 
-def _shape(value: Any) -> list[int]:
-    return list(value.type().sizes())
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    (*batch, length, width), key, value = map(_shape, inputs[:3])
-    total = length * key[-2] * (width + value[-1])
-    for size in batch:
-        total *= size
-    return int(total)
-
-
-def _batched_product(inputs: list[Any], outputs: list[Any]) -> int:
-    batch, rows, inner = _shape(inputs[1])
-    return int(batch * rows * inner * _shape(inputs[2])[-1])
-
-
-def _matrix_vector(inputs: list[Any], outputs: list[Any]) -> int:
-    rows, columns = _shape(inputs[0])
-    return int(rows * columns)
+    return macs

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pckd.profiling.render import PARTS, part_name
 from pckd.profiling.report import Comparison, Profile
-from pckd.profiling.sheets import PARTS, part_name
-from pckd.profiling.show import duration
+from pckd.tables import duration
 from registry import UserError
 
 # Okabe and Ito's palette, told apart with any color vision; terms beyond its length get a hatch besides.
@@ -35,8 +35,8 @@ def plot(what: Profile | Comparison, path: str | Path) -> None:
     """
     figures = require_matplotlib()
     profiles = what.profiles if isinstance(what, Comparison) else {_label(what): what}
-    if any(profile.step.seconds is None for profile in profiles.values()):
-        raise UserError("a picture of the step needs timings: use --rounds of at least 1")
+    if any(part.seconds is None for profile in profiles.values() for part in profile.step.parts.values()):
+        raise UserError("a picture of the step needs timings of its parts: use --rounds of at least 1, on cpu or cuda")
     parts = {label: _milliseconds(profile) for label, profile in profiles.items()}
     styles = _styles(profiles)
     figure = figures.Figure(figsize=(10, 2.6 + 0.9 * len(profiles) + 0.09 * len(styles)), layout="constrained")

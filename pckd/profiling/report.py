@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Group
-
 FLOP = (
     "One FLOP is one multiply-add (two floating-point operations). A network's are fvcore's count for one image: "
     "convolutions, linear layers and matrix products, plus 2 an element of batch norms (5 of other norms) and 1 an "
@@ -15,9 +13,9 @@ FLOP = (
 )
 STEP = (
     "A step's multiply-adds are counted while it runs, forward and backward, by the formulas of "
-    "torch.utils.flop_counter (2 of its FLOPs are one) and of pckd.profiling.operators: convolutions, matrix products, "
-    "attention, distances. Element-wise work is counted apart: one for each element of the largest tensor that an "
-    "operator touches."
+    "torch.utils.flop_counter (2 of its FLOPs are one): convolutions, matrix products, attention. Element-wise work is "
+    "counted apart: one for each element of the largest tensor that any other operator touches, without views. "
+    "Decompositions, sorting, distances and operators of other libraries are in neither count, and named."
 )
 
 
@@ -57,7 +55,7 @@ class NetworkCost:
     peak_bytes: int | None
     """Of inference with the batch size: weights, images, and the most that was alive meanwhile."""
     left_out: dict[str, int]
-    """Element-wise operators and reductions that fvcore does not count, and how often they run."""
+    """Operators that take a few operations an element at most, which fvcore does not count, and how often they run."""
     uncounted: dict[str, int]
     """Operators whose cost is in no number here, and how often they run."""
     modules: list[ModuleCost]
@@ -79,8 +77,7 @@ class ProjectionCost:
 class TermCost(Timing):
     """A term of the objective, for the rows of one step.
 
-    The time is what the objective, forward and backward down to the networks' outputs, takes more than without the
-    term. It can come out below zero where it is small beside the spread.
+    The time is that of its forward pass and of the backward pass of its operators, down to the networks' outputs.
     """
 
     parameters: int
@@ -147,44 +144,6 @@ class Profile:
         """Plain values for JSON, with stable keys: ``["student"]["macs"]``, ``["terms"]["kd"]["seconds"]``, ..."""
         return {"units": {"network": FLOP, "step": STEP}, **asdict(self)}
 
-    def table(self) -> Group:
-        """Tables for a rich console."""
-        from pckd.profiling.sheets import profile_sheets
-        from pckd.profiling.show import tables
-
-        return tables(profile_sheets(self))
-
-    def markdown(self) -> str:
-        """The same tables in Markdown."""
-        from pckd.profiling.sheets import profile_sheets
-        from pckd.profiling.show import markdown
-
-        return markdown(profile_sheets(self))
-
-    def short(self) -> str:
-        """A few lines of plain text."""
-        from pckd.profiling.sheets import short
-
-        return short(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """What a method's accuracy costs: its runs' mean top-1 against the same student's without distillation, or KD's.
-
-    ``seconds_per_point`` and ``cost_per_point`` (in steps of the base) are extra cost per step for each percentage
-    point gained; None where nothing is gained.
-    """
-
-    setting: str
-    runs: int
-    top1: float
-    base: str
-    points: float
-    seconds_per_point: float | None
-    macs_per_point: float | None
-    cost_per_point: float | None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -192,8 +151,6 @@ class Comparison:
 
     profiles: dict[str, Profile]
     """By label: the method, and ``@views`` where it was given."""
-    gains: dict[str, list[Gain]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     def relative(self, label: str, base: str) -> Mapping[str, float | None]:
         """Cost of a step over that of ``base``: ``seconds``, ``macs``, ``peak_bytes``, ``parameters``."""
@@ -206,23 +163,7 @@ class Comparison:
         return {
             "methods": {label: profile.as_dict() for label, profile in self.profiles.items()},
             "relative": {label: {base: self.relative(label, base) for base in bases} for label in self.profiles},
-            "accuracy": {label: [asdict(gain) for gain in gains] for label, gains in self.gains.items()},
-            "notes": self.notes,
         }
-
-    def table(self) -> Group:
-        """Tables for a rich console."""
-        from pckd.profiling.sheets import comparison_sheets
-        from pckd.profiling.show import tables
-
-        return tables(comparison_sheets(self))
-
-    def markdown(self) -> str:
-        """The same tables in Markdown."""
-        from pckd.profiling.sheets import comparison_sheets
-        from pckd.profiling.show import markdown
-
-        return markdown(comparison_sheets(self))
 
 
 BASES = ("vanilla", "kd")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,6 @@ from torch import nn
 from model_zoo import PAIRS
 from pckd.profiling.api import Case, profile_cases
 from pckd.profiling.report import BASES, Comparison
-from pckd.profiling.results import gains_of, read_results
 from registry import UserError
 
 
@@ -20,7 +18,6 @@ def compare(
     *,
     student: str | nn.Module,
     teacher: str | nn.Module | None = None,
-    results: Iterable[str | Path] = (),
     bases: Sequence[str] = BASES,
     **options: Any,
 ) -> Comparison:
@@ -28,7 +25,7 @@ def compare(
 
     Args:
         methods: names with options; ``"pckd@1"`` is the method with one view of each image.
-        student, teacher: as for :func:`profile`. results: folders of runs (``result.json``), for what accuracy costs.
+        student, teacher: as for :func:`profile`.
         bases: methods that are profiled also where they are not named, to compare with.
         options: any other argument of :func:`profile` but ``method``.
     """
@@ -39,15 +36,11 @@ def compare(
         if at and not number.isdecimal():
             raise UserError(f"{label!r}: after the @ stands the number of views, as in pckd@1")
         cases[label] = Case(name, int(number)) if at else Case(label, views)
-    found = read_results(results) if results else []
-    profiles = profile_cases(cases, student=student, teacher=teacher, **options)
-    gains, notes = gains_of(profiles, found)
-    return Comparison(profiles=profiles, gains=gains, notes=notes)
+    return Comparison(profiles=profile_cases(cases, student=student, teacher=teacher, **options))
 
 
 def compare_pairs(methods: Sequence[str], *, bases: Sequence[str] = ("kd",), **options: Any) -> dict[str, Comparison]:
     """:func:`compare` for every pair that the PCKD paper's table reports, by ``teacher>student``."""
-    options.setdefault("time_terms", False)
     return {
         pair.label: compare(methods, student=pair.student, teacher=pair.teacher, bases=bases, **options)
         for pair in PAIRS

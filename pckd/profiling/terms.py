@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pckd.engine.precision import autocast
-from pckd.objective import Objective
-from pckd.profiling.measure import Clock, held_for_backward, interleaved, storages, summary
+from pckd.profiling.measure import held_for_backward, storages
 from pckd.profiling.operators import Counting
-from pckd.profiling.report import ProjectionCost, TermCost, Timing
+from pckd.profiling.report import ProjectionCost, TermCost
 from pckd.profiling.step import Workload, run_module
-from registry import Context, Output, Setup, Term
+from registry import Context, Output
 
 
 @dataclass
@@ -26,11 +24,10 @@ class Calls:
 
     losses: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     projections: dict[str, list[tuple[str, nn.Module, Any, bool]]] = field(default_factory=dict)
-    objective: tuple[Any, ...] = ()
 
 
 def calls_of(work: Workload, stage: Literal["initial", "main"] = "main") -> Calls:
-    """Take a step and keep the arguments of the objective, of each loss, and of the trained modules in the losses."""
+    """Take a step and keep the arguments of each loss, and of the trained modules in the losses."""
     calls = Calls()
     handles: list[Any] = []
 
@@ -52,10 +49,6 @@ def calls_of(work: Workload, stage: Literal["initial", "main"] = "main") -> Call
                 handles.append(module.register_forward_pre_hook(partial(enter, name), with_kwargs=True))
                 handles.append(module.register_forward_hook(leave))
 
-    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        calls.objective = args
-
-    handles.append(work.objective.register_forward_pre_hook(keep))
     for label, loss in work.objective.losses.items():
         watch(label, loss)
     try:
@@ -72,7 +65,7 @@ def _leaves(tree: Any) -> Any:
 
 
 def fresh(args: tuple[Any, ...]) -> tuple[Output, Output, Context]:
-    """The arguments of a loss or an objective as leaves, so that a backward pass ends at them."""
+    """The arguments of a loss as leaves, so that a backward pass ends at them."""
     student, teacher, context = args
     return _leaves(student), _leaves(teacher), replace(context, centers=_leaves(context.centers))
 
@@ -108,9 +101,9 @@ def count_terms(work: Workload) -> dict[str, TermCost]:
         costs[label] = TermCost(
             parameters=sum(p.numel() for p in loss.parameters() if p.requires_grad),
             buffer_bytes=sum(storages(loss.buffers()).values()),
-            macs=forward.macs,
-            macs_backward=backward.macs,
-            elementwise=forward.elementwise + backward.elementwise,
+            macs=forward.macs.total(),
+            macs_backward=backward.macs.total(),
+            elementwise=(forward.elementwise + backward.elementwise).total(),
             bytes=held_for_backward(call, [work.known, given]),
             uncounted=dict(sorted((forward.uncounted + backward.uncounted).items())),
             projections=projections,
@@ -127,66 +120,6 @@ def _projection(
         forward, backward = count_call(partial(run_module, work, module, *args, **kwargs))
     return ProjectionCost(
         parameters=sum(p.numel() for p in module.parameters() if p.requires_grad),
-        macs=forward.macs + (before.macs if before else 0),
-        macs_backward=backward.macs + (before.macs_backward if before else 0),
+        macs=forward.macs.total() + (before.macs if before else 0),
+        macs_backward=backward.macs.total() + (before.macs_backward if before else 0),
     )
-
-
-class Nothing(nn.Module):
-    """The cheapest term there is, the mean logit: what a method of one term is compared with."""
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-
-    def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return student.logits.float().mean()
-
-
-def without(work: Workload, label: str) -> Objective:
-    """The same objective, with the same modules, less one term."""
-    objective = work.objective
-    kept = [
-        replace(term, loss=partial(_same, objective.losses[other]), options={}, name=other)
-        for other, term in objective.terms.items()
-        if other != label
-    ]
-    if not any(term.main for term in kept):
-        kept.append(Term(Nothing))
-    made = Objective(
-        kept,
-        work.setup,
-        difficulty=objective.difficulty,
-        scheduler=objective.scheduler,
-        centers=objective.centers,
-    )
-    return made.to(work.device).train()
-
-
-def _same(module: nn.Module, setup: Setup) -> nn.Module:
-    return module
-
-
-def measure_terms(work: Workload, clock: Clock, rounds: int) -> tuple[Timing, dict[str, Timing]]:
-    """Time of the objective, forward and backward to the networks' outputs, and how much of it each term adds."""
-    args = calls_of(work).objective
-    parameters = list(work.objective.parameters())
-
-    def run(objective: Objective) -> None:
-        for parameter in parameters:
-            parameter.grad = None
-        with autocast(work.precision, work.device):
-            values = objective(*fresh(args))
-        values["loss"].backward()
-
-    variants = {label: without(work, label) for label, term in work.objective.terms.items() if term.main}
-    runs = {
-        "": partial(run, work.objective),
-        **{label: partial(run, objective) for label, objective in variants.items()},
-    }
-    measures = {name: partial(clock.timed, each, clock.repeats(each)) for name, each in runs.items()}
-    samples = interleaved(measures, rounds)
-    more = {
-        label: summary(full - less for full, less in zip(samples[""], samples[label], strict=True))
-        for label in variants
-    }
-    return summary(samples[""]), more

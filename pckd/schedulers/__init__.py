@@ -1,1 +1,1 @@
-"""Difficulty schedulers, one file each; a file here is found by the registry DIFFICULTY_SCHEDULERS."""
+"""Difficulty schedulers; every module here is found by the registry DIFFICULTY_SCHEDULERS."""

@@ -13,9 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pckd.functional import cross_entropy_difficulty, preview_weights, published_epoch
 from pckd.objective import Objective
-from registry import CenterRule, Centers, Context, Output, Setup, Shapes, Term
+from pckd.tasks.classification import image_views
+from registry import (
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    Absent,
+    CenterRule,
+    Centers,
+    Context,
+    Output,
+    Setup,
+    Shapes,
+    Term,
+    build,
+)
 
 IMAGES, CLASSES, SAMPLES, WIDTH = 6, 7, 50, 12
 SIZES = (16, 16, 8, 4, 4)
@@ -56,9 +68,18 @@ class Case(NamedTuple):
         """The same case for these images, in this order."""
         views = self.context.views
         rows = torch.tensor([image * views + view for image in chosen for view in range(views)])
-        context = replace(self.context, labels=self.context.labels[rows], index=self.context.index[rows])
+        first = rows[::views]
+        labels, index = self.context.labels[first], self.context.index[first]
+        instances = image_views(labels, index, views, strong=self.context.strong)
+        context = replace(self.context, instances=instances)
         student, teacher = (output.apply(lambda x: x[rows]) for output in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, context=context)
+
+    def without_maps(self) -> Case:
+        """The same case; whoever looks at a feature map is refused."""
+        absent = Absent("it looks at feature maps")
+        student, teacher = (output._replace(maps=absent, preacts=absent) for output in (self.student, self.teacher))
+        return self._replace(student=student, teacher=teacher)
 
     def to(self, dtype: torch.dtype) -> Case:
         """The same case with the networks' outputs in another precision; what is the centers' stays."""
@@ -78,21 +99,15 @@ def make_case(views: int, teacher_width: int, *, seed: int = 0, grad: bool = Tru
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    context = Context(
-        labels=torch.tensor([0, 3, 0, 6, 3, 1]).repeat_interleave(views),
-        index=torch.tensor([4, 49, 0, 7, 21, 8]).repeat_interleave(views),
-        centers=Centers(
-            normal(CLASSES, WIDTH).requires_grad_(grad),
-            normal(CLASSES, teacher_width),
-            normal(CLASSES).requires_grad_(grad),
-            normal(CLASSES),
-        ),
-        views=views,
-        epoch=3,
-        epochs=10,
-        progress=0.25,
-        strong=strong,
+    labels, index = torch.tensor([0, 3, 0, 6, 3, 1]), torch.tensor([4, 49, 0, 7, 21, 8])
+    centers = Centers(
+        normal(CLASSES, WIDTH).requires_grad_(grad),
+        normal(CLASSES, teacher_width),
+        normal(CLASSES).requires_grad_(grad),
+        normal(CLASSES),
     )
+    instances = image_views(labels, index, views, strong=strong)
+    context = Context(instances, centers, epoch=3, epochs=10, progress=0.25)
     classifier = nn.utils.skip_init(nn.Linear, teacher_width, CLASSES)
     with torch.no_grad():
         classifier.weight.copy_(normal(CLASSES, teacher_width))
@@ -115,7 +130,7 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
     channels = (width // 3, width // 3, width // 2, width, width)
     preacts = tuple(normal(rows, c, size, size) for c, size in zip(channels, SIZES, strict=True))
     maps = tuple(preact.relu() for preact in preacts)
-    output = Output(normal(rows, CLASSES), normal(rows, width).relu(), maps, preacts)
+    output = Output(normal(rows, CLASSES), normal(rows, width).relu(), maps, preacts, {"own": torch.ones(())})
     for tensor in tensors_of(output):
         tensor.requires_grad_(grad)
     return output
@@ -123,7 +138,7 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
 
 def tensors_of(output: Output) -> list[Tensor]:
     """Every tensor of an output."""
-    return [output.logits, output.embedding, *output.maps, *output.preacts]
+    return [output.logits, output.embedding, *output.maps, *output.preacts, *dict(output.losses).values()]
 
 
 def cast(output: Output, dtype: torch.dtype) -> Output:
@@ -156,8 +171,8 @@ def objective_of(terms: Sequence[Term], setup: Setup) -> Objective:
     return Objective(
         terms,
         setup,
-        difficulty=lambda student, teacher, context: cross_entropy_difficulty(student.logits, context.labels),
-        scheduler=lambda difficulty, context: preview_weights(difficulty, published_epoch(context)),
+        difficulty=build(DIFFICULTY_METRICS, "cross_entropy"),
+        scheduler=build(DIFFICULTY_SCHEDULERS, "preview"),
         centers=CenterRule(),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
@@ -33,7 +34,7 @@ def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
     A pair of networks may be refused with :class:`registry.NotApplicable` in the constructor, but not every pair.
 
     Clauses: builds, applicable, runs, shape, finite, teacher is constant, looking changes nothing, update,
-    half precision, inputs untouched, backward after update, holds no network, registered state, state.
+    reads_maps, half precision, inputs untouched, backward after update, holds no network, registered state, state.
 
     Args:
         rule: a registered name, with options or without, or the factory ``(setup, **options) -> CenterRule``.
@@ -104,6 +105,12 @@ def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], 
     with contract.clause("backward after update"):
         # What the forward pass saved must not be what the update writes into.
         value.backward()
+    if not getattr(rule, "reads_maps", True):
+        with contract.clause("reads_maps") as expect:
+            one, other = copy.deepcopy(rule), copy.deepcopy(rule)
+            for each, shows in ((one, case), (other, case.without_maps())):
+                each.update(shows.student, shows.teacher, case.context.labels)
+            expect(_same(one(*nets), other(*nets)), "without feature maps it updates to other centers", "the same")
     if half:
         with contract.clause("half precision") as expect:
             there = case.to(torch.bfloat16)

@@ -50,7 +50,7 @@ class Contract:
     def __init__(self, kind: str, registry: Registry, plugin: str | Callable[..., Any]) -> None:
         self.registry = registry
         self.plugin = plugin
-        self._registered = registry.get(parse(plugin)[0]) if isinstance(plugin, str) else plugin
+        self._registered = registry.get(parse(plugin)[0]) if isinstance(plugin, str) else registry.adapt(plugin)
         self.label = f"{kind} {plugin if isinstance(plugin, str) else _name_of(plugin)}"
         self.case = ""
         """On what it is tried; messages end with it."""
@@ -59,7 +59,7 @@ class Contract:
         """The plug-in: what its factory makes of these arguments, or the function itself."""
         if isinstance(self.plugin, str):
             return build(self.registry, self.plugin, *args, **options)
-        return self.plugin if self.registry.kind == "function" else self.plugin(*args, **options)
+        return self._registered if self.registry.kind == "function" else self._registered(*args, **options)
 
     def says(self, fact: str, default: bool = True) -> bool:
         """What a loss's class says of itself, read as the objective reads it: off the factory."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pckd.testing.cases import IMAGES, ORDER, TEACHER_WIDTHS, VIEWS, Case, make_case, near, tensors_of
 from pckd.testing.contract import Contract
-from registry import DIFFICULTY_METRICS
+from registry import DIFFICULTY_METRICS, Instances
 
 __all__ = ["check_difficulty"]
 
@@ -26,7 +26,7 @@ def check_difficulty(difficulty: str | Callable[..., Tensor]) -> None:
     """Hold a difficulty metric to its contract, with teachers of the student's width and of another.
 
     Clauses: builds, runs, shape, float32, finite, not negative, mean 1, no gradient, deterministic, inputs untouched,
-    half precision, order, higher is harder.
+    reads_maps, half precision, order, higher is harder.
 
     "Higher is harder" compares two images that differ in nothing but the logits: of one, both networks are right and
     sure; of the other, the student is wrong and the teacher less sure. A metric that does not look at the logits
@@ -81,6 +81,10 @@ def _check(contract: Contract, measure: Callable[..., Tensor], case: Case) -> No
     with contract.clause("inputs untouched") as expect:
         same = all(a.equal(b) for a, b in zip(before, shown, strict=True))
         expect(same, "wrote into what it was shown", "no change")
+    if not getattr(measure, "reads_maps", True):
+        with contract.clause("reads_maps") as expect:
+            same = measure(*case.without_maps().upright).equal(values)
+            expect(same, "without feature maps it gave other values", "the same")
     with contract.clause("half precision") as expect:
         half = case.to(torch.bfloat16)
         wanted = measure(*half.to(torch.float32).upright)
@@ -98,5 +102,7 @@ def _compare(contract: Contract, measure: Callable[..., Tensor], case: Case) -> 
         student, teacher, context = twice.upright
         student = student._replace(logits=torch.tensor((EASY, HARD)))
         teacher = teacher._replace(logits=torch.tensor((SURE, UNSURE)))
-        easy, hard = measure(student, teacher, replace(context, labels=torch.zeros_like(context.labels))).tolist()
+        easy, hard = measure(
+            student, teacher, replace(context, instances=Instances(torch.zeros_like(context.labels)))
+        ).tolist()
         expect(hard >= easy, f"{easy:.3g} for an image that is easy and {hard:.3g} for a hard one", "more for the hard")

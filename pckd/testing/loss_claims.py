@@ -86,6 +86,14 @@ def check_claims(contract: Contract, case: Case) -> None:
             other = case._replace(teacher=make_case(case.context.views, case.setup.teacher.embedding, seed=1).teacher)
             value, wanted = (call(make(contract, case), each) for each in (other, case))
             expect(value.equal(wanted), "another teacher changed the value", "none, as needs_teacher is False")
+    if not getattr(loss, "reads_maps", True):
+        with contract.clause("reads_maps") as expect:
+            bare = case.without_maps()
+            for stage in ("main", "initial"):
+                value, wanted = (call(make(contract, case), each, stage=stage) for each in (bare, case))
+                expect(value.equal(wanted), "without feature maps it gave another value", "the same")
+            if hasattr(loss, "predict"):
+                loss.predict(bare.student)
     if hasattr(loss, "predict"):
         with contract.clause("predict") as expect, torch.no_grad():
             logits = loss.eval().predict(case.student)

@@ -45,7 +45,7 @@ def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool =
 
     Clauses: builds, applicable, runs, unreduced, per_sample, float32, finite, inputs untouched, gradient to the
     student, finite gradient, trained parameters, teacher is constant, deterministic, registered state, state,
-    half precision, needs_teacher, predict, start, order, independent rows.
+    half precision, needs_teacher, reads_maps, predict, start, order, independent rows.
 
     Args:
         loss: a registered name, with options or without, or the factory ``(setup, **options) -> nn.Module``.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Literal
 
-from pckd.functional import PUBLISHED_EPOCHS
 from pckd.objective import Objective
+from pckd.ops import PUBLISHED_EPOCHS
 from pckd.testing.cases import TEACHER_WIDTHS, VIEWS, Case, enough_views, make_case, objective_of, reached, tensors_of
 from pckd.testing.contract import Contract
 from registry import METHODS, NotApplicable, Term
@@ -51,7 +51,7 @@ def _check(contract: Contract, terms: list[Term], views: int, width: int) -> boo
             objective = objective_of(terms, setup)
         except NotApplicable:
             return False
-    strong = objective.needs_strong
+    strong = "strong" in objective.row_sets
     case = make_case(enough_views(views, objective.losses.values()) + strong, width, strong=strong)._replace(
         setup=setup
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pckd.testing.cases import IMAGES, ORDER, WIDTH, make_case, near
 from pckd.testing.contract import Contract
-from registry import DIFFICULTY_SCHEDULERS, Context
+from registry import DIFFICULTY_SCHEDULERS, Context, Instances
 
 __all__ = ["check_scheduler"]
 
@@ -50,7 +50,11 @@ def check_scheduler(scheduler: str | Callable[..., Tensor]) -> None:
                 _check(contract, weigh, torch.tensor(values), replace(context, epoch=epoch, progress=progress))
     # One image is a batch, too.
     with contract.trial("one image"):
-        _check(contract, weigh, torch.ones(1), replace(context, labels=context.labels[:1], index=context.index[:1]))
+        _check(contract, weigh, torch.ones(1), _of_rows(context, [0]))
+
+
+def _of_rows(context: Context, rows: list[int]) -> Context:
+    return replace(context, instances=Instances(context.labels[rows], context.index[rows]))
 
 
 def _check(
@@ -80,6 +84,5 @@ def _check(
     if len(kept) == IMAGES:
         with contract.clause("order") as expect:
             order = list(ORDER)
-            moved = replace(context, labels=context.labels[order], index=context.index[order])
-            found = weigh(kept[order], moved)
+            found = weigh(kept[order], _of_rows(context, order))
             expect(near(found, weights[order]), "another order of the images gave other weights", "the same, reordered")

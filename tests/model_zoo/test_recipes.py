@@ -12,8 +12,9 @@ import torch
 
 import pckd
 from model_zoo import METHOD_OPTIONS, method_options, method_recipe, recipe_for
-from pckd.display import Silent, print_registry
-from pckd.engine.sources import method_lr, method_terms, pair_options
+from pckd.cli import print_entry
+from pckd.display import Silent
+from pckd.terms import method_lr, method_terms, pair_options
 from registry import BACKBONES, METHODS, DataSplit, Term, options_of
 
 
@@ -177,20 +178,12 @@ def test_a_run_takes_the_learning_rate_of_the_method(run: Any) -> None:
     assert run(method="kd", output=None)[0].record["lr"] == 0.05
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_list_shows_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = io.StringIO()
-    print_registry(METHODS, plain)
-    lines = {line.split()[0]: line for line in plain.getvalue().splitlines()}
-    assert "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]" in lines["dkd"]
-    assert "beta=2 for resnet56>resnet20, resnet110>resnet32" in lines["dkd"]
-    assert lines["mld"].endswith("lr=0.025")
-    monkeypatch.setenv("COLUMNS", "400")
-    table = Terminal()
-    print_registry(METHODS, table)
-    assert "published per pair" in table.getvalue()
-    assert "warmup=20]" in table.getvalue()
+def test_the_list_shows_what_is_published() -> None:
+    stream = io.StringIO()
+    print_entry(METHODS, "dkd", stream)
+    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
+    assert "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]" in lines
+    assert "beta=2 for resnet56>resnet20, resnet110>resnet32" in lines
+    stream = io.StringIO()
+    print_entry(METHODS, "mld", stream)
+    assert "published lr=0.025" in " ".join(stream.getvalue().split())

@@ -15,16 +15,19 @@ from torch import nn
 import pckd
 from model_zoo import probe
 from pckd import api
-from pckd.engine.optimizer import make_optimizer
+from pckd.device import Device
+from pckd.engine.optimization import Optimization
 from pckd.engine.ranks import joined, launched
 from pckd.engine.record import FolderInUse, RunFolder
-from pckd.engine.sources import make_objective
-from pckd.engine.step import Moment, Trainee, train_step
+from pckd.engine.step import train_step
 from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, LOSSES, Batch, Setup, Term, UserError
+from pckd.plan import make_objective
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import Classification
+from registry import BACKBONES, LOSSES, Batch, Progress, Setup, Term, UserError
 
 IMAGES, VIEWS, CLASSES, SIDE, SAMPLES = 8, 4, 5, 16, 64
-TERMS = [*LOSSES.names(), "category_contrast(gather=True)"]
+TERMS = [*(name for name in LOSSES.names() if name != "network_losses"), "category_contrast(gather=True)"]
 CPU = torch.device("cpu")
 
 
@@ -44,26 +47,25 @@ def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = 
     for module in (student, objective):
         if prepare is not None:
             prepare(module, CPU)
-    optimizer = make_optimizer(student, objective, CPU, lr=0.0, momentum=0.0, weight_decay=0.0)
+    optimizer = Optimization(1, IMAGES, 0.0, momentum=0.0, weight_decay=0.0).optimizer((student, objective), CPU)
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(IMAGES, VIEWS, 3, SIDE, SIDE, generator=generator)
     labels, index = torch.tensor([0, 1, 2, 0, 1, 3, 4, 0]), torch.arange(IMAGES)
     own = slice(rank * IMAGES // size, (rank + 1) * IMAGES // size)
     student.train()
     objective.train()
-    trainee: nn.Module = Trainee(student, objective)
+    model: nn.Module = DistillationTask(Classification(), student, objective)
     if wrap is not None:
-        trainee = wrap(trainee, CPU)
+        model = wrap(model, CPU)
     torch.manual_seed(2)
-    values, _ = train_step(
+    values = train_step(
         Batch(images[own], labels[own], index[own]),
-        trainee=trainee,
-        teacher=teacher,
+        model=model,
+        teachers=[teacher],
         optimizer=optimizer,
-        device=CPU,
-        precision="fp32",
-        moment=Moment(120, 240, 0.5),
-    )
+        device=Device(CPU),
+        progress=Progress(120, 240, 0.5),
+    ).values
     named = [*student.named_parameters(), *objective.named_parameters()]
     return {
         "gradients": {name: p.grad.clone() for name, p in named if p.grad is not None},

@@ -1,10 +1,11 @@
-"""pckd/comparison: statistics by hand, cases by name, plans, and what the tables say."""
+"""pckd/comparison: statistics by hand, variants by name, jobs, and what the tables say."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,26 @@ import pytest
 
 from model_zoo import PAIRS, save_weights, set_preprocessing
 from pckd import load_data
-from pckd.comparison import plan
-from pckd.comparison.cases import Case, ablation_cases, method_cases, scheduled
-from pckd.comparison.ledger import Ledger
-from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods, paper_pairs
-from pckd.comparison.plan import (
-    SETTINGS,
-    Run,
+from pckd.comparison import jobs as planning
+from pckd.comparison.jobs import (
+    DEFAULTS,
+    Job,
     folder_name,
-    make_runs,
+    make_jobs,
     parse_pairs,
     parse_seeds,
     parse_weights,
     refuse_early,
+    settings_of,
+    unusual,
 )
+from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods, paper_pairs
 from pckd.comparison.presets import PRESETS, preset
-from pckd.comparison.runs import dealt, failure
-from pckd.comparison.statistics import mean_and_deviation, paired_difference, t_quantile
+from pckd.comparison.results import Results
+from pckd.comparison.runner import dealt, failure
+from pckd.comparison.statistics import paired_difference, t_quantile
+from pckd.comparison.variants import Variant, ablation_variants, method_variants, scheduled
+from pckd.runs import Run
 from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError
 
 # Statistics
@@ -61,11 +65,6 @@ def test_no_interval_has_such_a_confidence(confidence: float) -> None:
         t_quantile(confidence, 3)
 
 
-def test_mean_and_deviation_by_hand() -> None:
-    assert mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, pytest.approx(7**0.5))
-    assert mean_and_deviation([4.0]) == (4.0, None)
-
-
 def test_paired_difference_by_hand() -> None:
     found = paired_difference([71.0, 75.0, 73.0], [70.0, 72.0, 71.0])
     # Differences 1, 3, 2: mean 2, deviation 1, half a width of 4.303 / sqrt(3).
@@ -77,25 +76,25 @@ def test_paired_difference_by_hand() -> None:
     assert paired_difference([2.0, 3.0], [1.0, 2.0])[1:] == (1.0, 1.0, 1.0)
 
 
-# Cases
+# Variants
 
 
-def test_methods_are_cases_once_each() -> None:
-    assert method_cases("kd, dkd(beta=2, alpha=1)+rkd,kd") == [
-        Case("kd", "kd"),
-        Case("dkd(beta=2, alpha=1)+rkd", "dkd(beta=2, alpha=1)+rkd"),
+def test_methods_are_variants_once_each() -> None:
+    assert method_variants("kd, dkd(beta=2, alpha=1)+rkd,kd") == [
+        Variant("kd", "kd"),
+        Variant("dkd(beta=2, alpha=1)+rkd", "dkd(beta=2, alpha=1)+rkd"),
     ]
-    assert [case.method for case in method_cases("all")] == METHODS.names()
+    assert [variant.method for variant in method_variants("all")] == METHODS.names()
 
 
-def by_label(cases: list[Case]) -> dict[str, tuple[str, dict[str, Any]]]:
-    assert len({case.label for case in cases}) == len(cases)
-    assert len({(case.method, str(case.options)) for case in cases}) == len(cases)
-    return {case.label: (case.method, dict(case.options)) for case in cases}
+def by_label(variants: list[Variant]) -> dict[str, tuple[str, dict[str, Any]]]:
+    assert len({variant.label for variant in variants}) == len(variants)
+    assert len({(variant.method, str(variant.options)) for variant in variants}) == len(variants)
+    return {variant.label: (variant.method, dict(variant.options)) for variant in variants}
 
 
 def test_each_part_left_out_and_each_alone() -> None:
-    assert by_label(ablation_cases("pckd", epochs=10)) == {
+    assert by_label(ablation_variants("pckd", epochs=10)) == {
         "kd": ("kd", {}),
         "vanilla": ("vanilla", {}),
         "pckd": ("pckd", {}),
@@ -114,15 +113,15 @@ def test_each_part_left_out_and_each_alone() -> None:
     }
 
 
-def test_where_all_have_one_number_of_views_no_case_changes_it() -> None:
-    cases = by_label(ablation_cases("pckd", epochs=10, views=1))
-    every = by_label(ablation_cases("pckd", epochs=10))
-    assert every.keys() - cases.keys() == {"pckd-1-view", "pckd-1-view-4x-epochs", "kd-4x-epochs"}
-    assert cases.items() <= every.items()
+def test_where_all_have_one_number_of_views_no_variant_changes_it() -> None:
+    variants = by_label(ablation_variants("pckd", epochs=10, views=1))
+    every = by_label(ablation_variants("pckd", epochs=10))
+    assert every.keys() - variants.keys() == {"pckd-1-view", "pckd-1-view-4x-epochs", "kd-4x-epochs"}
+    assert variants.items() <= every.items()
 
 
 def test_all_combinations_of_parts_that_mean_something() -> None:
-    full = by_label(ablation_cases("pckd", grid="full", epochs=10))
+    full = by_label(ablation_variants("pckd", grid="full", epochs=10))
     # 32, less none at all, less preview with neither contrast nor KD (feature and center on or off: 4, one of them
     # with nothing else); two references and three of views.
     assert len(full) == 32 - 1 - 4 + 5
@@ -130,46 +129,46 @@ def test_all_combinations_of_parts_that_mean_something() -> None:
     assert full["ce+feature+contrast"] == ("pckd(alpha=0, delta=0)", {"scheduler": "constant"})
     assert "ce+feature+preview" not in full
     assert "ce+center+preview" not in full
-    one = by_label(ablation_cases("pckd", epochs=10))
+    one = by_label(ablation_variants("pckd", epochs=10))
     assert {label: full[label] for label in one} == one
 
 
 def test_the_parts_are_those_that_the_base_has() -> None:
-    cases = by_label(ablation_cases("pckd", base="pckd_without_kd(beta=0.1)", epochs=1))
-    assert cases["pckd_without_kd(beta=0.1)-without-center"] == ("pckd_without_kd(beta=0.1, alpha=0)", {})
+    variants = by_label(ablation_variants("pckd", base="pckd_without_kd(beta=0.1)", epochs=1))
+    assert variants["pckd_without_kd(beta=0.1)-without-center"] == ("pckd_without_kd(beta=0.1, alpha=0)", {})
     # Without the contrast there is nothing to preview either.
-    assert cases["ce+feature+center"] == ("pckd_without_kd(beta=0)", {})
-    assert cases["ce+contrast"][0] == "pckd_without_kd(beta=0.1, feature=0, alpha=0)"
-    assert "ce+kd" not in cases
+    assert variants["ce+feature+center"] == ("pckd_without_kd(beta=0)", {})
+    assert variants["ce+contrast"][0] == "pckd_without_kd(beta=0.1, feature=0, alpha=0)"
+    assert "ce+kd" not in variants
     for base in ("kd", "pckd+crd"):
         with pytest.raises(UserError, match="--base"):
-            ablation_cases("pckd", base=base, epochs=1)
+            ablation_variants("pckd", base=base, epochs=1)
 
 
 def test_every_metric_with_every_scheduler_and_every_center_rule() -> None:
-    cases = by_label(ablation_cases("difficulty", base="pckd(beta=0.1)", epochs=1))
+    variants = by_label(ablation_variants("difficulty", base="pckd(beta=0.1)", epochs=1))
     metrics, schedulers = DIFFICULTY_METRICS.names(), DIFFICULTY_SCHEDULERS.names()
     # The constant scheduler looks at no metric.
-    assert len(cases) == 2 + 1 + len(metrics) * (len(schedulers) - 1)
-    assert cases["constant"] == ("pckd(beta=0.1)", {"scheduler": "constant"})
-    assert cases["margin-focal"] == ("pckd(beta=0.1)", {"difficulty": "margin", "scheduler": "focal"})
-    centers = by_label(ablation_cases("centers", epochs=1))
+    assert len(variants) == 2 + 1 + len(metrics) * (len(schedulers) - 1)
+    assert variants["constant"] == ("pckd(beta=0.1)", {"scheduler": "constant"})
+    assert variants["margin-focal"] == ("pckd(beta=0.1)", {"difficulty": "margin", "scheduler": "focal"})
+    centers = by_label(ablation_variants("centers", epochs=1))
     assert set(centers) == {"kd", "vanilla", *(f"centers-{rule}" for rule in CENTER_RULES.names())}
     assert centers["centers-ema"] == ("pckd", {"centers": "ema"})
 
 
 def test_a_scheduler_is_given_to_what_previews_and_has_none_of_its_own() -> None:
-    cases = [
-        *method_cases("kd,pckd,pckd(beta=0, delta=0),kd+pckd"),
-        Case("unpreviewed", "pckd", {"scheduler": "constant"}),
+    variants = [
+        *method_variants("kd,pckd,pckd(beta=0, delta=0),kd+pckd"),
+        Variant("unpreviewed", "pckd", {"scheduler": "constant"}),
     ]
-    assert scheduled(cases, None) == cases
-    options = [dict(case.options) for case in scheduled(cases, "focal")]
+    assert scheduled(variants, None) == variants
+    options = [dict(variant.options) for variant in scheduled(variants, "focal")]
     assert options == [{}, {"scheduler": "focal"}, {}, {"scheduler": "focal"}, {"scheduler": "constant"}]
-    assert [case.label for case in scheduled(cases, "focal")] == [case.label for case in cases]
+    assert [variant.label for variant in scheduled(variants, "focal")] == [variant.label for variant in variants]
 
 
-# Plans
+# Jobs
 
 
 def test_pairs_seeds_and_weights_are_read() -> None:
@@ -193,7 +192,7 @@ def test_pairs_seeds_and_weights_are_read() -> None:
         (lambda: parse_seeds("0,one"), "whole numbers with commas"),
         (lambda: parse_weights("a.pth", ["resnet20", "vgg13"]), "several teachers"),
         (lambda: parse_weights("resnet20=a,vgg16=b", ["resnet20", "vgg13"]), "give NAME=FILE"),
-        (lambda: method_cases(","), "names none"),
+        (lambda: method_variants(","), "names none"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_line(call: Any, message: str) -> None:
@@ -213,20 +212,20 @@ def test_folders_are_readable_and_tell_apart() -> None:
 
 
 def settings(**given: Any) -> dict[str, Any]:
-    usual: dict[str, Any] = dict.fromkeys(SETTINGS)
-    usual.update(val_fraction=0.0, epochs=3, batch_size=4, flip=True, precision="fp32", device="cpu", num_workers=0)
-    usual.update(difficulty="cross_entropy", centers="classifier", report_difficulty=False)
+    usual = settings_of(DEFAULTS) | {"epochs": 3, "batch_size": 4, "precision": "fp32", "device": "cpu"}
     return {**usual, "data": "shapes(image_size=8, train_size=20, test_size=9)", **given}
 
 
-def runs_of(labels: str = "kd,vanilla", pairs: str = "resnet8>resnet8", seeds: str = "0,1", **given: Any) -> list[Run]:
-    return make_runs(parse_pairs(pairs), method_cases(labels), parse_seeds(seeds), settings(**given), {}, Path("out"))
+def jobs_of(labels: str = "kd,vanilla", pairs: str = "resnet8>resnet8", seeds: str = "0,1", **given: Any) -> list[Job]:
+    return make_jobs(
+        parse_pairs(pairs), method_variants(labels), parse_seeds(seeds), settings(**given), {}, Path("out")
+    )
 
 
-def test_runs_are_every_case_seed_and_pair() -> None:
+def test_runs_are_every_variant_seed_and_pair() -> None:
     pairs = [("resnet20", "resnet8"), ("vgg13", "vgg8")]
-    cases = [Case("kd", "kd"), Case("long", "kd", {"epochs": 12})]
-    runs = make_runs(pairs, cases, [0, 1], settings(), {"vgg13": "vgg13.pth"}, Path("out"))
+    variants = [Variant("kd", "kd"), Variant("long", "kd", {"epochs": 12})]
+    runs = make_jobs(pairs, variants, [0, 1], settings(), {"vgg13": "vgg13.pth"}, Path("out"))
     assert [run.folder for run in runs[:4]] == [
         f"resnet20_resnet8/{name}" for name in ("kd-seed0", "long-seed0", "kd-seed1", "long-seed1")
     ]
@@ -239,9 +238,18 @@ def test_runs_are_every_case_seed_and_pair() -> None:
     assert (other["teacher_weights"], other["teacher_epochs"], other["seed"]) == ("vgg13.pth", None, 0)
 
 
+def test_unusual_options_tell_runs_apart_and_are_not_the_defaults() -> None:
+    options = {"dataset": "shapes", "epochs": 240, "lr": 0.1, "flip": False, "device": "cpu", "teacher_cache": "there"}
+    assert unusual({**options, "views": None, "scheduler": "focal", "student": "resnet8", "confidence": 0.9}) == {
+        "lr": 0.1,
+        "flip": False,
+        "scheduler": "focal",
+    }
+
+
 def test_what_cannot_work_is_known_before_any_run() -> None:
     names = "fsp,kd,pckd,pckd(feature=0,beta=0,delta=0)"
-    runs = runs_of(names, pairs="resnet8x4>resnet8,resnet8>resnet8", seeds="0")
+    runs = jobs_of(names, pairs="resnet8x4>resnet8,resnet8>resnet8", seeds="0")
     data = load_data(runs[0].arguments["data"])
     refused, notes = refuse_early(runs, data)
     pair = "resnet8x4>resnet8"
@@ -249,32 +257,32 @@ def test_what_cannot_work_is_known_before_any_run() -> None:
     assert "fsp needs maps of equal widths" in refused[pair, "fsp"]
     assert "no term that looks at the teacher" in refused[pair, "pckd(feature=0,beta=0,delta=0)"]
     assert notes == [f"{pair} pckd: without center_alignment, which cannot work here"]
-    cached, _ = refuse_early(runs_of("at,kd", teacher_cache="there"), data)
+    cached, _ = refuse_early(jobs_of("at,kd", teacher_cache="there"), data)
     assert list(cached) == [("resnet8>resnet8", "at")]
 
 
 def test_weights_of_another_network_are_refused_before_any_run(tmp_path: Path) -> None:
     path = save_weights(BACKBONES.get("resnet14")(10), tmp_path / "other.pth")
-    runs = make_runs([("resnet8", "resnet8")], method_cases("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
+    runs = make_jobs([("resnet8", "resnet8")], method_variants("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
     with pytest.raises(UserError, match=r"other\.pth"):
         refuse_early(runs, load_data(runs[0].arguments["data"]))
 
 
 def test_a_teacher_of_other_classes_is_refused_before_any_run(tmp_path: Path) -> None:
-    runs = runs_of("kd", seeds="0")
+    runs = jobs_of("kd", seeds="0")
     data = load_data(runs[0].arguments["data"])
     network = BACKBONES.get("resnet8")(10)
     set_preprocessing(network, replace(data.preprocessing, classes=data.train.classes[::-1]))
     path = save_weights(network, tmp_path / "other.pth")
-    runs = make_runs([("resnet8", "resnet8")], method_cases("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
+    runs = make_jobs([("resnet8", "resnet8")], method_variants("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
     with pytest.raises(UserError, match=r"other\.pth: was trained on the same classes in another order"):
         refuse_early(runs, data)
 
 
 def test_two_runs_never_have_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "folder_name", lambda text: "same")
+    monkeypatch.setattr(planning, "folder_name", lambda text: "same")
     with pytest.raises(UserError, match="would have the same folder"):
-        runs_of("kd,vanilla")
+        jobs_of("kd,vanilla")
 
 
 def test_accelerators_are_dealt_in_turn() -> None:
@@ -304,7 +312,7 @@ PROTOCOL = {"dataset": "cifar100", "epochs": 240, "batch_size": 64, "val_fractio
 
 def test_a_figure_of_the_paper_stands_beside_its_own_setting_only() -> None:
     def figure(method: str, protocol: dict[str, Any] | None = None, **options: Any) -> float | None:
-        return paper_figure(protocol or PROTOCOL, "vgg13", "vgg8", Case("any", method, options))
+        return paper_figure(protocol or PROTOCOL, "vgg13", "vgg8", Variant("any", method, options))
 
     assert [figure(name) for name in ("pckd", "kd", "vanilla", "pckd_without_kd")] == [75.80, 72.98, 70.36, 75.61]
     assert figure("pckd(delta=0)") == 75.61
@@ -314,8 +322,8 @@ def test_a_figure_of_the_paper_stands_beside_its_own_setting_only() -> None:
     assert figure("pckd(beta=0)") is None
     assert figure("kd+crd") is None
     assert figure("pckd", scheduler="constant") is None
-    assert paper_figure(PROTOCOL, "vgg13", "resnet8", Case("kd", "kd")) is None
-    assert paper_figure(PROTOCOL, "ResNet50", "vgg8", Case("kd", "kd")) == 73.81
+    assert paper_figure(PROTOCOL, "vgg13", "resnet8", Variant("kd", "kd")) is None
+    assert paper_figure(PROTOCOL, "ResNet50", "vgg8", Variant("kd", "kd")) == 73.81
     others = [{"dataset": "cifar10"}, {"epochs": 12}, {"limit_train": 10}, {"limit_test": 10}, {"batch_size": 128}]
     others += [{"val_fraction": 0.1}, {"lr": 0.1}, {"views": 1}, {"view_pool": 4}, {"teacher_epochs": 10}]
     others += [{"view_statistics": "own"}, {"difficulty": "margin"}, {"centers": "ema"}]
@@ -336,28 +344,28 @@ def test_presets_are_the_papers_table_and_one_to_try() -> None:
     assert {"pkt", "ofd"} & set(paper_methods()) == set()
     for name in PRESETS:
         assert parse_pairs(preset(name)["pairs"])
-        assert len(method_cases(preset(name)["methods"])) >= 9
+        assert len(method_variants(preset(name)["methods"])) >= 9
 
 
 # Tables
 
 
-def record(top1: float, **given: Any) -> dict[str, Any]:
-    usual = {"last_top1": top1, "best_top1": top1 + 1, "train_seconds": 4.0, "images_per_second": 100.0}
-    usual.update(teacher_top1=80.0, terms={"kd": {}, "gone": {}}, loss_parameters=7, precision="fp32", device="cpu")
-    return {**usual, "history": [{"epoch": 1, "kd": 2.0}, {"epoch": 2, "kd": 1.0}], **given}
+def finished(top1: float, rows: Sequence[dict[str, Any]] = ({"epoch": 1, "kd": 2.0}, {"epoch": 2, "kd": 1.0})) -> Run:
+    result = {"last_top1": top1, "best_top1": top1 + 1, "train_seconds": 4.0, "images_per_second": 100.0}
+    result.update(teacher_top1=80.0, terms={"kd": {}, "gone": {}}, loss_parameters=7, precision="fp32", device="cpu")
+    return Run(Path(), list(rows), result)
 
 
-def ledger_of(runs: list[Run], tops: list[float], folder: Path, protocol: dict[str, Any] = PROTOCOL) -> Ledger:
-    ledger = Ledger(folder, protocol, runs, reference="kd", confidence=0.95)
-    for run, top1 in zip(runs, tops, strict=False):
-        ledger.add(run, record(top1))
-    return ledger
+def results_of(jobs: list[Job], tops: list[float], folder: Path, protocol: dict[str, Any] = PROTOCOL) -> Results:
+    results = Results(folder, protocol, jobs, reference="kd", confidence=0.95)
+    for job, top1 in zip(jobs, tops, strict=False):
+        results.add(job, finished(top1))
+    return results
 
 
 def test_rows_by_hand(tmp_path: Path) -> None:
-    runs = runs_of("vanilla,kd", seeds="0,1,2")
-    rows = ledger_of(runs, [60.0, 70.0, 61.0, 70.0, 59.0, 73.0], tmp_path).rows()
+    runs = jobs_of("vanilla,kd", seeds="0,1,2")
+    rows = results_of(runs, [60.0, 70.0, 61.0, 70.0, 59.0, 73.0], tmp_path).rows()
     vanilla, kd = rows
     assert (vanilla["label"], vanilla["seeds"], vanilla["last_top1"]) == ("vanilla", [0, 1, 2], [60.0, 61.0, 59.0])
     assert (vanilla["mean"], vanilla["std"]) == (60.0, 1.0)
@@ -374,10 +382,10 @@ def test_rows_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
-    runs = runs_of("vanilla,kd", seeds="0,1")
-    ledger = ledger_of(runs, [60.0, 70.0, 62.0], tmp_path)
-    ledger.refuse(runs[3], "epoch 1, step 2: kd is not finite", failed=True)
-    ledger.write()
+    runs = jobs_of("vanilla,kd", seeds="0,1")
+    results = results_of(runs, [60.0, 70.0, 62.0], tmp_path)
+    results.refuse(runs[3], "epoch 1, step 2: kd is not finite", failed=True)
+    results.write()
     text = (tmp_path / "benchmark.md").read_text()
     assert "3 of 4 runs" in text
     # Of the one seed that both have; the dash stands for the interval.
@@ -388,7 +396,7 @@ def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert (content["done"], content["runs"]) == (3, 4)
     assert content["refused"] == [
-        {"pair": "resnet8>resnet8", "label": "kd", "method": "kd", "seed": 1, "reason": ledger.refused[0]["reason"]}
+        {"pair": "resnet8>resnet8", "label": "kd", "method": "kd", "seed": 1, "reason": results.refused[0]["reason"]}
     ]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "benchmark.csv").read_text())))
     assert [(line["label"], line["seed"], line["last_top1"]) for line in lines] == [
@@ -399,17 +407,29 @@ def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
     assert lines[0]["pair"] == "resnet8>resnet8"
     assert lines[0]["folder"] == "resnet8_resnet8/vanilla-seed0"
     assert (lines[0]["seconds"], lines[0]["images_per_second"], lines[0]["best_top1"]) == ("4.0", "100.0", "61.0")
-    assert ledger.failures == 1
+    assert results.failures == 1
+
+
+def test_a_metric_of_another_task_is_called_by_its_name(tmp_path: Path) -> None:
+    result = {"metric": "miou", "last_miou": 40.0, "best_miou": 41.0, "teacher_miou": 50.0, "terms": {}}
+    results = results_of(jobs_of("kd", seeds="0"), [], tmp_path)
+    results.add(results.jobs[0], Run(Path(), [{"epoch": 1}], result))
+    row = results.write()["rows"][0]
+    assert (row["last_miou"], row["best_miou"], row["teacher_miou"]) == ([40.0], [41.0], 50.0)
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "| label | last miou | seeds 0 | best miou |" in text
+    assert "Teacher: 50.00 %." in text
+    assert (tmp_path / "benchmark.csv").read_text().startswith("pair,label,method,seed,last_miou,best_miou,seconds")
 
 
 def test_papers_figures_have_a_column_where_the_setting_is_theirs(tmp_path: Path) -> None:
-    runs = runs_of("kd,pckd", pairs="vgg13>vgg8", seeds="0")
-    ledger_of(runs, [70.0, 72.0], tmp_path).write()
+    runs = jobs_of("kd,pckd", pairs="vgg13>vgg8", seeds="0")
+    results_of(runs, [70.0, 72.0], tmp_path).write()
     text = (tmp_path / "benchmark.md").read_text()
     assert "| images/s | paper |" in text
     assert "| pckd | 72.00 | 72.00 | 73.00 | +2.00 (-) | 4 | 100 | 75.80 |" in text
     assert "Teacher: 80.00 % (paper: 74.64 %)." in text
-    ledger_of(runs, [70.0, 72.0], tmp_path, {**PROTOCOL, "epochs": 12}).write()
+    results_of(runs, [70.0, 72.0], tmp_path, {**PROTOCOL, "epochs": 12}).write()
     assert "75.80" not in (tmp_path / "benchmark.md").read_text()
 
 
@@ -421,20 +441,20 @@ def test_true_difficulty_has_tables_of_its_own(tmp_path: Path) -> None:
 
         return [{"epoch": at, "difficulty_report": report(truth)} for at, truth in enumerate(truths, start=1)]
 
-    cases = [Case("pckd", "pckd"), Case("flat", "pckd", {"scheduler": "constant"}), Case("kd", "kd")]
-    runs = make_runs([("resnet8", "resnet8")], cases, [0, 1], settings(), {}, tmp_path)
-    ledger = Ledger(tmp_path, PROTOCOL, runs, reference="kd", confidence=0.95)
+    variants = [Variant("pckd", "pckd"), Variant("flat", "pckd", {"scheduler": "constant"}), Variant("kd", "kd")]
+    runs = make_jobs([("resnet8", "resnet8")], variants, [0, 1], settings(), {}, tmp_path)
+    results = Results(tmp_path, PROTOCOL, runs, reference="kd", confidence=0.95)
     truths = (0.1, 0.9, 0.2, 0.9, 0.4)
     for run, hard in zip(runs, [30.0, 26.0, 20.0, 34.0, 28.0, 24.0], strict=True):
-        ledger.add(run, record(50.0, history=history(truths, [90.0, 60.0, hard])))
-    content = ledger.write()
+        results.add(run, finished(50.0, history(truths, [90.0, 60.0, hard])))
+    content = results.write()
     truth = content["rows"][0]["truth"]
     assert truth["epochs"] == [1, 3, 5]
     assert truth["correlation"] == {"margin": pytest.approx([0.1, 0.2, 0.4]), "entropy": [None, None, None]}
     assert truth["top1"] == [[90.0, 60.0, 30.0], [90.0, 60.0, 34.0]]
     text = (tmp_path / "benchmark.md").read_text()
     assert "| pckd | 1 / 3 / 5 | 0.10 / 0.20 / 0.40 | - / - / - |" in text
-    # Gains over the flat case: 4 and 6, which is 5 with half a width of 12.706 * sqrt(2) / sqrt(2).
+    # Gains over the flat variant: 4 and 6, which is 5 with half a width of 12.706 * sqrt(2) / sqrt(2).
     gain = "+5.00 (-7.71 to +17.71)"
     assert f"| pckd | 90.00 | 60.00 | 32.00 | +0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) | {gain} |" in text
     assert "| flat | 90.00 | 60.00 | 27.00 | - | - | - |" in text

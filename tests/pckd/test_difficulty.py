@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from registry import DIFFICULTY_METRICS, Centers, Context, Output, build
+from registry import DIFFICULTY_METRICS, Centers, Context, Instances, Output, build
 
 NAMES = DIFFICULTY_METRICS.names()
 
@@ -20,7 +20,7 @@ def output(*rows: tuple[float, ...]) -> Output:
 
 def context(*labels: int) -> Context:
     rows = torch.tensor(labels)
-    return Context(rows, torch.arange(len(rows)), Centers(torch.zeros(2, 2), torch.zeros(2, 2)))
+    return Context(Instances(rows), Centers(torch.zeros(2, 2), torch.zeros(2, 2)))
 
 
 def measure(name: str, student: Output, teacher: Output, *labels: int) -> Tensor:

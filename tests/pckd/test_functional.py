@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd import functional as pf
-from registry import Centers, Context
+from registry import Centers, Context, Instances
 
 T = torch.tensor
 
@@ -173,7 +173,7 @@ def test_preview_is_monotone_in_epoch_and_difficulty() -> None:
 
 def test_published_epoch_by_hand() -> None:
     centers = Centers(torch.zeros(1, 1), torch.zeros(1, 1))
-    context = Context(torch.zeros(1), torch.zeros(1), centers, epoch=15, epochs=60)
+    context = Context(Instances(torch.zeros(1)), centers, epoch=15, epochs=60)
     assert pf.published_epoch(context) == 60
     assert pf.published_epoch(context, 100) == 25
     assert pf.published_epoch(context, None) == 15

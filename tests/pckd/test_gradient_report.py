@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import pckd
+from pckd.data.load import load_data
 from pckd.engine.gradient_report import BATCHES
-from pckd.engine.sources import load_data
 from registry import Context, Output, Setup, Term
 
 SHAPES = "shapes(num_classes=3, image_size=8, train_size=48, test_size=31)"

@@ -32,7 +32,7 @@ from pckd.engine.guard import (
     Signals,
     dead_readers_named,
 )
-from pckd.engine.optimizer import make_optimizer
+from pckd.engine.optimization import Optimization
 from pckd.engine.progress import Meter, own_random_state, random_state, seed_everything, set_random_state
 from registry import BACKBONES, CenterRule, Centers, Context, Network, Output, Setup, Term, UserError
 
@@ -63,7 +63,7 @@ class Scale(nn.Module):
 
 
 def optimizer_of(module: nn.Module, momentum: float = 0.5) -> torch.optim.SGD:
-    return make_optimizer(module, nn.Module(), CPU, lr=0.1, momentum=momentum, weight_decay=0.0)  # type: ignore[arg-type]
+    return Optimization(1, 1, 0.1, momentum, weight_decay=0.0).optimizer([module], CPU)
 
 
 def take(guard: FiniteGuard, module: Scale, optimizer: torch.optim.SGD, x: float, step: int, epoch: int = 1) -> None:
@@ -218,23 +218,23 @@ def test_a_buffer_that_a_step_made_or_replaced_is_no_trouble() -> None:
 
 
 def test_meter_counts_the_valid_steps() -> None:
-    meter = Meter()
+    meter = Meter(torch.device("cpu"))
     assert meter.means() == {}
     for value, valid in ((1.0, True), (NAN, False), (4.0, True), (INF, False), (10.0, True)):
         meter.add({"a": torch.tensor(value), "b": torch.tensor(2.0)}, torch.tensor(valid))
     assert meter.means() == {"a": 5.0, "b": 2.0}
-    again = Meter()
-    again.load_state_dict(copy.deepcopy(meter.state_dict()), CPU)
+    again = Meter(torch.device("cpu"))
+    again.load_state_dict(copy.deepcopy(meter.state_dict()))
     again.add({"a": torch.tensor(1.0), "b": torch.tensor(6.0)}, torch.tensor(True))
     assert again.means() == {"a": 4.0, "b": 3.0}
     assert meter.means() == {"a": 5.0, "b": 2.0}
 
 
 def test_meter_of_no_valid_step_has_no_mean() -> None:
-    meter = Meter()
+    meter = Meter(torch.device("cpu"))
     meter.add({"a": torch.tensor(NAN)}, torch.tensor(False))
     assert np.isnan(meter.means()["a"])
-    plain = Meter()
+    plain = Meter(torch.device("cpu"))
     plain.add({"a": torch.tensor(1.0)})
     plain.add({"a": torch.tensor(2.0)})
     assert plain.means() == {"a": 1.5}
@@ -313,7 +313,7 @@ class Notes:
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard of a run takes the way of an accelerator."""
-    monkeypatch.setattr("pckd.engine.train.FiniteGuard", lambda device, action: FiniteGuard(ACCELERATOR, action))
+    monkeypatch.setattr("pckd.engine.trainer.FiniteGuard", lambda device, action: FiniteGuard(ACCELERATOR, action))
 
 
 def test_a_stopped_run_keeps_the_checkpoint_before_and_goes_on_from_it(tiny_data: pckd.Data, tmp_path: Path) -> None:
@@ -323,8 +323,9 @@ def test_a_stopped_run_keeps_the_checkpoint_before_and_goes_on_from_it(tiny_data
         distil(tiny_data, 5, display=notes, **options)
     assert notes.ended == 1
     state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    assert (state["epoch"], state["step"], state["skipped"]) == (2, 1, 0)
-    assert all(value.isfinite().all() for value in state["student"].values())
+    history, guard = state["parts"]["history"], state["parts"]["guard"]
+    assert (history["epoch"], history["step"], guard["skipped"]) == (2, 1, 0)
+    assert all(value.isfinite().all() for value in state["parts"]["student"].values())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1]
     # The loss counts its calls anew: the second of the resumed run is the third step.
@@ -340,7 +341,7 @@ def test_no_bad_step_is_saved_before_it_is_found(
     """Statistics of a bad step are in the network before the host looks."""
     with pytest.raises(NonFinite, match="epoch 1, step 3: bad is not finite"):
         distil(tiny_data, 3, output=tmp_path, checkpoint_every=1)
-    assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "checkpoint.pth", weights_only=True)["parts"]["history"]["step"] == 2
 
 
 @pytest.mark.parametrize("way", ["cpu", "accelerator"])
@@ -411,9 +412,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tiny_data: pck
     terms = [Term("cross_entropy"), Term(BadGradient, name="bad")]
     with pytest.raises(NonFinite, match="epoch 2, step 2: weights are not finite, though every term was"):
         distil(tiny_data, method=terms, output=tmp_path, checkpoint_every=1)
-    state = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    assert (state["epoch"], state["step"]) == (2, 1)
-    assert all(value.isfinite().all() for value in state["student"].values())
+    parts = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["parts"]
+    assert (parts["history"]["epoch"], parts["history"]["step"]) == (2, 1)
+    assert all(value.isfinite().all() for value in parts["student"].values())
 
 
 # Signals
@@ -538,8 +539,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_wherever_it_comes(
     assert caught.value.exit_code == 143
     assert current() == before
     assert send.ended == 1
-    state = torch.load(tmp_path / "cut" / "checkpoint.pth", weights_only=True)
-    assert (state["epoch"], state["step"]) == place
+    history = torch.load(tmp_path / "cut" / "checkpoint.pth", weights_only=True)["parts"]["history"]
+    assert (history["epoch"], history["step"]) == place
     resumed = distil(tiny_data, output=tmp_path / "cut", resume=True)
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     for a, b in zip(whole.student.state_dict().values(), resumed.student.state_dict().values(), strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import pckd
 from pckd import functional as pf
 from pckd.objective import Objective
+from pckd.tasks.classification import image_views
 from registry import (
     BACKBONES,
     CENTER_RULES,
@@ -24,6 +25,7 @@ from registry import (
     METHODS,
     Centers,
     Context,
+    Instances,
     NotApplicable,
     Output,
     Setup,
@@ -257,10 +259,11 @@ def test_mld_sums_to_the_released_objective(images: int) -> None:
     labels = torch.randint(0, 7, (images,), generator=generator)
     setup = Setup(Shapes(7, 4), Shapes(7, 4))
     objective = make_objective("mld", setup)
-    context = dataclasses.replace(make_context(labels.repeat_interleave(2), 7), views=2, strong=True)
+    instances = image_views(labels, torch.arange(images), 2, strong=True)
+    context = dataclasses.replace(make_context(labels, 7), instances=instances)
     rows = [Output(x.flatten(0, 1), torch.zeros(2 * images, 4)) for x in (student, teacher)]
     values = objective(*rows, context)
-    assert objective.needs_strong
+    assert "strong" in objective.row_sets
     assert values["loss"].item() == pytest.approx(published_mld(student, teacher, labels, 0.1, 0.9), rel=1e-5)
 
 
@@ -308,7 +311,7 @@ def make_pair(widths: tuple[int, int] = (4, 6), sides: tuple[int, int] = (4, 4))
 
 def make_context(labels: Tensor, classes: int) -> Context:
     centers = Centers(torch.zeros(classes, 4), torch.zeros(classes, 4))
-    return Context(labels, torch.arange(len(labels)), centers)
+    return Context(Instances(labels, torch.arange(len(labels))), centers)
 
 
 def make_objective(method: str, setup: Setup) -> Objective:
@@ -589,7 +592,7 @@ def test_methods_have_the_published_terms() -> None:
     }
     _, term = build(METHODS, "dkd")
     assert (term.warmup, term.options) == (20, {"alpha": 1, "beta": 8, "temperature": 4})
-    assert [t.views for t in build(METHODS, "mld")] == ["strong", "strong", "upright", "upright"]
+    assert [t.rows for t in build(METHODS, "mld")] == ["strong", "strong", "upright", "upright"]
 
 
 @pytest.mark.parametrize("method", ["dkd", "lskd", "dist", "mld", "srrl", "simkd"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pckd
 from model_zoo import probe
 from pckd import functional as pf
-from pckd.functional.connectors import regressor
+from pckd.losses.maps import regressor
 from pckd.objective import Objective
 from registry import (
     BACKBONES,
@@ -28,6 +28,7 @@ from registry import (
     METHODS,
     Centers,
     Context,
+    Instances,
     NotApplicable,
     Output,
     Setup,
@@ -512,7 +513,9 @@ def make_output(maps: Maps, preacts: Maps | None = None, seed: int = 0) -> Outpu
 
 def make_context(rows: int, stage: Any = "main", epoch: int = 1, epochs: int = 240) -> Context:
     centers = Centers(torch.zeros(3, 5), torch.zeros(3, 5))
-    return Context(torch.arange(rows) % 3, torch.arange(rows), centers, stage=stage, epoch=epoch, epochs=epochs)
+    return Context(
+        Instances(torch.arange(rows) % 3, torch.arange(rows)), centers, stage=stage, epoch=epoch, epochs=epochs
+    )
 
 
 NETWORK_SHAPES: dict[str, Shapes] = {}

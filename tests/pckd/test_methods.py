@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 from model_zoo import probe
-from pckd.engine.optimizer import make_optimizer
-from pckd.engine.sources import make_objective, method_terms, schedule_terms
-from pckd.engine.step import Moment, Trainee, train_step
+from pckd.device import Device
+from pckd.engine.optimization import Optimization
+from pckd.engine.step import train_step
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
-from registry import BACKBONES, METHODS, Batch, NotApplicable, Setup, Term, UserError
+from pckd.plan import make_objective
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import Classification
+from pckd.terms import method_terms, schedule_terms
+from registry import BACKBONES, METHODS, Batch, NotApplicable, Progress, Setup, Term, UserError
 
 PAIRS = {
     "resnet-resnet": ("resnet14", "resnet8"),
@@ -61,32 +65,32 @@ class Run:
         self.objective: Objective = make_objective(
             terms, setup, difficulty="cross_entropy", scheduler=scheduler, centers="classifier"
         )
-        self.optimizer = make_optimizer(self.student, self.objective, CPU, lr=1e-3, momentum=0.9, weight_decay=0.0)
+        self.optimizer = Optimization(1, IMAGES, 1e-3, weight_decay=0.0).optimizer((self.student, self.objective), CPU)
 
     def batch(self, number: int) -> Batch:
         generator = torch.Generator().manual_seed(100 + number)
-        views = (4 if self.objective.needs_rotations else 1) + self.objective.needs_strong
+        strong = "strong" in self.objective.row_sets
+        views = (4 if "all" in self.objective.row_sets else 1) + strong
         return Batch(
             torch.randn(IMAGES, views, 3, SIDE, SIDE, generator=generator),
             torch.tensor([0, 1, 0, 3]),
             torch.randperm(SAMPLES, generator=generator)[:IMAGES],
+            strong=strong,
         )
 
     def step(self, number: int, stage: Any = "main", precision: str = "fp32") -> dict[str, float]:
         self.student.train()
         self.objective.train()
         torch.manual_seed(number)
-        values, _ = train_step(
+        step = train_step(
             self.batch(number),
-            trainee=Trainee(self.student, self.objective),
-            teacher=self.teacher,
+            model=DistillationTask(Classification(), self.student, self.objective),
+            teachers=[self.teacher],
             optimizer=self.optimizer,
-            device=CPU,
-            precision=precision,
-            moment=Moment(120, 240, 0.5, stage),
-            strong=self.objective.needs_strong,
+            device=Device(CPU, precision),
+            progress=Progress(120, 240, 0.5, stage),
         )
-        return {name: value.item() for name, value in values.items()}
+        return {name: value.item() for name, value in step.values.items()}
 
     def state(self) -> dict[str, Any]:
         parts = {"student": self.student, "objective": self.objective, "optimizer": self.optimizer}

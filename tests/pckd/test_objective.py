@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pckd.objective import Objective, labels_of, needs_teacher
+from pckd.tasks.classification import image_views
 from registry import (
     CENTER_RULES,
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
     LOSSES,
     METHODS,
+    CenterRule,
     Centers,
     Context,
     NotApplicable,
@@ -37,7 +39,7 @@ def make_objective(
     setup: Setup | None = None,
     difficulty: str | Callable[..., Tensor] = "cross_entropy",
     scheduler: str | Callable[..., Tensor] = "preview",
-    centers: str = "classifier",
+    centers: str | CenterRule = "classifier",
 ) -> Objective:
     setup = setup or Setup(Shapes(K, DS), Shapes(K, DT), num_samples=B)
     return Objective(
@@ -45,7 +47,7 @@ def make_objective(
         setup,
         difficulty=build(DIFFICULTY_METRICS, difficulty) if isinstance(difficulty, str) else difficulty,
         scheduler=build(DIFFICULTY_SCHEDULERS, scheduler) if isinstance(scheduler, str) else scheduler,
-        centers=build(CENTER_RULES, centers, setup),
+        centers=build(CENTER_RULES, centers, setup) if isinstance(centers, str) else centers,
     )
 
 
@@ -56,12 +58,8 @@ def make_batch(views: int = V, grad: bool = False) -> tuple[Output, Output, Cont
         return torch.randn(*shape, generator=generator).requires_grad_(grad)
 
     rows = B * views
-    context = Context(
-        labels=torch.tensor([0, 1, 2, 0, 1]).repeat_interleave(views),
-        index=torch.arange(B).repeat_interleave(views),
-        centers=Centers(normal(K, DS), normal(K, DT).detach()),
-        views=views,
-    )
+    instances = image_views(torch.tensor([0, 1, 2, 0, 1]), torch.arange(B), views)
+    context = Context(instances, Centers(normal(K, DS), normal(K, DT).detach()))
     return Output(normal(rows, K), normal(rows, DS)), Output(normal(rows, K), normal(rows, DT)), context
 
 
@@ -135,6 +133,46 @@ def test_center_alignment_is_dropped_where_widths_differ(golden: Any, caplog: py
 
 
 # Rows
+
+
+class Updated(CenterRule):
+    def forward(self, student_net: Any, teacher_net: Any) -> Centers:
+        raise AssertionError
+
+    def update(self, student: Output, teacher: Output, labels: Tensor) -> None: ...
+
+
+class UpdatedWithoutMaps(Updated):
+    reads_maps = False
+
+
+def of_anything(student: Output, teacher: Output, context: Context) -> Tensor:
+    return student.logits.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("terms", "parts", "expected"),
+    [
+        ([Term("kd")], {}, False),
+        ([Term("kd"), Term("sp")], {}, True),
+        ([Term("kd"), Term("sp", 0.0)], {}, False),
+        ([Term("kd"), Term(Recorder)], {}, True),
+        ([Term("kd"), Term("ft", initial=3, main=False)], {}, True),
+        # A metric counts where something is previewed, a center rule where it is shown what each step has seen.
+        ([Term("kd", previewed=True)], {}, False),
+        ([Term("kd", previewed=True)], {"difficulty": of_anything}, True),
+        ([Term("kd")], {"difficulty": of_anything}, False),
+        ([Term("kd", previewed=True)], {"difficulty": lambda student_maps: student_maps[0].mean((1, 2, 3))}, True),
+        ([Term("kd", previewed=True)], {"difficulty": DIFFICULTY_METRICS.adapt(of_anything, reads_maps=False)}, False),
+        ([Term("kd")], {"centers": "ema"}, False),
+        ([Term("kd")], {"centers": Updated()}, True),
+        ([Term("kd")], {"centers": UpdatedWithoutMaps()}, False),
+        ([Term("kd")], {"centers": CenterRule()}, False),
+    ],
+)
+def test_whether_maps_are_read(terms: list[Term], parts: dict[str, Any], expected: bool) -> None:
+    shapes = Shapes(K, DS, ((4, 2, 2),) * 2, ((4, 2, 2),) * 2)
+    assert make_objective(terms, Setup(shapes, shapes), **parts).reads_maps == expected
 
 
 def test_a_term_sees_the_rows_it_asks_for() -> None:
@@ -258,7 +296,7 @@ def test_a_term_of_weight_0_is_left_out() -> None:
     assert list(objective.terms) == ["cross_entropy"]
     assert not list(objective.parameters())
     assert not objective.previews
-    assert not objective.needs_rotations
+    assert "all" not in objective.row_sets
     assert set(objective(*make_batch())) == {"cross_entropy", "loss"}
 
 
@@ -424,6 +462,6 @@ def test_who_needs_a_teacher() -> None:
     assert make_objective(build(METHODS, "kd")).needs_teacher
 
 
-def test_who_needs_rotations() -> None:
-    assert make_objective(build(METHODS, "pckd(center='center_relation')")).needs_rotations
-    assert not make_objective(build(METHODS, "kd")).needs_rotations
+def test_sets_of_rows_that_terms_ask_for() -> None:
+    assert make_objective(build(METHODS, "pckd(center='center_relation')")).row_sets == ("upright", "all")
+    assert make_objective(build(METHODS, "kd")).row_sets == ("upright",)

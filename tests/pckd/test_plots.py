@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,60 +18,21 @@ from pckd import plots
 from pckd.engine.fingerprint import network_fingerprint
 from pckd.objective import Predictor
 from pckd.plots import embedding
-from pckd.plots.ablation import bars, figures_of, limits
+from pckd.plots.ablation import bars, limits
 from pckd.plots.centers import classifier_rows, off_diagonal_correlation, similarities
 from pckd.plots.cost import pareto, points_of_benchmark, points_of_runs, relative, seconds_of
-from pckd.plots.curves import previewed_percent, series, terms_of
+from pckd.plots.curves import previewed_percent, series
 from pckd.plots.difficulty import shares
 from pckd.plots.embedding import first_classes, placed_centers, principal_plane
-from pckd.plots.folders import Run, group_runs, read_benchmarks, read_runs
-from pckd.plots.labels import overlap
 from pckd.plots.networks import Workshop, _predictor
 from pckd.plots.style import grid_shape, line_style, marker_style, new_figure, styled, write
+from pckd.runs import Run, read_benchmarks, read_runs
 from registry import BACKBONES, DataSplit, UserError, build
 
 pytest.importorskip("matplotlib")
 
-DATA = "shapes(image_size=8, train_size=24, test_size=40, num_classes={})"
 EDGES = [0.0, 0.2, 0.4]
-
-
-def write_run(
-    folder: Path,
-    method: str = "kd",
-    *,
-    seed: int = 0,
-    tops: Sequence[float] = (10.0, 20.0),
-    rows: dict[str, Sequence[Any]] | None = None,
-    finished: bool = True,
-    classes: int = 0,
-    **result: Any,
-) -> Path:
-    """A run's folder; with ``classes`` also an untrained student's weights."""
-    folder.mkdir(parents=True)
-    columns = {"train_top1": tops, "loss": tops, "cross_entropy": tops, **(rows or {})}
-    lines = [
-        {
-            "epoch": i + 1,
-            "lr": 0.1,
-            **{k: v[i] for k, v in columns.items()},
-            "top1": top,
-            "top5": 90.0,
-            "test_loss": 1.0,
-        }
-        for i, top in enumerate(tops)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = {"student": "resnet8", "method": method, "seed": seed, "data": DATA.format(classes), "data_root": None}
-    record = {"student": "resnet8", "teacher": "resnet20", "method": method, "seed": seed, "measured_on": "test"}
-    record |= {"last_top1": tops[-1], "epochs": len(tops), "train_images": 100, "train_seconds": 10.0 + seed}
-    record |= {"arguments": arguments | result.pop("arguments", {}), **result}
-    if finished:
-        (folder / "result.json").write_text(json.dumps(record))
-    if classes:
-        torch.manual_seed(seed)
-        save_weights(build(BACKBONES, "resnet8", classes), folder / "model_final.pth")
-    return folder
+WriteRun = Callable[..., Path]
 
 
 def write_benchmark(folder: Path, rows: Sequence[dict[str, Any]] | None = None) -> Path:
@@ -104,42 +65,9 @@ def benchmark_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def seeds(tmp_path: Path) -> list[Path]:
+def seeds(write_run: WriteRun) -> list[Path]:
     """Two seeds of kd."""
-    return [write_run(tmp_path / f"kd-{s}", seed=s, tops=(10.0 + 2 * s, 20.0 + 4 * s)) for s in (0, 1)]
-
-
-# Reading and grouping
-
-
-def test_seeds_are_one_group_and_other_arguments_another(tmp_path: Path, seeds: list[Path]) -> None:
-    others = [
-        write_run(tmp_path / "pckd", "pckd"),
-        write_run(tmp_path / "short", arguments={"views": 1}),
-        write_run(tmp_path / "fast", seed=2, arguments={"compile": True, "output": "there", "report_difficulty": True}),
-    ]
-    groups = group_runs(read_runs([*seeds, *others])[0])
-    found = {group.label: [run.path.name for run in group.runs] for group in groups}
-    assert found == {"kd": ["kd-0", "kd-1", "fast"], "pckd": ["pckd"], "kd, views=1": ["short"]}
-
-
-def test_pairs_are_named_where_there_are_several(tmp_path: Path) -> None:
-    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", teacher=None, method="vanilla")]
-    assert [group.label for group in group_runs(read_runs(folders)[0])] == [
-        "kd: resnet20 > resnet8",
-        "vanilla: resnet8",
-    ]
-
-
-def test_a_last_line_cut_short_is_left_out_with_a_note(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", finished=False)
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"epoch": 3, "lr": 0.')
-    runs, notes = read_runs([folder])
-    assert [row["epoch"] for row in runs[0].rows] == [1, 2]
-    assert len(notes) == 1
-    assert "still going on" in notes[0]
-    assert [group.label for group in group_runs(runs)] == ["run"]
+    return [write_run(f"kd-{s}", seed=s, tops=(10.0 + 2 * s, 20.0 + 4 * s)) for s in (0, 1)]
 
 
 # Curves and preview
@@ -157,35 +85,29 @@ def test_series_are_means_with_the_lowest_and_highest(seeds: list[Path]) -> None
     assert series(runs, "kd").epochs == []
 
 
-def test_terms_are_what_is_left_of_a_row(tmp_path: Path) -> None:
-    rows = {"kd": [2.0, 1.0], "preview_weight": [0.7, 0.9], "previewed": [0.3, 0.1], "difficulty_report": [{}, {}]}
-    folder = write_run(tmp_path / "run", rows=rows)
-    runs = read_runs([folder])[0]
-    assert terms_of(runs) == ["cross_entropy", "kd"]
+def test_the_share_previewed_is_a_percentage(write_run: WriteRun) -> None:
+    runs = read_runs([write_run("run", rows={"previewed": [0.3, 0.1]})])[0]
     assert series(runs, previewed_percent).mean == pytest.approx([30.0, 10.0])
 
 
-def test_gradients_have_a_panel_for_each_pair_and_each_norm(tmp_path: Path) -> None:
+def test_gradients_have_a_panel_for_each_pair_and_each_norm(write_run: WriteRun) -> None:
     def pulled(cosine: float) -> dict[str, Any]:
         return {"norms": {"kd": 2.0, "crd": 1.0}, "cosines": {"kd": {"crd": cosine}}}
 
-    folders = [
-        write_run(tmp_path / str(s), seed=s, rows={"gradient_report": [pulled(0.5 + s / 4), pulled(-0.5)]})
-        for s in (0, 1)
-    ]
-    plain = write_run(tmp_path / "plain", "vanilla")
+    folders = [write_run(str(s), seed=s, rows={"gradient_report": [pulled(0.5 + s / 4), pulled(-0.5)]}) for s in (0, 1)]
+    plain = write_run("plain", "vanilla")
     picture = plots.draw("gradients", [*folders, plain])
     assert [axes.get_title("left") for axes in picture.figure.axes] == ["cosine: kd, crd", "norm: kd", "norm: crd"]
     assert picture.figure.axes[0].lines[0].get_ydata().tolist() == [0.625, -0.5]
     assert picture.figure.axes[1].lines[0].get_ydata().tolist() == [2.0, 2.0]
     assert picture.notes == ["vanilla: without --report-gradients, and left out"]
-    broken = write_run(tmp_path / "broken", rows={"gradient_report": [{"norms": 3, "cosines": {"kd": 1}}, 5]})
+    broken = write_run("broken", rows={"gradient_report": [{"norms": 3, "cosines": {"kd": 1}}, 5]})
     with pytest.raises(UserError, match="damaged or empty"):
         plots.draw("gradients", [broken])
 
 
-def test_curves_have_a_panel_a_term_and_a_line_a_group(tmp_path: Path, seeds: list[Path]) -> None:
-    other = write_run(tmp_path / "pckd", "pckd", rows={"kd": [2.0, 1.0]})
+def test_curves_have_a_panel_a_term_and_a_line_a_group(seeds: list[Path], write_run: WriteRun) -> None:
+    other = write_run("pckd", "pckd", rows={"kd": [2.0, 1.0]})
     figure = plots.draw("curves", [*seeds, other, seeds[0]]).figure
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
@@ -204,9 +126,15 @@ def test_curves_have_a_panel_a_term_and_a_line_a_group(tmp_path: Path, seeds: li
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kd", "pckd"]
 
 
-def test_preview_shows_who_previews(tmp_path: Path, seeds: list[Path]) -> None:
+def test_curves_of_another_task_show_its_metric(write_run: WriteRun) -> None:
+    folder = write_run("run", rows={"miou": [40.0, 41.0], "train_miou": [45.0, 46.0]}, metric="miou")
+    titles = [axes.get_title(loc="left") for axes in plots.draw("curves", [folder]).figure.axes]
+    assert titles[:2] == ["miou on test (%)", "miou in training (%)"]
+
+
+def test_preview_shows_who_previews(seeds: list[Path], write_run: WriteRun) -> None:
     rows = {"preview_weight": [0.7, 0.9], "previewed": [0.3, 0.1]}
-    folder = write_run(tmp_path / "pckd", "pckd", rows=rows)
+    folder = write_run("pckd", "pckd", rows=rows)
     picture = plots.draw("preview", [*seeds, folder])
     assert [list(axes.get_lines()[0].get_ydata()) for axes in picture.figure.axes] == [
         [0.7, 0.9],
@@ -219,18 +147,18 @@ def test_preview_shows_who_previews(tmp_path: Path, seeds: list[Path]) -> None:
 # Difficulty
 
 
-def test_shares_are_of_the_first_and_the_last_report(tmp_path: Path) -> None:
+def test_shares_are_of_the_first_and_the_last_report(write_run: WriteRun) -> None:
     reports = [[report([6, 3, 1]), report([1, 1, 8])], [report([2, 5, 3]), report([3, 1, 6])]]
-    folders = [write_run(tmp_path / str(s), seed=s, rows={"difficulty_report": rows}) for s, rows in enumerate(reports)]
+    folders = [write_run(str(s), seed=s, rows={"difficulty_report": rows}) for s, rows in enumerate(reports)]
     runs = read_runs(folders)[0]
     assert shares(runs, "margin", late=False).tolist() == [40.0, 40.0, 20.0]
     assert shares(runs, "margin", late=True).tolist() == [20.0, 10.0, 70.0]
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_difficulty_has_a_histogram_a_metric_and_the_truth_where_it_is_known(tmp_path: Path, known: bool) -> None:
+def test_difficulty_has_a_histogram_a_metric_and_the_truth_where_it_is_known(known: bool, write_run: WriteRun) -> None:
     rows = [report([6, 3, 1], 0.2 if known else None), report([1, 1, 8], 0.4 if known else None)]
-    folder = write_run(tmp_path / "run", rows={"difficulty_report": rows})
+    folder = write_run("run", rows={"difficulty_report": rows})
     figure = plots.draw("difficulty", [folder]).figure
     assert len(figure.axes) == (3 if known else 1)
     early, late = (patch.get_data() for patch in figure.axes[0].patches)
@@ -249,7 +177,6 @@ def test_bars_are_sorted_and_say_their_spread(benchmark_folder: Path) -> None:
     found = bars(read_benchmarks([benchmark_folder])[0], "resnet20>resnet8")
     assert [(bar.label, bar.mean) for bar in found] == [("pckd", 64.0), ("kd", 61.0), ("vanilla", 58.0)]
     assert [bar.std for bar in found] == [pytest.approx(2**0.5), pytest.approx(2**0.5), None]
-    assert [figures_of(bar) for bar in found] == ["64.00 ± 1.41", "61.00 ± 1.41", "58.00"]
     low, high = limits(found)
     assert 0 < low < 58.0
     assert high > 65.5
@@ -261,6 +188,7 @@ def test_ablation_has_a_panel_a_pair_and_a_dot_a_seed(benchmark_folder: Path) ->
     assert [tick.get_text() for tick in first.get_yticklabels()] == ["pckd", "kd", "vanilla"]
     assert [patch.get_x() + patch.get_width() for patch in first.patches] == pytest.approx([64, 61, 58])
     assert [patch.get_hatch() for patch in first.patches] == ["", "///", ""]
+    assert [text.get_text() for text in first.texts] == ["64.00 ± 1.41", "61.00 ± 1.41", "58.00"]
     dots = [line.get_xdata() for line in first.get_lines() if line.get_marker() == "o"]
     assert [list(map(float, xs)) for xs in dots] == [[63, 65], [60, 62], [58]]
     dashed = [line for line in first.get_lines() if line.get_linestyle() == "--"]
@@ -310,30 +238,23 @@ def test_seconds_of_runs(seeds: list[Path]) -> None:
     assert seconds_of(Run(Path("x"), [], {"train_images": 100})) is None
 
 
-def test_cost_labels_each_point_and_none_covers_another(tmp_path: Path) -> None:
-    from matplotlib.text import Text
-
-    close = [
+def test_cost_has_one_legend_that_tells_the_methods_apart(tmp_path: Path) -> None:
+    rows = [
         {"pair": "a>b", "label": f"method number {i}", "last_top1": [60 + 0.01 * i], "seconds": [100 + 0.1 * i]}
         for i in range(6)
     ]
-    far = {"pair": "a>b", "label": "kd", "last_top1": [50.0, 52.0], "seconds": [90.0, 95.0]}
-    figure = plots.draw("cost", [write_benchmark(tmp_path / "close", [*close, far])]).figure
-    (axes,) = figure.axes
-    assert sorted(text.get_text() for text in axes.texts) == ["kd", *(f"method number {i}" for i in range(6))]
-    renderer = figure.canvas.get_renderer()
-    # Without the arrow, which leads to the point.
-    for text in axes.texts:
-        text.update_positions(renderer)
-    boxes = [Text.get_window_extent(text, renderer).extents for text in axes.texts]
-    for i, box in enumerate(boxes):
-        assert all(overlap(box, other) == 0 for other in boxes[i + 1 :])
-    assert axes.get_xlabel() == "training time (kd: 1)"
-
-
-def test_overlap_of_boxes() -> None:
-    assert overlap((0, 0, 2, 2), (1, 1, 3, 4)) == 1
-    assert overlap((0, 0, 2, 2), (2, 0, 3, 2)) == 0
+    rows.append({"pair": "a>b", "label": "kd", "last_top1": [50.0, 52.0], "seconds": [90.0, 95.0]})
+    rows.append({**rows[0], "pair": "c>d"})
+    figure = plots.draw("cost", [write_benchmark(tmp_path / "close", rows)]).figure
+    first, second = figure.axes
+    ((legend,), styles) = figure.legends, {}
+    for axes in (first, second):
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            styles.setdefault(label, set()).add((handle.lines[0].get_color(), handle.lines[0].get_marker()))
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted(styles)
+    assert len(styles) == 7
+    assert len(set.union(*styles.values())) == 7
+    assert first.get_xlabel() == "training time (kd: 1)"
 
 
 # Centers
@@ -355,15 +276,20 @@ def test_correlation_looks_above_the_diagonal_only() -> None:
         off_diagonal_correlation(one, one[:2, :2])
 
 
-def taught(tmp_path: Path, classes: int = 4, name: str = "run") -> tuple[Path, Path]:
-    """A run's folder and its teacher's weights."""
-    torch.manual_seed(9)
-    weights = save_weights(build(BACKBONES, "resnet20", classes), tmp_path / f"teacher-{classes}.pth")
-    return write_run(tmp_path / name, classes=classes, arguments={"teacher_weights": str(weights)}), weights
+@pytest.fixture
+def taught(tmp_path: Path, write_run: WriteRun) -> Callable[..., tuple[Path, Path]]:
+    """Writes a run's folder and its teacher's weights."""
+
+    def write(classes: int = 4, name: str = "run", **arguments: str) -> tuple[Path, Path]:
+        torch.manual_seed(9)
+        weights = save_weights(build(BACKBONES, "resnet20", classes), tmp_path / f"teacher-{classes}.pth")
+        return write_run(name, classes=classes, arguments={"teacher_weights": str(weights), **arguments}), weights
+
+    return write
 
 
-def test_centers_are_the_rows_of_both_classifiers(tmp_path: Path) -> None:
-    folder, weights = taught(tmp_path)
+def test_centers_are_the_rows_of_both_classifiers(taught: Callable[..., tuple[Path, Path]]) -> None:
+    folder, weights = taught()
     before = torch.get_rng_state()
     picture = plots.draw("centers", [folder])
     assert torch.equal(torch.get_rng_state(), before)
@@ -386,26 +312,26 @@ def test_centers_are_the_rows_of_both_classifiers(tmp_path: Path) -> None:
     ("weights", "note"),
     [(None, "does not say where its teacher's weights are"), ("/gone/teacher.pth", "are not there any more")],
 )
-def test_without_the_teachers_weights_the_student_is_alone(tmp_path: Path, weights: str | None, note: str) -> None:
-    folder = write_run(tmp_path / "run", classes=4, arguments={"teacher_weights": weights})
+def test_without_the_teachers_weights_the_student_is_alone(
+    weights: str | None, note: str, write_run: WriteRun, taught: Callable[..., tuple[Path, Path]]
+) -> None:
+    folder = write_run("run", classes=4, arguments={"teacher_weights": weights})
     picture = plots.draw("centers", [folder])
     assert len(picture.figure.axes) == 2
     assert [note in text for text in picture.notes] == [True]
-    given = plots.draw("centers", [folder], teacher_weights=taught(tmp_path, name="other")[1])
+    given = plots.draw("centers", [folder], teacher_weights=taught(name="other")[1])
     assert len(given.figure.axes) == 3
 
 
-def test_classes_are_numbered_where_the_data_set_is_gone(tmp_path: Path) -> None:
-    folder = write_run(
-        tmp_path / "run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"}, teacher=None
-    )
+def test_classes_are_numbered_where_the_data_set_is_gone(write_run: WriteRun) -> None:
+    folder = write_run("run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"}, teacher=None)
     picture = plots.draw("centers", [folder])
     assert picture.figure.axes[0].get_xlabel() == "class"
     assert ["has no teacher" in picture.notes[0], "classes are numbered" in picture.notes[1]] == [True, True]
 
 
-def test_a_student_that_answers_with_a_losses_head(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", "simkd", classes=4)
+def test_a_student_that_answers_with_a_losses_head(write_run: WriteRun) -> None:
+    folder = write_run("run", "simkd", classes=4)
     workshop = Workshop()
     run = read_runs([folder])[0][0]
     network = workshop.student(run)
@@ -429,15 +355,15 @@ def with_record(path: Path, **changes: Any) -> Preprocessing:
     return record
 
 
-def test_classes_are_named_as_the_student_knows_them(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"})
+def test_classes_are_named_as_the_student_knows_them(write_run: WriteRun) -> None:
+    folder = write_run("run", classes=4, arguments={"data": "imagefolder", "data_root": "/gone"})
     with_record(folder / "model_final.pth", classes=("a", "b", "c", "d"))
     axes = plots.draw("centers", [folder]).figure.axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b", "c", "d"]
 
 
-def test_a_teacher_that_is_not_the_runs_own_is_said(tmp_path: Path) -> None:
-    folder, weights = taught(tmp_path)
+def test_a_teacher_that_is_not_the_runs_own_is_said(taught: Callable[..., tuple[Path, Path]]) -> None:
+    folder, weights = taught()
     network = build(BACKBONES, "resnet20", 4)
     known = {"teacher": network_fingerprint(network)}
     (folder / "result.json").write_text(
@@ -449,11 +375,13 @@ def test_a_teacher_that_is_not_the_runs_own_is_said(tmp_path: Path) -> None:
     assert plots.draw("centers", [folder]).notes == []
 
 
-def test_networks_are_shown_images_by_their_own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_shown_images_by_their_own_record(
+    taught: Callable[..., tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = []
     original = embedding.embeddings
     monkeypatch.setattr(embedding, "embeddings", lambda *a, **o: (shown.append(a[1].mean), original(*a, **o))[1])
-    folder, weights = taught(tmp_path)
+    folder, weights = taught()
     with_record(weights, mean=(0.1, 0.2, 0.3))
     picture = plots.draw("embedding", [folder], images=20)
     assert shown == [(0.5,) * 3, (0.1, 0.2, 0.3)]
@@ -510,8 +438,10 @@ def test_images_of_the_first_ten_classes() -> None:
 
 
 @pytest.mark.parametrize(("classes", "shown"), [(4, 4), (12, 10)])
-def test_embedding_shows_images_and_centers_of_both(tmp_path: Path, classes: int, shown: int) -> None:
-    folder, _ = taught(tmp_path, classes)
+def test_embedding_shows_images_and_centers_of_both(
+    classes: int, shown: int, taught: Callable[..., tuple[Path, Path]]
+) -> None:
+    folder, _ = taught(classes)
     figure = plots.draw("embedding", [folder], images=20).figure
     assert len(figure.axes) == 2
     for axes in figure.axes:
@@ -523,8 +453,8 @@ def test_embedding_shows_images_and_centers_of_both(tmp_path: Path, classes: int
     assert ("of the first 10 of 12 classes" in figure.get_suptitle()) == (classes == 12)
 
 
-def test_images_that_were_held_out(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", classes=4, arguments={"val_fraction": 0.5})
+def test_images_that_were_held_out(write_run: WriteRun) -> None:
+    folder = write_run("run", classes=4, arguments={"val_fraction": 0.5})
     assert len(Workshop().split(read_runs([folder])[0][0])) == 12
 
 
@@ -550,10 +480,10 @@ def test_pictures_are_written_in_the_format_of_the_name(
     assert target.read_bytes().startswith(start)
 
 
-def test_png_has_the_size_of_a_readme(tmp_path: Path) -> None:
+def test_png_has_the_size_of_a_readme(tmp_path: Path, write_run: WriteRun) -> None:
     from PIL import Image
 
-    folders = [write_run(tmp_path / m, m, rows={"kd": [1.0, 2.0]}) for m in ("kd", "dkd", "crd", "pckd")]
+    folders = [write_run(m, m, rows={"kd": [1.0, 2.0]}) for m in ("kd", "dkd", "crd", "pckd")]
     plots.plot("curves", folders, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as image:
         assert image.size[0] == 1260
@@ -602,7 +532,7 @@ def test_folders_that_do_not_allow_a_kind(tmp_path: Path, seeds: list[Path], ben
     assert target.read_bytes() == b"old"
 
 
-def test_damaged_files(tmp_path: Path, seeds: list[Path]) -> None:
+def test_damaged_files(tmp_path: Path, seeds: list[Path], write_run: WriteRun) -> None:
     target = tmp_path / "new.png"
     for text, message in (
         ('{"epoch": 1}\n{"epo\n{"epoch": 3}\n', "line 2 is damaged"),
@@ -614,44 +544,39 @@ def test_damaged_files(tmp_path: Path, seeds: list[Path]) -> None:
         (seeds[0] / "metrics.jsonl").write_text(text)
         assert message in refused("curves", seeds[:1], target)
     (seeds[1] / "result.json").write_text("{")
-    assert "is no JSON" in refused("curves", seeds[1:], target)
+    assert "no JSON" in refused("curves", seeds[1:], target)
     for number, (rows, message) in enumerate((([], "no rows"), ([{"pair": "a>b"}], "not what tools/benchmark.py"))):
         assert message in refused("ablation", [write_benchmark(tmp_path / f"b{number}", rows)], target)
     broken = report([1, 2, 3]) | {"metrics": {"margin": {"histogram": ["x"]}}}
-    folder = write_run(tmp_path / "broken", rows={"difficulty_report": [broken, broken]})
+    folder = write_run("broken", rows={"difficulty_report": [broken, broken]})
     assert "is damaged" in refused("difficulty", [folder], target)
     uneven = [report([1, 2]), report([1, 2])]
-    folder = write_run(tmp_path / "uneven", rows={"difficulty_report": uneven})
+    folder = write_run("uneven", rows={"difficulty_report": uneven})
     assert "does not fit its edges" in refused("difficulty", [folder], target)
     assert not target.exists()
 
 
-def test_networks_that_cannot_be_shown(tmp_path: Path) -> None:
+def test_networks_that_cannot_be_shown(
+    tmp_path: Path, write_run: WriteRun, taught: Callable[..., tuple[Path, Path]]
+) -> None:
     target = tmp_path / "new.png"
-    folder, weights = taught(tmp_path)
+    folder, weights = taught()
     assert "at least 3" in refused("embedding", [folder], target, images=2)
-    other = write_run(tmp_path / "wrong", classes=4, student="vgg8")
+    other = write_run("wrong", classes=4, student="vgg8")
     assert "is not of a vgg8" in refused("centers", [other], target)
-    unknown = write_run(tmp_path / "unknown", classes=4, student="Mine")
+    unknown = write_run("unknown", classes=4, student="Mine")
     assert "unknown name 'Mine'" in refused("centers", [unknown], target)
-    five, _ = taught(tmp_path, 5, name="five")
+    five, _ = taught(5, name="five", data="shapes(num_classes=4, image_size=8)")
     assert "several teachers" in refused("centers", [folder, five], target)
-    assert "5 classes" in refused("embedding", [_with_data(five, 4)], target)
+    assert "5 classes" in refused("embedding", [five], target)
     assert str(tmp_path / "no.pth") in refused("centers", [folder], target, teacher_weights=tmp_path / "no.pth")
     (folder / "model_final.pth").write_bytes(weights.read_bytes()[:1000])
     assert "damaged" in refused("centers", [folder], target)
-    many = [write_run(tmp_path / m, m, classes=4) for m in ("a", "b", "c", "d")]
+    many = [write_run(m, m, classes=4) for m in ("a", "b", "c", "d")]
     assert "at most 3" in refused("centers", many, target)
 
 
-def _with_data(folder: Path, classes: int) -> Path:
-    result = json.loads((folder / "result.json").read_text())
-    result["arguments"]["data"] = DATA.format(classes)
-    (folder / "result.json").write_text(json.dumps(result))
-    return folder
-
-
-def test_outputs_that_cannot_be_written(tmp_path: Path, seeds: list[Path]) -> None:
+def test_outputs_that_cannot_be_written(tmp_path: Path, seeds: list[Path], write_run: WriteRun) -> None:
     assert "is a folder" in refused("curves", seeds, tmp_path)
     assert ".png" in refused("curves", seeds, tmp_path / "picture.docx")
     assert "must end in a format" in refused("curves", seeds, tmp_path / "picture")
@@ -661,7 +586,7 @@ def test_outputs_that_cannot_be_written(tmp_path: Path, seeds: list[Path]) -> No
         plots.plot_all(seeds, tmp_path / "file")
     with pytest.raises(UserError, match="check the path"):
         plots.plot_all(seeds, tmp_path / "file" / "pictures")
-    nothing = write_run(tmp_path / "nothing", finished=False)
+    nothing = write_run("nothing", finished=False)
     (nothing / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(UserError, match="none of the pictures"):
         plots.plot_all([nothing], tmp_path / "pictures")

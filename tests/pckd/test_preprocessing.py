@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 import pckd
 from model_zoo import Preprocessing, load_weights, preprocessing_of, save_weights, set_preprocessing
 from pckd.data import make_views
-from pckd.engine.evaluate import Scores
+from pckd.device import Device
 from pckd.engine.teacher import FrozenTeacher
+from pckd.tasks.classification import Classification, Scores
 from registry import BACKBONES, Output, UserError, build
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 1}
@@ -183,7 +185,7 @@ def test_the_students_batch_is_renormalized_for_the_teacher(prepared: bool, tiny
     teacher = FrozenTeacher(net(THEIRS), THEIRS.renormalization(OWN.mean, OWN.std))
     torch.testing.assert_close(teacher.renormalized(views(OWN)), views(THEIRS), rtol=1e-5, atol=1e-5)
     if prepared:
-        assert teacher.prepare(views(OWN), "fp32")
+        assert teacher.prepare(views(OWN), Device(torch.device("cpu")))
     expected = net()(views(THEIRS))
     torch.testing.assert_close(teacher(views(OWN)).logits, expected.logits, rtol=1e-4, atol=1e-4)
 
@@ -249,8 +251,8 @@ def test_a_teacher_near_chance_is_a_mistake_and_not_one_that_was_trained_too_bri
     teacher: float, warned: bool, advised: bool, tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three classes chance is a third, and half is one and a half times as much."""
-    monkeypatch.setattr("pckd.api.evaluate_network", lambda *_, **__: Scores(teacher, 100.0, 1.0, 30))
-    monkeypatch.setattr("pckd.engine.train.evaluate_network", lambda *_, **__: Scores(90.0, 100.0, 1.0, 30))
+    found = chain([teacher], repeat(90.0))
+    monkeypatch.setattr(Classification, "scores", lambda *_: Scores(next(found), 100.0, 1.0, 30))
 
     class Order(Notes):
         def begin(self, *_: object) -> None:

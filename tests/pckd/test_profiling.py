@@ -6,24 +6,29 @@ import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 
 import pckd
-from pckd.engine.sources import make_objective, method_terms
-from pckd.profiling import Comparison, Profile, compare, plot
-from pckd.profiling.measure import held_for_backward, interleaved, peak_of, summary
+from pckd.device import Device
+from pckd.engine.optimization import Optimization
+from pckd.plan import make_objective
+from pckd.profiling import Comparison, Profile, compare, plot, render, short, step
+from pckd.profiling.measure import MARK, Clock, held_for_backward, interleaved, peak_of, recorder, spent, summary
 from pckd.profiling.networks import count, quiet
-from pckd.profiling.operators import Counting, kind
-from pckd.profiling.results import gains_of, read_results
-from pckd.profiling.sheets import sentence
-from pckd.profiling.show import amount, duration, markdown, memory, ratio, share
-from pckd.profiling.step import Workload, seams
-from pckd.profiling.terms import Nothing, without
+from pckd.profiling.operators import Counting, is_costly
+from pckd.profiling.render import profile_tables, sentence
+from pckd.profiling.step import Workload, timed_step
+from pckd.tables import amount, renderable
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import Classification
+from pckd.terms import method_terms
 from registry import BACKBONES, Context, NotApplicable, Output, Setup, Term, UserError, build
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "model_zoo" / "data" / "backbones_100.json").read_text())
@@ -118,7 +123,7 @@ def test_a_network_that_cannot_be_traced_is_one_line_and_the_rest_is_there() -> 
     assert found.ratio["parameters"] == 1
     assert found.step.parts["student"].macs == 4 * found.teacher.macs
     assert found.student.latency["4"].seconds is not None
-    text = found.markdown()
+    text = render(found)
     assert text.count("cannot trace it") == 1
     assert "kd forward" in text
 
@@ -251,8 +256,8 @@ def test_a_loss_of_known_cost() -> None:
 def test_uncounted_operators_are_in_every_output() -> None:
     found = pckd.profile(**PAIR, method=[Term(Known)], **UNTIMED)
     assert found.step.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
-    assert "Known: NOT COUNTED, cost unknown: _linalg_svd (1 call), sort (1 call)." in found.markdown()
-    assert "NOT COUNTED" in found.short()
+    assert "Known: NOT COUNTED, cost unknown: _linalg_svd (1 call), sort (1 call)." in render(found)
+    assert "NOT COUNTED" in short(found)
 
 
 def test_terms_of_the_initial_epochs_are_counted_where_they_act() -> None:
@@ -268,30 +273,8 @@ def test_projections_under_no_grad_have_no_backward() -> None:
     assert parts["teacher_head"].macs_backward == 0
 
 
-def test_without_leaves_out_one_term_and_changes_no_other() -> None:
-    work = workload("pckd")
-    args = []
-    handle = work.objective.register_forward_pre_hook(lambda _, given: args.append(given))
-    work.step()
-    handle.remove()
-    work.objective.eval()
-    whole = work.objective(*args[0])
-    less = without(work, "feature_alignment").eval()(*args[0])
-    assert set(whole) - set(less) == {"feature_alignment"}
-    for name in less:
-        if name != "loss":
-            assert torch.equal(less[name], whole[name]), name
-    torch.testing.assert_close(less["loss"], whole["loss"] - whole["feature_alignment"], rtol=1e-4, atol=1e-4)
-
-
-def test_the_only_term_is_compared_with_the_cheapest_one() -> None:
-    objective = without(workload("vanilla"), "cross_entropy")
-    assert [type(loss) for loss in objective.losses.values()] == [Nothing]
-
-
 def workload(method: str) -> Workload:
     """A step on random data, as profile() makes it."""
-    from pckd.engine.optimizer import make_optimizer
     from pckd.engine.teacher import FrozenTeacher
     from registry import Batch, Shapes
 
@@ -301,18 +284,10 @@ def workload(method: str) -> Workload:
     objective = make_objective(
         method_terms(method), setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
     )
-    device = torch.device("cpu")
-    return Workload(
-        student=student,
-        teacher=teacher,
-        objective=objective,
-        setup=setup,
-        optimizer=make_optimizer(student, objective, device, lr=0.0, momentum=0.9, weight_decay=0.0),
-        batch=Batch(torch.randn(4, 4, 3, 8, 8), torch.arange(4), torch.arange(4)),
-        strong=False,
-        device=device,
-        precision="fp32",
-    )
+    device = Device(torch.device("cpu"))
+    optimizer = Optimization(1, 4, 0.0, weight_decay=0.0).optimizer((student, objective), device.target)
+    batch = Batch(torch.randn(4, 4, 3, 8, 8), torch.arange(4), torch.arange(4))
+    return Workload(DistillationTask(Classification(), student, objective), [teacher], optimizer, batch, device)
 
 
 # The step
@@ -365,6 +340,7 @@ def test_time_and_memory_are_measured(cost: Profile) -> None:
     assert all(term.seconds is not None for term in cost.terms.values())
     assert cost.objective.seconds is not None
     assert cost.objective.seconds > 0
+    assert all(term.seconds > step.parts[f"term:{name}"].seconds for name, term in cost.terms.items())  # type: ignore
     assert set(cost.student.latency) == {"1", "4"}
     assert all((timing.seconds or 0) > 0 for timing in cost.student.latency.values())
     held = step.parts["student"].bytes
@@ -377,24 +353,29 @@ def test_time_and_memory_are_measured(cost: Profile) -> None:
     assert "torch.profiler" in step.peak_how
 
 
-def test_the_optimizer_really_steps_and_hooks_are_gone() -> None:
+def test_times_of_a_step_add_up_by_part_and_by_term() -> None:
     work = workload("pckd")
-    before = copy.deepcopy(work.student.state_dict())
-    with seams(work, lambda: 0) as seen:
-        work.step()
-    assert [part for part, _ in seen if part != "other"] == [
-        "teacher",
-        "student",
-        "preview",
-        *(f"term:{label}" for label in work.objective.terms),
-        "backward",
-        "optimizer",
-    ]
-    assert "weights" not in vars(work.objective)
-    assert not work.student._forward_hooks
-    assert not work.objective._forward_hooks
+    times = timed_step(work, Clock(work.device))
+    assert sum(times.parts.values()) == pytest.approx(times.whole)
+    assert times.objective == pytest.approx(times.parts["preview"] + sum(times.terms.values()))
+    for label, seconds in times.terms.items():
+        assert times.parts[f"term:{label}"] < seconds < times.parts[f"term:{label}"] + times.parts["backward"]
+
+
+def test_a_device_whose_kernels_are_not_recorded_is_timed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = workload("pckd")
+    monkeypatch.setattr(step, "is_recorded", lambda device: False)
+    times = timed_step(work, Clock(work.device))
+    assert times.whole > 0
+    assert (times.parts, times.terms, times.objective) == ({}, {}, None)
+
+
+def test_the_optimizer_really_steps_and_weights_stay() -> None:
+    work = workload("pckd")
+    before = copy.deepcopy(work.model.student.state_dict())
+    work.step()
     assert len(work.optimizer.state) == len(work.optimizer.param_groups[0]["params"])
-    for key, value in work.student.state_dict().items():
+    for key, value in work.model.student.state_dict().items():
         assert "running" in key or "tracked" in key or torch.equal(value, before[key]), key
 
 
@@ -445,8 +426,8 @@ def test_bf16_is_profiled_as_it_trains() -> None:
         ({"num_classes": 2, "teacher": Tiny()}, None),
         ({"teacher": Tiny()}, "the teacher has 2 classes"),
         ({"method": "nothing"}, "unknown name"),
-        ({"batch_size": 1, "views": 1, "image_size": 4}, "a training step fails on this batch: Expected more than 1"),
-        ({"student": Tiny(), "teacher": None}, "a teacher is needed for 'pckd'"),
+        ({"batch_size": 1, "views": 1, "image_size": 4}, "one image, raised ValueError: Expected more than 1"),
+        ({"student": Tiny(), "teacher": None}, "method 'pckd' needs a teacher"),
     ],
 )
 def test_bad_input_is_one_line(options: dict[str, Any], message: str | None) -> None:
@@ -463,44 +444,101 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "costly"),
     [
-        ("aten::add_", "elementwise"),
-        ("aten::mean", "elementwise"),
-        ("aten::_log_softmax_backward_data", "elementwise"),
-        ("aten::leaky_relu_backward", "elementwise"),
-        ("aten::linalg_vector_norm", "elementwise"),
-        ("aten::view", "free"),
-        ("aten::slice", "free"),
-        ("aten::unflatten", "free"),
-        ("aten::_to_copy", "free"),
-        ("prim::ListConstruct", "free"),
-        ("aten::_linalg_svd", "unknown"),
-        ("aten::sort", "unknown"),
-        ("aten::nothing_of_the_kind", "unknown"),
-        ("mine::anything", "unknown"),
+        ("aten::add_", False),
+        ("aten::relu_", False),
+        ("aten::sqrt", False),
+        ("aten::resolve_conj", False),
+        ("aten::linalg_vector_norm", False),
+        ("prim::ListConstruct", False),
+        ("aten::_linalg_svd", True),
+        ("aten::sort", True),
+        ("aten::addmm_", True),
+        ("aten::_euclidean_dist", True),
+        ("torchvision::roi_align", True),
     ],
 )
-def test_kinds_of_operators(name: str, expected: str) -> None:
-    assert kind(name) == expected
+def test_operators_whose_cost_their_sizes_do_not_tell(name: str, costly: bool) -> None:
+    assert is_costly(name) is costly
 
 
-def test_products_and_distances_are_counted_forward_and_backward() -> None:
+def test_work_of_every_kind_by_hand() -> None:
+    one, other = torch.randn(30, 8, requires_grad=True), torch.randn(40, 8)
+    with Counting() as counting:
+        one.relu().unflatten(0, (5, 6)).sum()  # 240 each, and a view
+        torch.cdist(one, other)
+    assert (counting.macs.total(), counting.elementwise.total()) == (0, 2 * 240)
+    assert counting.uncounted.total() == 1
+
+
+def test_products_are_counted_forward_and_backward() -> None:
     one, other = torch.randn(30, 8, requires_grad=True), torch.randn(40, 8)
     for call, forward, backward in (
         (lambda: one @ other.T, 30 * 8 * 40, 30 * 8 * 40),
         (lambda: torch.einsum("nd,kd->nk", one, other), 30 * 8 * 40, 30 * 8 * 40),
-        (lambda: one @ other[0], 30 * 8, 0),
-        # Its backward multiplies for both sides, whether or not both have a gradient.
-        (lambda: torch.cdist(one, other), 30 * 8 * 40, 2 * 30 * 8 * 40),
-        (lambda: torch.cdist(one[:5], other[:5]), 5 * 8 * 5, 5 * 8 * 5),
     ):
         with Counting() as counting:
             value = call().sum()
-        assert counting.macs == forward
+        assert counting.macs.total() == forward
         with Counting() as counting:
             value.backward()
-        assert counting.macs == backward
+        assert counting.macs.total() == backward
+
+
+def test_a_step_marks_its_parts_for_the_profiler() -> None:
+    work = workload("pckd")
+    with recorder(work.device) as profiler:
+        work.step()
+    marks = [event for event in profiler.events() if event.name.startswith(MARK)]
+    terms = [f"term:{label}" for label in work.objective.terms]
+    order = ["teacher", "student", "centers", "preview", *terms, "backward", "optimizer", "centers"]
+    assert [mark.name.removeprefix(MARK) for mark in sorted(marks, key=lambda mark: mark.time_range.start)] == order
+    found = spent(profiler.events(), work.device)
+    assert {part for part, times in found.items() if times.backward} == {"student", *terms}
+    assert sum(times.backward for times in found.values()) <= found["backward"].here
+
+
+def recorded(name: str, start: float, end: float, number: int = -1, thread: int = 1, kernels: float = 0) -> Any:
+    """An event of torch.profiler, in microseconds."""
+    return SimpleNamespace(
+        name=name,
+        time_range=SimpleNamespace(start=start, end=end),
+        sequence_nr=number,
+        thread=thread,
+        device_type=DeviceType.CPU,
+        is_user_annotation=name.startswith(MARK),
+        kernels=[SimpleNamespace(duration=kernels)],
+        cpu_time_total=end - start,
+        device_time_total=kernels,
+    )
+
+
+EVENTS = [
+    recorded("pckd.student", 0, 100, kernels=7),
+    recorded("aten::conv2d", 10, 90, 0, kernels=300),
+    recorded("aten::detach", 91, 92, 1),
+    recorded("pckd.term:kd", 100, 120),
+    recorded("aten::kl_div", 101, 110, 1, kernels=20),
+    recorded("aten::div", 130, 131, 2, kernels=2),
+    # Of another thread, whose numbers are its own.
+    recorded("aten::to", 105, 106, 0, thread=3),
+    recorded("pckd.backward", 200, 260),
+    recorded("autograd::engine::evaluate_function: DivBackward0", 201, 205, 2, thread=2, kernels=2),
+    recorded("autograd::engine::evaluate_function: KlDivBackward0", 205, 215, 1, thread=2, kernels=40),
+    recorded("autograd::engine::evaluate_function: ConvolutionBackward0", 215, 255, 0, thread=2, kernels=600),
+]
+
+
+@pytest.mark.parametrize(
+    ("device", "student", "term", "backward"),
+    [("cpu", (100, 40), (20, 10), 60), ("cuda", (300, 600), (20, 40), 642)],
+)
+def test_parts_by_hand(device: str, student: tuple[int, int], term: tuple[int, int], backward: int) -> None:
+    found = spent(EVENTS, torch.device(device))
+    assert list(found) == ["student", "term:kd", "backward"]
+    for part, (here, later) in {"student": student, "term:kd": term, "backward": (backward, 0)}.items():
+        assert (1e6 * found[part].here, 1e6 * found[part].backward) == pytest.approx((here, later)), part
 
 
 def test_peak_is_the_most_that_is_alive_at_one_time() -> None:
@@ -572,7 +610,7 @@ def test_keys_are_stable(cost: Profile) -> None:
 
 
 def test_markdown_says_it_all(cost: Profile) -> None:
-    text = cost.markdown()
+    text = render(cost)
     for part in (
         "| resnet8 (student) | 77.7 k |",
         "| student / teacher |",
@@ -601,41 +639,16 @@ def test_rich_tables_show_every_value_whole(cost: Profile) -> None:
 
     for width in (60, 200):
         stream = StringIO()
-        Console(file=stream, width=width).print(cost.table())
+        Console(file=stream, width=width).print(renderable(profile_tables(cost)))
         assert "…" not in stream.getvalue()
     assert "category_contrast" in stream.getvalue()
 
 
 def test_the_short_form_has_a_line_for_each_term(cost: Profile) -> None:
-    lines = cost.short().splitlines()
+    lines = short(cost).splitlines()
     assert lines[0].startswith("profile: resnet8 by pckd, teacher resnet20")
     for name in cost.terms:
         assert sum(line.startswith(f"  {name}: ") for line in lines) == 1
-
-
-@pytest.mark.parametrize(
-    ("function", "value", "text"),
-    [
-        (amount, 0, "0"),
-        (amount, 999, "999"),
-        (amount, 1085629440, "1.09 G"),
-        (amount, 12345, "12.3 k"),
-        (amount, 999_900, "1.00 M"),
-        (amount, None, "-"),
-        (memory, 512, "512 B"),
-        (memory, 3 * 2**20, "3.00 MiB"),
-        (duration, 0.0123, "12.3 ms"),
-        (duration, 0.0000123, "0.012 ms"),
-        (duration, -0.002, "-2.00 ms"),
-        (duration, 123.4, "123 s"),
-        (ratio, 1.0042, "1.004 x"),
-        (ratio, 2.1049, "2.10 x"),
-        (share, 0.012, "1.2 %"),
-        (share, 0.34, "34 %"),
-    ],
-)
-def test_numbers_have_three_digits(function: Any, value: float | None, text: str) -> None:
-    assert function(value) == text
 
 
 # Comparisons
@@ -650,12 +663,11 @@ def test_methods_side_by_side(comparison: Comparison) -> None:
     assert data["relative"]["pckd"]["kd"]["macs"] == whole.macs / kd.macs > 4
     assert 1 < one.macs / kd.macs < 1.2
     assert data["relative"]["pckd@1"]["vanilla"]["seconds"] > 0
-    text = comparison.markdown()
+    text = render(comparison)
     assert "| method | views | time | multiply-adds | peak memory |" in text
     assert "Where a step's time goes" in text
     assert "pckd with 4 views takes" in text
     assert "pckd with one view takes" in text
-    assert "accuracy" not in text
 
 
 def test_the_sentence_gives_median_and_range_over_pairs(comparison: Comparison) -> None:
@@ -675,54 +687,6 @@ def test_options_and_views_in_names() -> None:
 def test_a_method_that_cannot_work_is_refused() -> None:
     with pytest.raises(NotApplicable):
         pckd.profile(student="resnet8", teacher="resnet8x4", method="pckd(center='center_alignment')+kdsvd", **UNTIMED)
-
-
-def result(folder: Path, **changes: Any) -> None:
-    folder.mkdir(parents=True)
-    values = {"student": "resnet8", "teacher": "resnet20", "method": "kd", "views": 1, "dataset": "cifar100"}
-    values |= {"epochs": 240, "train_images": 50000, "measured_on": "test", "last_top1": 60.0, **changes}
-    (folder / "result.json").write_text(json.dumps(values))
-
-
-def test_what_a_point_of_accuracy_costs(comparison: Comparison, tmp_path: Path) -> None:
-    result(tmp_path / "runs" / "vanilla", method="vanilla", teacher=None, last_top1=58.0)
-    result(tmp_path / "runs" / "kd-0", last_top1=60.0)
-    result(tmp_path / "runs" / "kd-1", last_top1=61.0)
-    result(tmp_path / "runs" / "pckd", method="pckd", views=4, last_top1=62.5)
-    result(tmp_path / "runs" / "worse", method="pckd", views=1, last_top1=50.0)
-    result(tmp_path / "other", method="pckd", views=4, student="resnet20", last_top1=99.0)
-    result(tmp_path / "runs" / "short", method="pckd", views=4, epochs=10, last_top1=30.0)
-    results = read_results([tmp_path / "runs", tmp_path / "other" / "result.json"])
-    gains, notes = gains_of(comparison.profiles, results)
-    found = Comparison(profiles=comparison.profiles, gains=gains, notes=notes)
-    assert found.notes == ["1 of the results are of other networks or methods than those profiled"]
-    assert set(found.gains) == {"kd", "pckd", "pckd@1"}
-    over_vanilla, over_kd = found.gains["pckd"]
-    assert (over_vanilla.base, over_kd.base) == ("vanilla", "kd")
-    assert (over_vanilla.points, over_kd.points) == (4.5, 2.0)
-    steps = {label: profile.step for label, profile in found.profiles.items()}
-    assert over_kd.macs_per_point == (steps["pckd"].macs - steps["kd"].macs) / 2
-    extra = (steps["pckd"].seconds or 0) - (steps["kd"].seconds or 0)
-    assert over_kd.seconds_per_point == pytest.approx(extra / 2)
-    assert over_kd.cost_per_point == pytest.approx(extra / 2 / (steps["kd"].seconds or 0))
-    assert found.gains["kd"][0].runs == 2
-    assert found.gains["kd"][0].points == 2.5
-    assert all(gain.macs_per_point is None for gain in found.gains["pckd@1"])
-    text = found.markdown()
-    assert "| pckd | 1 | 62.50 % | kd | +2.00 |" in text
-    assert "cifar100, 240 epochs, 50000 images" in text
-    assert found.as_dict()["accuracy"]["pckd"][1]["points"] == 2.0
-
-
-def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no result\.json there"):
-        read_results([tmp_path])
-    (tmp_path / "result.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_results([tmp_path])
-    (tmp_path / "result.json").write_text('{"student": "resnet8"}')
-    with pytest.raises(UserError, match="it has no method, last_top1"):
-        read_results([tmp_path])
 
 
 def test_pictures_are_drawn(cost: Profile, comparison: Comparison, tmp_path: Path) -> None:
@@ -783,9 +747,3 @@ def test_profile_of_a_run_is_kept_and_changes_nothing(tiny_data: pckd.Data, tmp_
     assert kept["step"]["seconds"] > 0
     told = next(number for number, note in enumerate(notes) if note.startswith("profile: resnet8 by pckd"))
     assert "training begins" in notes[told:]
-
-
-def test_markdown_escapes_bars() -> None:
-    from pckd.profiling.show import Sheet
-
-    assert "a\\|b" in markdown([Sheet("t", ["x"], [["a|b"]])])

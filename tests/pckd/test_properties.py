@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd import functional
+from pckd.tasks.classification import image_views
 from pckd.testing.cases import Case, near, tensors_of
 from registry import (
     DIFFICULTY_METRICS,
@@ -23,6 +24,7 @@ from registry import (
     LOSSES,
     Centers,
     Context,
+    Instances,
     Output,
     Setup,
     Shapes,
@@ -33,7 +35,8 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 given = hypothesis.given
 
-LOSS_NAMES, METRICS, SCHEDULERS = LOSSES.names(), DIFFICULTY_METRICS.names(), DIFFICULTY_SCHEDULERS.names()
+LOSS_NAMES = [name for name in LOSSES.names() if name != "network_losses"]
+METRICS, SCHEDULERS = DIFFICULTY_METRICS.names(), DIFFICULTY_SCHEDULERS.names()
 WIDTH, SAMPLES = 6, 40
 STAGES = ((2, 8), (2, 8), (4, 4), (WIDTH, 2))
 """Channels and height of the maps."""
@@ -86,7 +89,7 @@ def make_case(
     for center in (centers.student, centers.student_bias):
         center.requires_grad_()
     index = torch.randperm(SAMPLES, generator=generator)[: len(labels)]
-    context = Context(labels.repeat_interleave(views), index.repeat_interleave(views), centers, views)
+    context = Context(image_views(labels, index, views), centers)
     classifier = nn.utils.skip_init(nn.Linear, WIDTH, classes, dtype=dtype).requires_grad_(False)
     classifier.weight.copy_(normal(classes, WIDTH))
     classifier.bias.copy_(normal(classes))
@@ -164,6 +167,13 @@ WITHOUT_LAYERS = [name for name in LOSS_NAMES if "parameters" not in facts(name)
 
 
 # Losses
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_a_loss_says_whether_it_reads_maps(name: str) -> None:
+    """One that reads none and does not say so would slow down every run with it."""
+    assert says(name, "reads_maps") == bool(facts(name) & {"maps", "preacts"})
+
 
 # The first and the last say so themselves, with order_matters.
 ORDER_MATTERS = {
@@ -301,7 +311,7 @@ moments = st.tuples(st.integers(1, 300), st.integers(1, 300)).map(sorted)
 def weigh(name: str, difficulty: Sequence[float], epoch: float, epochs: int) -> Tensor:
     rows = torch.arange(len(difficulty))
     centers = Centers(torch.zeros(1, 1), torch.zeros(1, 1))
-    context = Context(rows, rows, centers, epoch=int(epoch), epochs=epochs, progress=(epoch - 1) / epochs)
+    context = Context(Instances(rows), centers, epoch=int(epoch), epochs=epochs, progress=(epoch - 1) / epochs)
     weights: Tensor = build(DIFFICULTY_SCHEDULERS, name)(torch.tensor(difficulty, dtype=SINGLE), context)
     return weights
 

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pckd.distributed import BatchNormOverRanks, gather_output, gather_rows, own_rows
 from pckd.engine import ranks
 from pckd.engine.ranks import Ranks, joined, launched
-from pckd.functional.ranks import BatchNormOverRanks, gather_output, gather_rows, own_rows
 from registry import Output, PluginError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]

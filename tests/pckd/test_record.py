@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from torch import Tensor
 
 from pckd.api import distill
-from pckd.engine.record import CHECKPOINT, LATER, LOCK, MAY_CHANGE, METRICS, PREVIOUS, RunFolder
+from pckd.arguments import before, may_change
+from pckd.engine.record import CHECKPOINT, LOCK, METRICS, PREVIOUS, RunFolder
 from registry import UserError
 from registry.files import write_atomically
 
@@ -39,14 +39,15 @@ ARGUMENTS = {"method": "kd", "lr": 0.05, "epochs": 3, "output": "here", "milesto
 
 def state_of(epoch: int, size: int = 50) -> dict[str, Any]:
     """A state whose every number follows from its epoch, so that a mixture of two is seen."""
-    return {"epoch": epoch, "student": {"weight": torch.full((size,), float(epoch))}, "arguments": ARGUMENTS}
+    parts = {"history": {"epoch": epoch}, "student": {"weight": torch.full((size,), float(epoch))}}
+    return {"arguments": ARGUMENTS, "parts": parts}
 
 
 def check(state: Mapping[str, Any] | None) -> int:
     assert state is not None
-    weight: Tensor = state["student"]["weight"]
-    assert torch.equal(weight, torch.full_like(weight, float(state["epoch"])))
-    return int(state["epoch"])
+    epoch, weight = state["parts"]["history"]["epoch"], state["parts"]["student"]["weight"]
+    assert torch.equal(weight, torch.full_like(weight, float(epoch)))
+    return int(epoch)
 
 
 def loaded(path: Path) -> int:
@@ -91,7 +92,7 @@ def test_the_newest_and_the_one_before(tmp_path: Path) -> None:
     state = folder.load_checkpoint(ARGUMENTS)
     assert check(state) == 3
     assert state is not None
-    assert state.keys() == {"epoch", "student", "arguments"}
+    assert state.keys() == {"arguments", "parts"}
     assert sorted(os.listdir(folder.path)) == [PREVIOUS, CHECKPOINT]
     os.unlink(folder.path / CHECKPOINT)
     assert loaded(folder.path) == 2
@@ -372,7 +373,12 @@ def test_other_arguments_are_named(change: dict[str, Any], said: str, tmp_path: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"ema": None, "amp": False}, dict.fromkeys(sorted(MAY_CHANGE), "new"), {"epochs": 9, "num_workers": 4}, LATER],
+    [
+        {"ema": None, "amp": False},
+        dict.fromkeys(sorted(may_change()), "new"),
+        {"epochs": 9, "num_workers": 4},
+        before(),
+    ],
 )
 def test_arguments_that_may_change_or_are_not_given(change: dict[str, Any], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
@@ -382,7 +388,7 @@ def test_arguments_that_may_change_or_are_not_given(change: dict[str, Any], tmp_
 
 def test_earlier_runs_had_the_defaults_of_later_arguments() -> None:
     parameters = inspect.signature(distill).parameters
-    assert {name: parameters[name].default for name in LATER} == LATER
+    assert {name: parameters[name].default for name in before()} == before()
 
 
 # Metrics and result

@@ -20,6 +20,7 @@ from registry import (
     METHODS,
     Centers,
     Context,
+    Instances,
     NotApplicable,
     Output,
     Setup,
@@ -53,7 +54,7 @@ def make_setup(student: int = 6, teacher: int = 8, classes: int = 5, samples: in
 def make_context(index: Tensor, labels: Tensor, views: int = 1, stage: Any = "main") -> Context:
     centers = Centers(torch.zeros(5, 6), torch.zeros(5, 8))
     index, labels = index.repeat_interleave(views), labels.repeat_interleave(views)
-    return Context(labels, index, centers, views=views, stage=stage)
+    return Context(Instances(labels, index, views=views), centers, stage=stage)
 
 
 def make_output(rows: int, width: int, seed: int) -> Output:
@@ -546,7 +547,7 @@ def test_sskd_terms() -> None:
     weights = {label: term.weight for label, term in terms.items()}
     assert weights == {"cross_entropy": 0.1, "kd": 0.9, "transformed_kd": 2.7, "self_supervision": 10}
     head = terms["self_supervision"]
-    assert (head.initial, head.initial_weight, head.main, head.views) == (60, 1, True, "all")
+    assert (head.initial, head.initial_weight, head.main, head.rows) == (60, 1, True, "all")
     assert [term.label for term in terms.values() if term.initial] == ["self_supervision"]
     build(METHODS, "sskd(similarity=0)")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from registry import DIFFICULTY_SCHEDULERS, Centers, Context, UserError, build
+from registry import DIFFICULTY_SCHEDULERS, Centers, Context, Instances, UserError, build
 
 NAMES = DIFFICULTY_SCHEDULERS.names()
 GRID = torch.linspace(0, 5, 101)
@@ -18,7 +18,7 @@ GRID = torch.linspace(0, 5, 101)
 def context(epoch: int = 1, epochs: int = 240, progress: float | None = None) -> Context:
     progress = (epoch - 1) / epochs if progress is None else progress
     rows, centers = torch.zeros(1, dtype=torch.int64), Centers(torch.zeros(1, 1), torch.zeros(1, 1))
-    return Context(rows, rows, centers, epoch=epoch, epochs=epochs, progress=progress)
+    return Context(Instances(rows), centers, epoch=epoch, epochs=epochs, progress=progress)
 
 
 def weigh(spec: str, difficulty: Tensor | list[float], **when: Any) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from pckd.display import Silent
 from pckd.tensorboard import TensorBoard, scalars
 from registry import UserError
 
-TOOL = Path(__file__).parents[2] / "tools" / "train_net.py"
 SMALL: dict[str, Any] = {"student": "resnet8", "batch_size": 16, "precision": "fp32", "device": "cpu"}
 ROW: dict[str, Any] = {
     "epoch": 2,
@@ -182,43 +179,3 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"pip install 'pckd\[tensorboard\]'") as error:
         TensorBoard(tmp_path, Silent())
     assert "\n" not in str(error.value)
-
-
-# The command line
-
-
-@pytest.fixture
-def train_net() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-COMMAND = [
-    *("--student", "resnet8", "--method", "vanilla", "--epochs", "1", "--batch-size", "8", "--device", "cpu"),
-    *("--dataset", "shapes(image_size=8, train_size=24, test_size=12)", "--tensorboard"),
-]
-
-
-def test_flag_writes_below_the_output_folder(train_net: ModuleType, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    assert train_net.main([*COMMAND, "--output", str(tmp_path), "--report-difficulty"]) == 0
-    row = json.loads((tmp_path / "metrics.jsonl").read_text())
-    found = read(tmp_path / "tensorboard")
-    assert found["accuracy/top1"] == [(1, pytest.approx(row["top1"]))]
-    truth = row["difficulty_report"]["metrics"]["cross_entropy"]["truth"]
-    assert found["difficulty/metrics/cross_entropy/truth"] == [(1, pytest.approx(truth))]
-
-
-def test_flag_needs_an_output_folder_and_a_check_writes_nothing(
-    train_net: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train_net.main(COMMAND) == 2
-    error = capsys.readouterr().err
-    assert "--tensorboard needs the --output folder" in error
-    assert error.count("\n") == 1
-    assert train_net.main([*COMMAND, "--output", str(tmp_path / "run"), "--check"]) == 0
-    assert not (tmp_path / "run").exists()

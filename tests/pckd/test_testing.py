@@ -30,7 +30,19 @@ from pckd.testing import (
     check_method,
     check_scheduler,
 )
-from registry import LOSSES, CenterRule, Centers, DataSplit, NotApplicable, Output, Term, UnknownName, UserError
+from registry import (
+    LOSSES,
+    Absent,
+    CenterRule,
+    Centers,
+    DataSplit,
+    NotApplicable,
+    Output,
+    Term,
+    UnknownName,
+    UserError,
+    function_loss,
+)
 
 COUNT = itertools.count(1)
 """State outside of any plug-in."""
@@ -152,6 +164,15 @@ class HasAnLstm(GoodLoss):
         return distance(student, teacher) + functional.full(self.lstm(student.logits[:, None])[0][:, 0, 0])
 
 
+def function(value: Callable[..., Any], **claims: Any) -> Any:
+    """A loss that is a function of the two networks' logits."""
+
+    def mine(student_logits: Tensor, teacher_logits: Tensor, *, power: float = 2.0) -> Any:
+        return value(functional.full(student_logits), functional.full(teacher_logits))
+
+    return function_loss(mine, **claims) if claims else mine
+
+
 def loss(value: Callable[..., Any], base: type = GoodLoss, **facts: Any) -> Any:
     """A good loss but for its value, a function of (student, teacher)."""
     return but(base, forward=lambda self, student, teacher, context: value(student, teacher), **facts)
@@ -167,6 +188,14 @@ def holding(part: Callable[[Any], Any], forward: Any = GoodLoss.forward) -> Any:
     return but(GoodLoss, __init__=init, forward=forward)
 
 
+def reads_a_map(student: Output, teacher: Output) -> Tensor:
+    return distance(student, teacher) + functional.full(teacher.maps[-1]).mean()
+
+
+def asks_for_maps(student: Output, teacher: Output) -> Tensor:
+    return distance(student, teacher) + (not isinstance(student.maps, Absent))
+
+
 def counting(self: Any, student: Output, teacher: Output, context: Any) -> Tensor:
     self.count = getattr(self, "count", 0) + 1
     return distance(student, teacher) * self.count
@@ -179,13 +208,16 @@ def rows_of(x: Tensor) -> Tensor:
 LOSS_FAULTS: list[Fault] = [
     ("builds", but(GoodLoss, __init__=fail), "raised ValueError: no such thing, expected no error"),
     ("builds", mine(lambda setup: 3), "the factory made int, expected an nn.Module"),
+    ("builds", function(lambda s, t: s, check=fail), "raised ValueError: no such thing, expected no error"),
     ("applicable", but(GoodLoss, __init__=refuse), "refused every pair of networks, expected one"),
     ("runs", loss(fail), "raised ValueError: no such thing"),
     ("runs", loss(refuse), "raised NotApplicable: it needs something else"),
     ("runs", loss(lambda s, t: (1, 2)), "returned tuple, expected a tensor"),
+    ("unreduced", function(lambda s, t: s - t), "returned shape (6, 7), expected (6,) or () (views=1, student width"),
     ("unreduced", loss(lambda s, t: s.logits), "returned shape (6, 7), expected (6,) or () (views=1, student width"),
     ("per_sample", loss(lambda s, t: distance(s, t).mean()), "returned shape (), expected (6,), as per_sample says"),
     ("per_sample", but(GoodLoss, per_sample=False), "returned shape (6,), expected (), as per_sample says"),
+    ("per_sample", function(lambda s, t: (s - t).square().mean()), "returned shape (), expected (6,)"),
     ("float32", loss(lambda s, t: distance(s, t).double()), "returned torch.float64, expected torch.float32"),
     ("finite", loss(lambda s, t: distance(s, t) / 0), "inf], expected finite values"),
     ("finite", loss(lambda s, t: distance(s, t) * torch.nan), "nan], expected finite values"),
@@ -220,6 +252,14 @@ LOSS_FAULTS: list[Fault] = [
     ("half precision", loss(lambda s, t: (s.logits - t.logits).square().mean(1).float()), "expected at most 1e-04"),
     ("half precision", loss(lambda s, t: s.logits.lerp(t.logits.float(), 0.5).square().mean(1)), "raised RuntimeError"),
     ("needs_teacher", but(GoodLoss, needs_teacher=False), "another teacher changed the value, expected none"),
+    ("needs_teacher", function(lambda s, t: (s - t).square().mean(1), needs_teacher=False), "another teacher changed"),
+    ("reads_maps", loss(reads_a_map, reads_maps=False), "raised NotApplicable: it looks at feature maps"),
+    ("reads_maps", loss(asks_for_maps, reads_maps=False), "without feature maps it gave another value"),
+    (
+        "reads_maps",
+        but(GoodLoss, reads_maps=False, predict=lambda self, s: s.logits + s.preacts[0].mean()),
+        "raised NotApplicable: it looks at feature maps",
+    ),
     ("predict", but(GoodLoss, predict=lambda self, s: s.embedding), "returned shape (6, 12), expected (6, 7)"),
     ("predict", but(GoodLoss, predict=lambda self, s: s.logits / 0), "predict is not finite"),
     ("start", but(GoodLoss, start=lambda self, s, t: 1 / 0), "raised ZeroDivisionError"),
@@ -278,6 +318,10 @@ def asks_for_gradient(student: Output, labels: Tensor) -> Tensor:
         return cross_entropy(student, labels) * PARAMETER
 
 
+of_maps: Any = metric(lambda s, y: cross_entropy(s, y) + 0 * s.maps[0].mean())
+of_maps.reads_maps = False
+
+
 DIFFICULTY_FAULTS: list[Fault] = [
     ("builds", "margin(x=1)", "margin has no option 'x'"),
     ("builds", 3, "it is int, expected a function"),
@@ -291,6 +335,7 @@ DIFFICULTY_FAULTS: list[Fault] = [
     ("no gradient", metric(asks_for_gradient), "the values ask for gradient"),
     ("deterministic", metric(lambda s, y: functional.relative(torch.rand(len(y)))), "the same arguments gave other"),
     ("inputs untouched", metric(lambda s, y: cross_entropy(s._replace(logits=s.logits.clamp_(-1, 1)), y)), "wrote"),
+    ("reads_maps", of_maps, "raised NotApplicable: it looks at feature maps"),
     ("half precision", metric(lambda s, y: cross_entropy(s, y).lerp(s.logits[:, 0] * 0 + 1, 0)), "raised RuntimeError"),
     (
         "half precision",
@@ -363,6 +408,10 @@ def forgets(rule: Any, student: Output) -> None:
     rule.student += rule.steps
 
 
+def adds_a_map(self: Any, student: Output, teacher: Output, labels: Tensor) -> None:
+    self.student += student.maps[0].mean()
+
+
 RULE_FAULTS: list[Fault] = [
     ("builds", mine(fail), "raised ValueError: no such thing"),
     ("builds", mine(lambda setup: 3), "the factory made int, expected an nn.Module"),
@@ -387,6 +436,11 @@ RULE_FAULTS: list[Fault] = [
     ("update", updates(lambda rule, student: 3), "update returned int, expected None"),
     ("inputs untouched", updates(erases), "update wrote into"),
     ("backward after update", looks(lambda rule, good, s, t: good._replace(student=rule.student)), "inplace operation"),
+    (
+        "reads_maps",
+        but(GoodRule, reads_maps=False, update=adds_a_map),
+        "raised NotApplicable: it looks at feature maps",
+    ),
     ("half precision", updates(takes_their_precision), "after bfloat16 outputs"),
     ("holds no network", looks(lambda rule, good, s, t: setattr(rule, "net", s) or good), "net.classifier.weight"),
     ("registered state", updates(lambda rule, student: setattr(rule, "last", student.embedding)), "last is neither"),
@@ -625,9 +679,18 @@ KINDS = {
     check_method: "method",
 }
 GOOD = {
-    check_loss: [GoodLoss, Projects, Remembers, NeedsTwoViews, NeedsManyRows, NeedsOneWidth, DrawsNumbers, HasAnLstm],
+    check_loss: [
+        *(GoodLoss, Projects, Remembers, NeedsTwoViews, NeedsManyRows, NeedsOneWidth, DrawsNumbers, HasAnLstm),
+        function(lambda s, t: (s - t).square().mean(1)),
+        function(lambda s, t: (s - t).square().mean(), per_sample=False),
+        "dkd(beta=2)",
+    ],
     check_scheduler: [scheduler(good_weights), "preview(growth=1.01)"],
-    check_difficulty: [metric(cross_entropy), metric(lambda s, y: functional.relative(s.embedding.float().sum(1)))],
+    check_difficulty: [
+        functional.cross_entropy_difficulty,
+        metric(cross_entropy),
+        metric(lambda s, y: functional.relative(s.embedding.float().sum(1))),
+    ],
     check_center_rule: [GoodRule, OneWidthRule, "ema(momentum=0.5)"],
     check_backbone: [GoodNet, GoodNet(3)],
     check_dataset: [data(lambda s: s), having(images=lambda s: Stream(s.images), difficulty=None)],

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 import pckd
 from model_zoo import Preprocessing, preprocessing_of, save_weights, set_preprocessing
 from pckd import transfer as probe_of
+from pckd.device import Device
 from pckd.objective import Predictor
 from pckd.transfer import Inputs, embed, fit_linear, fitted, inputs_of, load_network
 from registry import BACKBONES, DataSplit, Output, UserError
@@ -165,7 +166,7 @@ def test_grey_images_are_resized_repeated_and_normalized_as_in_the_networks_trai
     # (0 * 3 + 70 * 3 + 140) / 7 = 50 and (70 + 140 * 3 + 210 * 3) / 7 = 160.
     assert split.images.tolist() == [[[[50, 160]] * 2] * 3]
     network = Averages()
-    embed(network, split, device=CPU, precision="fp32")
+    embed(network, split, device=Device(CPU))
     for channel, (mean, std) in enumerate(zip((0.5, 0.4, 0.3), (0.25, 0.5, 1.0), strict=True)):
         expected = [(value / 255 - mean) / std for value in (50, 160)]
         assert network.seen[0][0, channel, 1].tolist() == pytest.approx(expected, abs=1e-6)
@@ -205,7 +206,7 @@ def test_images_of_the_same_size_are_not_touched(tiny_data: pckd.Data) -> None:
     split = fitted(tiny_data.train, TINY)
     assert torch.equal(split.images, tiny_data.train.images)
     # Nothing is cropped or flipped, in the training split neither.
-    features, labels = embed(Averages(), split, device=CPU, precision="fp32")
+    features, labels = embed(Averages(), split, device=Device(CPU))
     expected = ((tiny_data.train.images / 255 - 0.5) / 0.25).mean((2, 3))
     assert torch.allclose(features, expected, atol=1e-5)
     assert torch.equal(labels, tiny_data.train.labels)
@@ -216,7 +217,7 @@ def test_streamed_images_are_fitted_like_those_in_memory_and_not_augmented(tiny_
     whole = tiny_data.train
     streamed = DataSplit(Streamed(whole.images), whole.labels, whole.classes, whole.mean, whole.std, name="streamed")
     look: Callable[[DataSplit], tuple[Tensor, Tensor]] = lambda split: embed(  # noqa: E731
-        Averages(), fitted(split, inputs), device=CPU, precision="fp32"
+        Averages(), fitted(split, inputs), device=Device(CPU)
     )
     for one, other in zip(look(streamed), look(whole), strict=True):
         assert torch.equal(one, other)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import pckd
-from pckd.engine.step import Moment, Trainee
-from registry import Batch, Centers, Output, UserError
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import Classification
+from registry import Batch, Centers, Output, Progress, UserError
 
 
 class Net(nn.Module):
@@ -28,7 +29,7 @@ class Net(nn.Module):
 class Seen(nn.Module):
     """Keeps the student's output."""
 
-    centers: Any = staticmethod(lambda *_: Centers(torch.ones(2, 1), torch.ones(2, 1)))
+    find_centers: Any = staticmethod(lambda *_: Centers(torch.ones(2, 1), torch.ones(2, 1)))
 
     def forward(self, student: Output, teacher: Output, context: Any) -> dict[str, torch.Tensor]:
         self.output = student
@@ -39,8 +40,7 @@ def answered(how: Literal["joint", "own"], views: torch.Tensor) -> tuple[Output,
     torch.manual_seed(0)
     net, objective = Net(), Seen()
     batch = Batch(views, torch.zeros(len(views), dtype=torch.long), torch.arange(len(views)))
-    trainee = Trainee(net, objective, view_statistics=how)  # type: ignore[arg-type]
-    trainee(batch, None, None, Moment(1, 1, 0.0), False)
+    DistillationTask(Classification(view_statistics=how), net, objective)(batch, [], Progress())  # type: ignore[arg-type]
     return objective.output, net
 
 

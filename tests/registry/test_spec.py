@@ -208,5 +208,5 @@ def test_value_of_the_wrong_type_is_one_line(spec: str, message: str) -> None:
 
 def test_int_is_a_float_and_none_fits_an_optional() -> None:
     shapes = Shapes(3, 4)
-    assert build(LOSSES, "kd(temperature=2)", Setup(shapes, shapes)).temperature == 2
+    assert build(LOSSES, "kd(temperature=2)", Setup(shapes, shapes)).options == {"temperature": 2}
     assert build(DIFFICULTY_SCHEDULERS, "preview(reference_epochs=None)").keywords == {"reference_epochs": None}

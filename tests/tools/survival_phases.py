@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pckd.api
-from pckd.engine import train
+from pckd.engine import trainer
 from pckd.engine.record import RunFolder
 
 PHASES = ("start-up", "training", "evaluation", "checkpoint", "end")
@@ -72,9 +72,9 @@ def gated(step: Any) -> Any:
     return held
 
 
-show(train, "train_step", "training", stays=True)
-train.train_step = gated(train.train_step)
-show(train, "evaluate_network", "evaluation")
+show(trainer, "train_step", "training", stays=True)
+trainer.train_step = gated(trainer.train_step)
+show(trainer.Trainer, "_measure", "evaluation")
 show(RunFolder, "append_metrics", "checkpoint")
 show(RunFolder, "save_checkpoint", "checkpoint")
 show(RunFolder, "write_result", "end")

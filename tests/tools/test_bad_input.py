@@ -33,6 +33,7 @@ from registry import (
     REGISTRIES,
     Centers,
     Context,
+    Instances,
     Output,
     PluginError,
     Setup,
@@ -103,10 +104,10 @@ NUMBERS = {
     "teacher lr 0": says(f"{KD} --teacher-lr 0", "teacher_lr must be above 0, not 0"),
     "weight decay -1": says("--weight-decay -1", "weight_decay must be a finite number of at least 0, not -1"),
     "weight decay nan": says("--weight-decay nan", "weight_decay must be a finite number", "not nan"),
-    "momentum -0.1": says("--momentum -0.1", "momentum must be a finite number of at least 0, not -0.1"),
+    "momentum -0.1": says("--momentum -0.1", "momentum must be at least 0 and below 1, not -0.1"),
     "momentum 1": says("--momentum 1", "momentum must be at least 0 and below 1, not 1"),
     "momentum 1.5": says("--momentum 1.5", "momentum must be at least 0 and below 1, not 1.5"),
-    "momentum nan": says("--momentum nan", "momentum must be a finite number", "not nan"),
+    "momentum nan": says("--momentum nan", "momentum must be at least 0 and below 1, not nan"),
     "seed abc": says("--seed abc", "argument --seed: invalid int value: 'abc'"),
     "seed of 70 bits": says(f"--seed {2**70}", "seed must be a whole number from", f"not {2**70}"),
     "seed whose successor overflows": says(f"--seed {2**63 - 1}", "seed must be a whole number from"),
@@ -321,7 +322,9 @@ TOOLS_TOO = {
     "benchmark: run with other arguments": says(
         "--output {compared} --epochs 2", "holds a run with other arguments (epochs was 1, is 2)", tool="benchmark"
     ),
-    "benchmark: damaged result": says("--output {broken_result}", "not the folder of a finished run", tool="benchmark"),
+    "benchmark: damaged result": says(
+        "--output {broken_result}", "result.json: cannot be read: it is no JSON", tool="benchmark"
+    ),
     "benchmark: weights": says("--teacher-weights no.pth", "no.pth: no such file", tool="benchmark"),
     "profile_net: no student": says("--student ''", "give either --student", "or --pairs paper", tool="profile_net"),
     "profile_net: batch": says("--batch-size 0", "batch_size must be at least 1, not 0", tool="profile_net"),
@@ -336,7 +339,6 @@ TOOLS_TOO = {
     "profile_net: folder for a file": says(
         "--json {empty}", "is a folder; give the name of a file", tool="profile_net"
     ),
-    "profile_net: results": says("--compare kd --results no", "no: no result.json there", tool="profile_net"),
     "profile_net: one row": says(
         "--method pckd --views 1 --batch-size 1", "'feature_alignment'", "2 or more images", tool="profile_net"
     ),
@@ -506,7 +508,7 @@ PLUGINS = {
     ),
     "loss that compares rows": loss(
         "return student.logits.mean(1)",
-        *("mine compares 3 or more rows of a batch, and a batch of 2 has 2 for it", "use a larger batch"),
+        *("mine compares 3 or more rows of a batch, and the smallest batch has 2 for it", "use a larger batch"),
         facts="needs_rows = 3",
         arguments="--batch-size 2",
     ),
@@ -521,7 +523,7 @@ PLUGINS = {
     "method of an unknown loss": method("return [Term('kdd')]", "LOSSES: unknown name 'kdd'", "did you mean 'kd'"),
     "method of an option that a loss lacks": method("return [Term('kd', options={'t': 1})]", "kd has no option 't'"),
     "method of unknown views": method(
-        "return [Term('kd', views='both')]", "term kd: views must be upright, all or strong"
+        "return [Term('kd', views='both')]", "term kd: rows must be upright, all or strong"
     ),
     "method without a main stage": method(
         "return [Term('kd', initial=1, main=False)]", "only terms for initial epochs", "main=True"
@@ -1027,7 +1029,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "weight in text": ({"method": [Term("cross_entropy", "1")]}, "must be a finite number, not '1'"),  # type: ignore[arg-type]
     "views that are none": (
         {"method": [Term("cross_entropy", views="up")]},  # type: ignore[arg-type]
-        "views must be upright, all or strong, not 'up'",
+        "rows must be upright, all or strong, not 'up'",
     ),
     "loss that is none": (
         {"teacher": teacher_of(CLASSES), "method": [Term(lambda setup: 5, name="five")]},  # type: ignore[arg-type, return-value]
@@ -1035,7 +1037,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "on nonfinite": ({"on_nonfinite": "ask"}, "on_nonfinite must be stop or skip, not 'ask'"),
     "on bad image": ({"on_bad_image": "ask"}, "on_bad_image must be stop or skip, not 'ask'"),
-    "precision": ({"precision": "fp16"}, "precision must be one of auto, fp32, bf16, not 'fp16'"),
+    "precision": ({"precision": "fp16"}, "precision must be auto, fp32 or bf16, not 'fp16'"),
 }
 
 
@@ -1119,7 +1121,7 @@ def test_weights_below_zero_on_an_accelerator_are_said_at_the_next_epoch() -> No
     )
 
     def step(epoch: int, progress: float) -> None:
-        context = Context(labels, labels, Centers(logits, logits), epoch=epoch, progress=progress)
+        context = Context(Instances(labels, labels), Centers(logits, logits), epoch=epoch, progress=progress)
         objective.weights(output, output, context)
 
     step(1, 0.0)

@@ -190,7 +190,7 @@ def test_scheduler_difficulty_and_centers_are_those_of_all_that_ask(tool: Module
         ["margin", "focal", "ema"],
     ]
     text = (tmp_path / "runs" / "benchmark.md").read_text()
-    assert "scheduler focal; difficulty margin; centers ema;" in text
+    assert "difficulty margin; scheduler focal; centers ema;" in text
     assert "view statistics" not in text
 
 
@@ -270,10 +270,8 @@ def test_goes_on_after_signals_and_leaves_nothing_running(tool: ModuleType, tmp_
 
 def test_matrix_names_works_and_reasons(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--matrix", "--methods", "kd,fsp"]) == 0
-    header, kd, fsp = [
-        line for line in capsys.readouterr().out.splitlines() if line.split()[0] in ("method", "kd", "fsp")
-    ]
-    assert [cell.strip() for cell in header.split("|")][-1] == "resnet-ShuffleV2"
+    header, _, kd, fsp = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert header.endswith("| resnet-ShuffleV2 |")
     assert kd.count("works") == 6
     assert fsp.count("needs maps of equal widths") == 4
 
@@ -333,7 +331,7 @@ def test_a_folder_of_other_runs_is_refused_before_any_run(
     before = content(tmp_path / "runs")
     assert "(lr was None, is 0.02)" in refusal([*arguments, "--methods", "kd,vanilla", "--lr", "0.02"])
     (tmp_path / "runs" / PAIR / "vanilla-seed0" / "result.json").write_text("{")
-    assert "not the folder of a finished run" in refusal([*arguments, "--methods", "kd,vanilla"])
+    assert "result.json: cannot be read" in refusal([*arguments, "--methods", "kd,vanilla"])
     assert content(tmp_path / "runs") == before
     assert not (tmp_path / "runs" / PAIR / "kd-seed0").exists()
 

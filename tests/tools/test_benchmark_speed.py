@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,29 +16,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pckd
 from model_zoo import probe
 from pckd.data import make_views
-from pckd.engine.sources import make_objective, method_terms
-from pckd.engine.step import Moment, Trainee
 from pckd.engine.teacher import FrozenTeacher
-from pckd.profiling.speed import case_figures, compiling_figures, describe_machine
-from pckd.profiling.speed_sheets import ranged
-from pckd.profiling.turns import Epochs, Turn, Turns, give_back_threads
-from registry import BACKBONES, Batch, Setup
+from pckd.plan import make_objective
+from pckd.profiling.speed import Served
+from pckd.tasks import DistillationTask
+from pckd.tasks.classification import Classification
+from pckd.terms import method_terms
+from registry import BACKBONES, Batch, Progress, Setup, UserError
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CPU = torch.device("cpu")
 QUICK = ["--pairs", "resnet8>resnet8", "--batch-size", "8", "--image-size", "16", "--classes", "5", "--steps", "2"]
-QUICK += ["--product", "32", "--device", "cpu"]
+# A run so short that default does not compile.
+QUICK += ["--product", "32", "--device", "cpu", "--run", "400"]
 
 
 @pytest.fixture
 def tool(load_tool: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The tool, with a run so short that default does not compile."""
     monkeypatch.syspath_prepend(TOOLS)
-    module = load_tool("benchmark_speed")
-    monkeypatch.setattr(module, "RUN", 400)
-    return module
+    return load_tool("benchmark_speed")
 
 
 @pytest.fixture
@@ -79,7 +79,8 @@ def test_plain_step_is_the_objective(plain: ModuleType, teacher_name: str, terms
     theirs = gradients(student)
     student.zero_grad()
     batch = Batch(views, labels, torch.arange(12))
-    values, _, _ = Trainee(student, objective)(batch, answer, teacher, Moment(epoch, 240, 0.1), False)
+    model = DistillationTask(Classification(), student, objective)
+    values = model(dataclasses.replace(batch, recalled=answer), [teacher], Progress(epoch, 240, 0.1)).values
     values["loss"].backward()
     ours = gradients(student)
 
@@ -130,148 +131,109 @@ def test_accuracy_by_hand(plain: ModuleType) -> None:
     assert top5 == pytest.approx(200 / 3)
 
 
-# Turns
+# A case
 
 
-def test_one_run_at_a_time_and_only_in_its_turn() -> None:
-    log: list[str] = []
-
-    def run(name: str, turns: Turns) -> None:
-        log.append(f"{name} ready")
-        while True:
-            turns.wait()
-            for step in range(2):
-                log.append(f"{name}{step}")
-                turns.stepped()
-
-    runs = {name: Turns(lambda turns, name=name: run(name, turns), CPU) for name in "ab"}
-    assert runs["a"].start() >= 0
-    runs["b"].start()
-    for name in "abb":
-        turn = runs[name].turn()
-        assert turn.steps == 2
-        assert 0 <= turn.first <= turn.seconds
-    assert log == ["a ready", "b ready", "a0", "a1", "b0", "b1", "b0", "b1"]
-    for each in runs.values():
-        each.close()
-        each.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "turns"]
+def answers(tool: ModuleType, case: str, lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What a case says to each line, in this process."""
+    args = tool.make_parser().parse_args([*QUICK, "--child", case, "--precision", "fp32"])
+    said: list[dict[str, Any]] = []
+    served = Served(CPU, args.batch_size, chain(lines, [""]).__next__, said.append)
+    data = pckd.Data(
+        *(Classification().random_data(images, 5, (3, 16, 16)).train for images in (16, 2)), "random images"
+    )
+    teacher, student = tool.make_pair("resnet8>resnet8", data)
+    run = tool.run_plain if case == "plain" else tool.run_distill
+    with pytest.raises(SystemExit) as ended:
+        run(args, teacher, student, data, served)
+    assert ended.value.code == 0
+    return said
 
 
-def test_what_a_run_raises_is_raised_to_whoever_gave_the_turn() -> None:
-    def run(turns: Turns) -> None:
-        turns.wait()
-        raise ValueError("broken")
-
-    turns = Turns(run, CPU)
-    turns.start()
-    with pytest.raises(ValueError, match="broken"):
-        turns.turn()
-    with pytest.raises(RuntimeError, match="ended"):
-        turns.turn()
-    turns.close()
+@pytest.mark.parametrize("case", ["plain", "default"])
+def test_a_case_trains_an_epoch_a_line(tool: ModuleType, case: str) -> None:
+    ready, *epochs = answers(tool, case, ["ready\n", "go\n", "go\n"])
+    assert set(ready) == {"ready", "peak"}
+    assert len(epochs) == 2
+    for epoch in epochs:
+        assert set(epoch) == {"seconds", "images", "peak"}
+        assert epoch["images"] == 16
+        assert epoch["seconds"] > 0
 
 
-def test_a_run_that_ends_has_no_further_turn() -> None:
-    turns = Turns(lambda turns: turns.wait(), CPU)
-    turns.start()
-    with pytest.raises(RuntimeError, match="ended, or its turn had no step"):
-        turns.turn()
+def test_parts_of_a_watched_epoch(tool: ModuleType) -> None:
+    _, watched, other = answers(tool, "default", ["ready\n", "watch\n", "go\n"])
+    parts = watched["parts"]
+    assert {"data", "teacher", "student", "preview", "term:category_contrast", "backward", "optimizer"} <= set(parts)
+    assert sum(part["here"] for part in parts.values()) < watched["seconds"]
+    assert 0 < sum(part["backward"] for part in parts.values()) < parts["backward"]["here"]
+    assert 0 < tool.outside(watched) < 1
+    assert "parts" not in other
 
 
-def test_a_turn_is_an_epoch() -> None:
-    def run(turns: Turns) -> None:
-        display = Epochs(turns)
-        display.note("said")
-        display.begin("title", 3, 2, 0)
-        for epoch in (1, 2, 3):
-            display.advance(epoch, 1)
-            display.advance(epoch, 2)
-            display.epoch({})
+def test_cache_is_full_before_the_first_epoch_that_counts(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    forward = FrozenTeacher.forward
 
-    turns = Turns(run, CPU)
-    turns.start()
-    assert [turns.turn().steps for _ in range(3)] == [2, 2, 2]
-    turns.close()
+    def counting(self: FrozenTeacher, x: Tensor) -> Any:
+        asked.append(len(x))
+        return forward(self, x)
+
+    def lines() -> Iterator[str]:
+        for _ in range(2 + tool.WARM_UP):
+            yield "go\n"
+            seen.append(sum(asked))
+
+    seen: list[int] = []
+    monkeypatch.setattr(FrozenTeacher, "forward", counting)
+    answers(tool, "cache", lines())
+    # Before the first epoch its preparation asks; the first epoch asks for all views of all images, no later one does.
+    assert [later - before for before, later in pairwise(seen)] == [16 * 4, 0, 0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's way")
-def test_a_run_that_waits_has_no_workers() -> None:
-    counts = []
+def test_peak_is_of_what_was_in_use_since() -> None:
+    program = """
+import torch
+from pckd.profiling.speed import forget_peak, peak
 
-    def run(turns: Turns) -> None:
-        while True:
-            turns.wait()
-            torch.ones(1 << 20).add(1.0)
-            counts.append(threads())
-            turns.stepped()
-
-    def threads() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        torch.ones(1 << 20).add(1.0)
-        if not give_back_threads():
-            pytest.skip("this OpenMP keeps its workers")
-        runs = [Turns(run, CPU) for _ in range(3)]
-        for each in runs:
-            each.start()
-        waiting = threads()
-        for each in (*runs, *runs):
-            each.turn()
-        assert counts == [waiting + 2] * 6
-        assert threads() == waiting
-        for each in runs:
-            each.close()
-    finally:
-        torch.set_num_threads(before)
+cpu = torch.device("cpu")
+forget_peak(cpu)
+before = peak(cpu)
+held = torch.ones(64 << 18)
+print(peak(cpu) - before > 48 << 20)
+del held
+print(peak(cpu) - before > 48 << 20)
+"""
+    # In a process of its own: one that has freed much takes it from there.
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 # Figures
 
 
-def test_figures_by_hand() -> None:
-    warm_up = [Turn(10.0, 2, 8.0), Turn(2.0, 2, 1.0)]
-    turns = [Turn(2.0, 2, 1.0), Turn(4.0, 2, 2.0), Turn(1.0, 2, 0.5)]
-    figures = case_figures(5.0, warm_up, turns, images=8, macs=100, peak_flops=400.0)
+def epoch_of(seconds: float, **more: Any) -> dict[str, Any]:
+    return {"seconds": seconds, "images": 16, "peak": 1000, **more}
+
+
+def test_figures_by_hand(tool: ModuleType) -> None:
+    first = [{"ready": 5.0, "peak": 500}, epoch_of(10.0), epoch_of(2.0)]
+    figures = tool.case_figures(first, [epoch_of(2.0), epoch_of(4.0, peak=3000), epoch_of(1.0)], steps=2)
     assert figures["samples"] == [1.0, 2.0, 0.5]
     assert figures["step"] == {"seconds": 1.0, "seconds_low": 0.75, "seconds_high": 1.5}
     assert figures["images_per_second"] == 8
-    assert figures["of_peak"] == 0.5
-    assert figures["first_step_seconds"] == 8
+    assert figures["ready_seconds"] == 5
     assert figures["start_seconds"] == 5 + (10 - 2) + (2 - 2)
-    slower = case_figures(1.0, warm_up[1:], [Turn(3.0, 2, 1.0)], images=8, macs=100, peak_flops=400.0)
-    assert slower["start_seconds"] == 1 + (2 - 3)
-    assert compiling_figures(figures, slower) == {"seconds": 13, "repaid_after_steps": 13 / 0.5}
-    assert compiling_figures(slower, figures)["repaid_after_steps"] is None
-    assert ranged([4.0, 1.0, 2.0]) == "2.00 x (1.00 to 4.00)"
+    assert figures["peak_bytes"] == 3000
+    assert tool.ranged([4.0, 1.0, 2.0]) == "2.00 x (1.00 to 4.00)"
+    parts = {"teacher": {"here": 2.0, "backward": 0.0}, "student": {"here": 1.0, "backward": 3.0}}
+    assert tool.outside(epoch_of(8.0, parts=parts)) == 0.25
+    assert tool.outside(epoch_of(8.0, parts={"student": parts["student"]})) == 0.5
 
 
-PEAK = """
-import torch
-from pckd.profiling.speed import forget_peak, peak_now
-
-cpu = torch.device("cpu")
-forget_peak(cpu)
-before = peak_now(cpu)
-held = torch.ones(64 << 18)
-print(peak_now(cpu) - before > 48 << 20)
-del held
-print(peak_now(cpu) - before > 48 << 20)
-"""
-
-
-def test_peak_is_of_what_was_in_use_since() -> None:
-    # In a process of its own: one that has freed much takes it from there.
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
-
-
-def test_machine_is_described_by_kind() -> None:
-    text = describe_machine(CPU)
-    assert "cores with " in text
+def test_machine_is_described_by_kind(tool: ModuleType) -> None:
+    text = tool.describe_machine(CPU)
+    assert "cores, " in text
     assert torch.__version__.partition("+")[0] in text
 
 
@@ -280,99 +242,63 @@ def test_machine_is_described_by_kind() -> None:
 
 def test_table_and_json(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "speed.json"
-    arguments = [*QUICK, "--pairs", "resnet8>resnet8,resnet20>resnet8", "--rounds", "1", "--precision", "bf16"]
-    assert tool.main([*arguments, "--output", str(output)]) == 0
+    arguments = [*QUICK, "--cases", "plain,cache", "--rounds", "2", "--precision", "bf16"]
+    assert tool.main([*arguments, "--memory", "16", "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    assert "| uncompiled | bf16 |" in out
-    assert "| fp32 | fp32 |" in out
-    assert "| resnet20>resnet8 |" in out
-    assert "default does not compile the networks here" in out
-    data = json.loads(output.read_text())
-    assert list(data["pairs"]) == ["resnet8>resnet8", "resnet20>resnet8"]
-    for found in data["pairs"].values():
-        cases = found["cases"]
-        assert list(cases) == ["plain", "default", "cache", "fp32", "uncompiled"]
-        assert set(found["peak_flops"]) == {"fp32", "bf16"}
-        for case in cases.values():
-            assert case["faster"] == [cases["plain"]["samples"][0] / case["samples"][0]]
-            assert case["images_per_second"] == pytest.approx(8 / case["samples"][0])
-        whole = sum(found["macs"].values())
-        assert cases["default"]["macs"] == whole
-        assert cases["cache"]["macs"] == whole - found["macs"]["teacher"]
-
-        stages = {part: figures["seconds"] for part, figures in found["stages"].items()}
-        inside = {"terms_backward", "student_backward", "outside", "whole"}
-        assert sum(stages[part] for part in stages if part not in inside) == pytest.approx(stages["whole"])
-        assert {"data", "teacher", "student", "preview", "term:category_contrast", "metrics"} <= set(stages)
-        assert all(seconds > 0 for seconds in stages.values())
-        left = stages["teacher"] + stages["student"] + max(0, stages["backward"] - stages["terms_backward"])
-        assert stages["outside"] == pytest.approx(stages["whole"] - left)
-    first, second = data["pairs"].values()
-    assert first["macs"]["teacher"] == first["macs"]["student"]
-    assert second["macs"]["teacher"] > 2 * first["macs"]["teacher"]
-
-
-def test_cache_is_full_before_the_first_turn_that_counts(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
-    forward = FrozenTeacher.forward
-
-    def counting(self: FrozenTeacher, x: Tensor) -> Any:
-        nonlocal asked
-        asked += len(x)
-        return forward(self, x)
-
-    monkeypatch.setattr(FrozenTeacher, "forward", counting)
-    args = tool.make_parser().parse_args(QUICK)
-    data = tool.random_data(args, 16)
-    turns = tool.make_turns("cache", args, tool.make_pair("resnet8", "resnet8", data), data, CPU)
-    turns.start()
-    before = asked
-    for _ in range(tool.WARM_UP):
-        turns.turn()
-    assert asked - before == 16 * 4
-    turns.turn()
-    assert asked - before == 16 * 4
-    turns.close()
+    assert "| plain | fp32 |" in out
+    assert "| cache | bf16 |" in out
+    assert "| images a step | plain: before the first step | plain: peak |" in out
+    header, _, row = out.strip().splitlines()[-3:]
+    assert header.startswith("| teacher > student | plain | cache is faster | of the peak: plain |")
+    assert row.startswith("| resnet8 > resnet8 | ")
+    assert len(row.split("|")) == len(header.split("|"))
+    ((pair, found),) = json.loads(output.read_text())["pairs"].items()
+    assert pair == "resnet8>resnet8"
+    cases = found["cases"]
+    assert list(cases) == ["plain", "cache"]
+    assert set(found["peak_flops"]) == {"fp32", "bf16"}
+    for case in cases.values():
+        plain = zip(cases["plain"]["samples"], case["samples"], strict=True)
+        assert case["faster"] == [base / own for base, own in plain]
+        assert case["images_per_second"] == pytest.approx(8 / case["step"]["seconds"])
+        assert case["peak_bytes"] > 50 << 20
+    assert found["macs"]["teacher"] == found["macs"]["student"]
+    assert cases["plain"]["macs"] == sum(found["macs"].values())
+    assert cases["cache"]["macs"] == cases["plain"]["macs"] - found["macs"]["teacher"]
+    assert list(found["memory"]) == ["16"]
+    assert 50 << 20 < found["memory"]["16"]["plain"]["before"] <= found["memory"]["16"]["plain"]["peak"]
 
 
 def test_other_methods_go_without_plain(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*QUICK, "--method", "kd", "--rounds", "2", "--cases", "default", "--precision", "fp32"]
+    arguments = [*QUICK, "--method", "kd", "--rounds", "1", "--cases", "default", "--precision", "fp32"]
     assert tool.main([*arguments, "--output", str(tmp_path / "speed.json")]) == 0
-    assert "| kd forward |" in capsys.readouterr().out
+    assert "in a run of 400 steps, default does not" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "speed.json").read_text())["pairs"].values()
-    assert len(found["cases"]["default"]["samples"]) == 2
+    assert 0 < found["outside"] < 1
     assert "faster" not in found["cases"]["default"]
     assert list(found["peak_flops"]) == ["fp32"]
+    assert "term:kd" in found["recorded"][0]["parts"]
 
 
-def test_memory_of_a_process_of_its_own(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*QUICK, "--rounds", "1", "--cases", "plain", "--memory", "16"]
-    assert tool.main([*arguments, "--output", str(tmp_path / "speed.json")]) == 0
-    assert "| images a step | plain: before | steps add |" in capsys.readouterr().out
-    (found,) = json.loads((tmp_path / "speed.json").read_text())["pairs"].values()
-    assert list(found["memory"]) == ["16"]
-    assert 50 << 20 < found["memory"]["16"]["plain"]["before"] < found["memory"]["16"]["plain"]["later"]
-
-
-def test_memory_of_a_default_step(tool: ModuleType) -> None:
-    args = tool.make_parser().parse_args(QUICK)
-    found = tool.peak(args, "resnet8", "resnet8", "default", CPU)
-    assert set(found) == {"before", "first", "later"}
-    assert found["first"] >= found["before"]
+def test_a_case_that_fails_is_named(tool: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    message = "the process that measures cache has ended with exit code 2"
+    with pytest.raises(UserError, match=message), tool.child([*QUICK, "--method", "nothing"], "cache") as ask:
+        ask()
+    assert "METHODS: unknown name 'nothing'" in capfd.readouterr().err
 
 
 @pytest.mark.slow
 def test_compiled_networks_are_timed_part_by_part(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tool, "RUN", 4000)
-    arguments = [*QUICK, "--rounds", "1", "--cases", "default,uncompiled", "--precision", "fp32"]
+    arguments = [*QUICK, "--rounds", "1", "--cases", "default", "--precision", "fp32", "--run", "4000"]
     assert tool.main([*arguments, "--output", str(tmp_path / "speed.json")]) == 0
-    assert "Compiling takes" in capsys.readouterr().out
+    assert "in a run of 4,000 steps, default compiles" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "speed.json").read_text())["pairs"].values()
     assert found["compiled"]
     for part in ("teacher", "student", "backward", "term:kd"):
-        assert found["stages"][part]["seconds"] > 0
+        assert found["recorded"][0]["parts"][part]["here"] > 0
+    assert found["recorded"][0]["parts"]["student"]["backward"] > 0
 
 
 @pytest.mark.parametrize(
@@ -384,6 +310,7 @@ def test_compiled_networks_are_timed_part_by_part(
         (["--method", "kd"], "the plain step is written for pckd alone"),
         (["--method", "nothing"], "METHODS: unknown name 'nothing'"),
         (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--rounds", "100"], "--run must be at least 404, not 400"),
         (["--batch-size", "1"], "--batch-size must be at least 2"),
         (["--memory", "8,x"], "--memory takes batch sizes"),
         (["--memory", "1"], "--memory: a batch size must be at least 2"),

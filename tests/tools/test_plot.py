@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -54,19 +53,28 @@ def test_all_pictures_of_a_real_run(
     assert len(lines) == 8
 
 
-def write_run(folder: Path) -> Path:
-    folder.mkdir()
-    rows = [{"epoch": epoch, "loss": 1.0 / epoch, "top1": 10.0 * epoch} for epoch in (1, 2)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"epoch"')
-    return folder
+@pytest.fixture
+def unfinished(write_run: Callable[..., Path]) -> Callable[[str], Path]:
+    """Writes the folder of a run that is going on, its last line half written."""
+
+    def write(name: str) -> Path:
+        folder = write_run(name, finished=False)
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write('{"epoch"')
+        return folder
+
+    return write
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 3, 4, 1, 2), (3, 4, 0, 1, 2), (0, 1, 3, 4, 2)])
 def test_folders_and_options_in_any_order(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, ...]
+    tool: ModuleType,
+    tmp_path: Path,
+    unfinished: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    order: tuple[int, ...],
 ) -> None:
-    words = ["curves", str(write_run(tmp_path / "a")), str(write_run(tmp_path / "b")), "--output", "picture.svg"]
-    words[4] = str(tmp_path / words[4])
+    words = ["curves", str(unfinished("a")), str(unfinished("b")), "--output", str(tmp_path / "picture.svg")]
     assert tool.main([words[i] for i in order]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -88,13 +96,7 @@ def test_lists_names_without_folders(tool: ModuleType, capsys: pytest.CaptureFix
         (["curve", "{run}"], "invalid choice: 'curve'"),
         (["curves", "{run}"], "--output is missing: give a file"),
         (["all", "{run}"], "--output is missing: give a folder"),
-        (["curves", "{run}", "--output", "{new}.xyz"], "must end in a format"),
-        (["curves", "{run}", "--output", "/does/not/exist/x.png"], "there is no folder /does/not/exist"),
-        (["curves", "/does/not/exist", "--output", "{new}.png"], "there is no such folder"),
         (["curves", "{run}", "{empty}", "--output", "{new}.png"], "neither a run's folder"),
-        (["ablation", "{run}", "--output", "{new}.png"], "give the folder that tools/benchmark.py"),
-        (["preview", "{run}", "--output", "{new}.png"], "--method pckd"),
-        (["difficulty", "{run}", "--output", "{new}.png"], "--report-difficulty"),
         (["gradients", "{run}", "--output", "{new}.png"], "--report-gradients"),
         (["centers", "{run}", "--output", "{new}.png"], "has no result.json: let the run finish"),
         (["embedding", "{run}", "--output", "{new}.png", "--images", "many"], "invalid int value"),
@@ -103,16 +105,20 @@ def test_lists_names_without_folders(tool: ModuleType, capsys: pytest.CaptureFix
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path, refusal: Callable[[list[str]], str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    unfinished: Callable[[str], Path],
+    refusal: Callable[[list[str]], str],
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"run": write_run(tmp_path / "run"), "empty": tmp_path / "empty", "new": tmp_path / "new"}
+    places = {"run": unfinished("run"), "empty": tmp_path / "empty", "new": tmp_path / "new"}
     assert message in refusal([word.format(**places) for word in arguments])
     assert not list(tmp_path.glob("new*"))
 
 
-def test_runs_as_a_script_and_says_nothing_more(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
+def test_runs_as_a_script_and_says_nothing_more(tmp_path: Path, unfinished: Callable[[str], Path]) -> None:
+    folder = unfinished("run")
     command = [sys.executable, str(TOOL), "curves", str(folder), "--output", str(tmp_path / "picture.png")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)

@@ -440,7 +440,7 @@ def test_a_second_signal_ends_a_run_at_once(number: signal.Signals, start: Start
     assert run.said() == (
         f"train_net.py: {NAMES[number]}; continue with the same command and --resume (--output {output})"
     )
-    assert torch.load(output / "checkpoint.pth", weights_only=True)["step"] == 2
+    assert torch.load(output / "checkpoint.pth", weights_only=True)["parts"]["history"]["step"] == 2
 
 
 @BOTH

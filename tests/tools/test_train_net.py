@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from pckd.testing import check_loss
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
 DATA = "shapes(image_size=8, train_size=40, test_size=20)"
@@ -73,17 +75,50 @@ def test_output_is_plain_lines_where_there_is_no_terminal(tool: ModuleType, caps
 
 
 @pytest.mark.parametrize("kind", ["backbones", "losses", "methods", "difficulty", "schedulers", "centers", "datasets"])
-def test_lists(kind: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_fit_100_characters(kind: str, tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--list", kind]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
-    assert names == tool.LISTS[kind].names()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if line[0] not in " #"] == tool.LISTS[kind].names()
 
 
-def test_list_of_methods_names_paper_terms_and_weights(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_methods_names_year_terms_and_what_they_are(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     tool.main(["--list", "methods"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pckd "))
-    for part in ("arXiv 2410.14143", "2024", "20 feature_alignment", "0.05 category_contrast (previewed)"):
-        assert part in line
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines if line.startswith("srrl ")] == [
+        "srrl 2021 cross_entropy + srrl Softmax regression representation"
+    ]
+    assert any(line.startswith("# crrcd ") for line in lines)
+
+
+def test_list_of_one_name_is_all_about_it(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--list", "methods:pckd"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "pckd: Preview-based category contrastive learning (Ding et al. 2024): the full method.",
+        "paper Ding et al., arXiv 2410.14143",
+        "year 2024",
+        "terms 1 cross_entropy 1 kd (previewed) [temperature=4] 20 feature_alignment [rows=all]",
+        "0.05 category_contrast (previewed) [rows=all]",
+        "options ce = 1.0 delta = 1.0",
+        "contrast = 'category_contrast'",
+        "methods/pckd.py:",
+        "Args:",
+    ):
+        assert part in text
+    assert tool.main(["--list", "backbones:torchvision:resnet18"]) == 0
+    assert "in_channels = 3" in capsys.readouterr().out
+
+
+def test_help_is_in_groups(tool: ModuleType) -> None:
+    text = tool.make_parser().format_help()
+    titles = ["\nwhat:\n", "\ndata:\n", "\nschedule:\n", "\nspeed:\n", "\noutput:\n", "\nreports:\n"]
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    # Of those that every tool has, two are about speed.
+    assert places[3] < text.index("--device DEVICE  ") < places[4]
 
 
 def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None) -> None:
@@ -91,6 +126,8 @@ def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None
     plugin.write_text(readme_plugin())
     output = tmp_path / "run"
     chosen = [
+        "--method",
+        "pckd+logits",
         "--difficulty",
         "confidence_gap",
         "--scheduler",
@@ -101,13 +138,15 @@ def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None
     arguments = ["--student", "resnet8", "--plugin", str(plugin), *chosen, *QUICK, "--teacher-epochs", "1"]
     assert tool.main([*arguments, "--output", str(output)]) == 0
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert all(0 < row["preview_weight"] < 1 for row in rows)
+    assert all(0 < row["preview_weight"] < 1 and row["logit_distance"] > 0 for row in rows)
+    check_loss("logit_distance(power=1)")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--student is missing"),
+        (["--list", "methods:dkkd"], "did you mean 'dkd'"),
         (["--student", "resnet9"], "did you mean"),
         (["--student", "resnet8", "--dataset", "cifar11"], "did you mean 'cifar10'"),
         (["--student", "resnet8", "--method", "crrcd"], "method 'crrcd' is left out: neither a paper nor code"),
@@ -118,6 +157,7 @@ def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None
         (["--student", "resnet8", *QUICK, "--epochs", "two"], "invalid int value"),
         (["--student", "resnet8", *QUICK, "--teacher-weights", "missing.pth"], "missing.pth"),
         (["--student", "resnet8", *QUICK, "--resume"], "--resume needs the --output folder"),
+        (["--student", "resnet8", *QUICK, "--tensorboard"], "--tensorboard needs the --output folder"),
         (["--student", "resnet8", *QUICK, "--val-fraction", "2"], "fraction"),
         (["--student", "resnet8", *QUICK, "--limit-train", "41"], "40"),
         (["--student", "resnet8", *QUICK, "--device", "tpu"], "device 'tpu' cannot be used here"),
@@ -245,3 +285,27 @@ def test_check_names_the_clause_that_a_plugin_breaks(
     assert clause in error
     assert "clause" in error
     assert error.count("\n") == 1
+
+
+# TensorBoard
+
+
+def test_tensorboard_has_the_numbers_of_metrics(tool: ModuleType, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    output = tmp_path / "run"
+    command = ["--student", "resnet8", "--method", "vanilla", *QUICK, "--report-difficulty", "--tensorboard"]
+    assert tool.main([*command, "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    (training,) = (output / "tensorboard").iterdir()
+    events = accumulator.EventAccumulator(str(training)).Reload()
+    for tag, value in (
+        ("accuracy/top1", rows[1]["top1"]),
+        (
+            "difficulty/metrics/cross_entropy/truth",
+            rows[1]["difficulty_report"]["metrics"]["cross_entropy"]["truth"],
+        ),
+    ):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2]
+        assert events.Scalars(tag)[1].value == pytest.approx(value)
+    assert tool.main([*command, "--output", str(tmp_path / "checked"), "--check"]) == 0
+    assert not (tmp_path / "checked").exists()

@@ -94,7 +94,7 @@ def test_runs_of_a_method_that_differ_in_more_than_the_seed_are_not_averaged(
     tool: ModuleType, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tool.main([str(runs / "kd"), str(runs / "kd-slow"), *COMMAND]) == 0
-    assert [row[0] for row in table(capsys.readouterr().out)[2:]] == ["kd [lr=None]", "kd [lr=0.01]"]
+    assert [row[0] for row in table(capsys.readouterr().out)[2:]] == ["kd", "kd, lr=0.01"]
 
 
 def test_given_weights_and_untrained_networks_are_rows_too(
@@ -152,7 +152,7 @@ def test_without_run_folders_the_source_is_named(
     [
         ("{runs}/kd", "--dataset is missing"),
         ("--dataset shapes", "nothing to look at: give run folders"),
-        ("{runs}/none --dataset shapes", "none: not the folder of a finished run: result.json cannot be read (No such"),
+        ("{runs}/none --dataset shapes", "none: not the folder of a finished run: it has no result.json"),
         ("{runs}/kd --dataset cifar11", "did you mean 'cifar10'"),
         ("{runs}/kd --dataset shapes --weights x.pth", "--weights needs --student"),
         ("{runs}/kd --dataset shapes --weights none.pth --student resnet8", "none.pth: no such file"),
@@ -170,8 +170,8 @@ def test_without_run_folders_the_source_is_named(
         ("{runs}/kd --dataset shapes --image-size 0", "image_size must be pixels per side"),
         ("{runs}/kd --dataset shapes --output {runs}", "is a folder; give the name of a file"),
         ("{runs}/kd --dataset shapes --output {runs}/none/x.json", "there is no folder"),
-        ("{runs}/unreadable --dataset shapes", "result.json cannot be read"),
-        ("{runs}/other --dataset shapes", "is not a run's: it has no student, method"),
+        ("{runs}/unreadable --dataset shapes", "result.json: cannot be read"),
+        ("{runs}/other --dataset shapes", "not a run's: it has no student, method"),
         ("{runs}/without --dataset shapes", "model_final.pth: no such file"),
         ("{runs}/elsewhere --dataset shapes", "say with --source and --source-root where it is"),
         ("--weights {runs}/elsewhere/model_final.pth --student resnet8 --dataset shapes", "--source is missing"),

@@ -1,0 +1,282 @@
+"""The runs of a comparison: which, where, with what, and what is refused before the first of them."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pckd.api import distill
+from pckd.arguments import alike, check_arguments
+from pckd.comparison.variants import Variant
+from pckd.data.load import Data
+from pckd.device import Device
+from pckd.engine.teacher import FrozenTeacher
+from pckd.plan import Plan, load_trained, make_task, plan
+from pckd.runs import grouped
+from pckd.terms import split_methods
+from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, UserError, parse
+
+__all__ = [
+    "DEFAULTS",
+    "Job",
+    "check_settings",
+    "make_jobs",
+    "parse_pairs",
+    "parse_seeds",
+    "parse_weights",
+    "refuse_early",
+    "settings_of",
+    "unusual",
+]
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+"""What :func:`pckd.distill` takes, and what it does where nothing is given."""
+OWN = frozenset({"student", "teacher", "teacher_weights", "method", "scheduler", "seed", "output", "resume"})
+"""What a job gives :func:`pckd.distill` by itself."""
+
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a student.
+
+    Args:
+        teacher, student: names of ``BACKBONES``. folder: of its files, relative to the comparison's.
+        arguments: of ``pckd.distill``: texts, numbers, True and None.
+    """
+
+    teacher: str
+    student: str
+    variant: Variant
+    seed: int
+    folder: str
+    arguments: Mapping[str, Any] = field(compare=False)
+
+    @property
+    def pair(self) -> str:
+        return f"{self.teacher}>{self.student}"
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Of the tables: the pair and the label."""
+        return self.pair, self.variant.label
+
+    @property
+    def title(self) -> str:
+        return f"{self.pair} {self.variant.label} seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return Path(self.arguments["output"])
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
+
+
+def parse_pairs(text: str) -> list[tuple[str, str]]:
+    """``"resnet20>resnet8,resnet20>vgg8"`` as (teacher, student) each.
+
+    Raises:
+        UserError: another form, or an unknown network.
+    """
+    pairs = []
+    for part in split_methods(text, ","):
+        teacher, arrow, student = (piece.strip() for piece in part.partition(">"))
+        if not (teacher and arrow and student):
+            raise UserError(f"--pairs: cannot read {part!r}: give TEACHER>STUDENT, several with commas between")
+        for name in (teacher, student):
+            BACKBONES.get(parse(name)[0])
+        pairs.append((teacher, student))
+    return list(dict.fromkeys(pairs))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"0,1,2"``.
+
+    Raises:
+        UserError: something else is in it.
+    """
+    try:
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError:
+        raise UserError(f"--seeds must be whole numbers with commas between, not {text!r}") from None
+
+
+def parse_weights(text: str | None, teachers: Sequence[str]) -> dict[str, str]:
+    """Teacher to file or address: of ``FILE``, where there is one teacher, or ``resnet20=FILE,vgg13=FILE``.
+
+    Raises:
+        UserError: it cannot be told which file is whose.
+    """
+    if text is None:
+        return {}
+    teachers = list(dict.fromkeys(teachers))
+    parts = split_methods(text, ",")
+    split = [part.partition("=") for part in parts if "=" in part]
+    named = {name.strip(): file.strip() for name, _, file in split}
+    if len(named) == len(parts) and set(named) <= set(teachers):
+        return named
+    if len(teachers) == 1 and len(named) < 2:
+        return {teachers[0]: text}
+    raise UserError(
+        f"--teacher-weights {text!r}: there are several teachers ({', '.join(teachers)}); give NAME=FILE for each, "
+        "with commas between"
+    )
+
+
+def make_jobs(
+    pairs: Sequence[tuple[str, str]],
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    weights: Mapping[str, str],
+    root: Path,
+) -> list[Job]:
+    """Every variant with every seed on every pair; pair by pair, all variants with the first seed before the second.
+
+    Args:
+        settings: arguments of ``pckd.distill`` that all have in common; a variant's options win.
+
+    Raises:
+        UserError: two would have the same folder.
+    """
+    jobs = []
+    for teacher, student in pairs:
+        for seed in seeds:
+            for variant in variants:
+                folder = f"{folder_name(f'{teacher}_{student}')}/{folder_name(variant.label)}-seed{seed}"
+                arguments = {
+                    **settings,
+                    "student": student,
+                    "teacher": teacher,
+                    "teacher_weights": weights.get(teacher),
+                    # Of its own, because a variant may be longer and has the same teacher.
+                    "teacher_epochs": None if teacher in weights else settings["teacher_epochs"] or settings["epochs"],
+                    "method": variant.method,
+                    **variant.options,
+                    "seed": seed,
+                    "output": str(root / folder),
+                    "resume": True,
+                }
+                jobs.append(Job(teacher, student, variant, seed, folder, arguments))
+    taken: dict[str, Job] = {}
+    for job in jobs:
+        other = taken.setdefault(job.folder, job)
+        if other is not job:
+            raise UserError(f"{other.title} and {job.title} would have the same folder, {job.folder}; rename one")
+    return jobs
+
+
+def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command line's options those that :func:`pckd.distill` takes alike in all runs."""
+    return {name: options[name] for name in DEFAULTS if name in options and name not in OWN}
+
+
+def unusual(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a command line's options those that tell runs apart and are not as :func:`pckd.distill` has them.
+
+    Networks and methods, which the tables name, are not among them.
+    """
+    names = [name for name in DEFAULTS if name in options and name not in OWN - {"scheduler"} | alike()]
+    return {name: options[name] for name in names if (options[name] or None) != (DEFAULTS[name] or None)}
+
+
+def folder_name(text: str) -> str:
+    """The text, where every file system takes it; else what is left of it, and a hash that tells it from others."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_+.") else "_" for c in text)[:_LONGEST_NAME]
+    return safe if safe == text else f"{safe.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def check_settings(settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    """Refuse numbers, paths, names and devices that no run can use.
+
+    Raises:
+        UserError: names the option.
+    """
+    check_arguments(**settings)
+    for seed in seeds:
+        check_arguments(seed=seed)
+    if settings["view_pool"] == 0 and settings["teacher_cache"] is not None:
+        raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
+    DIFFICULTY_METRICS.get(parse(settings["difficulty"])[0])
+    CENTER_RULES.get(parse(settings["centers"])[0])
+    Device.resolve(settings["device"])
+
+
+def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str], str], list[str]]:
+    """What would be refused at a run's start, found before any of them, and before a teacher is trained.
+
+    Args:
+        jobs: of each pair and variant the first is looked at.
+
+    Returns:
+        (pair, label) to the reason, of those that are not applicable; and lines about what is left out of others.
+
+    Raises:
+        UserError: bad input of another kind.
+    """
+    refused: dict[tuple[str, str], str] = {}
+    notes: list[str] = []
+    teachers: dict[str, FrozenTeacher | None] = {}
+    for job in (of_row[0] for of_row in grouped(jobs, lambda job: job.row).values()):
+        run = _plan(job, data)
+        weights = job.arguments["teacher_weights"]
+        if job.teacher not in teachers:
+            network = None if weights is None else load_trained(run.task, job.teacher, data, weights)
+            teachers[job.teacher] = run.untrained_teacher() if network is None else FrozenTeacher(network)
+        try:
+            missing = _left_out(run, teachers[job.teacher])
+        except NotApplicable as error:
+            refused[job.row] = str(error)
+        else:
+            if missing:
+                notes.append(f"{job.pair} {job.variant.label}: without {', '.join(missing)}, which cannot work here")
+    return refused, notes
+
+
+def _plan(job: Job, data: Data) -> Plan:
+    options, cached = job.arguments, job.arguments["teacher_cache"] is not None
+    of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "view_pool")}
+    names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr")
+    return plan(
+        task=make_task(None, data, cached=cached, **of_task),
+        data=data,
+        student=job.student,
+        teacher=job.teacher,
+        method=options["method"],
+        cached=cached,
+        **{name: options[name] for name in names if name in options},
+    )
+
+
+def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
+    """The optional terms that cannot work for this pair.
+
+    Raises:
+        NotApplicable: the run cannot.
+    """
+    with _unlogged():
+        objective = run.objective(teacher)
+    if run.needs_teacher and not objective.needs_teacher:
+        raise NotApplicable("no term that looks at the teacher can work for this pair of networks")
+    kept = list(objective.terms.values())
+    return [term.label for term in run.terms if term.weight and term not in kept]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """The run itself logs what it leaves out."""
+    log = logging.getLogger("pckd")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

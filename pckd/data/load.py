@@ -1,0 +1,163 @@
+"""A data set by name or as it is given: its two splits, their parts, and what a network remembers of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from model_zoo import Preprocessing
+from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, say_once
+from pckd.data.subset import hold_out, limit
+from registry import DATASETS, DataSplit, PluginError, UserError, ask, build, options_of, parse
+
+__all__ = ["DATA_SEED", "Data", "limited", "load_data", "preprocessing_for", "read_split"]
+
+DATA_SEED = 0
+"""Seed of which images ``limit`` and ``val_fraction`` pick: every run of every seed sees the same ones."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to train on and what to measure on.
+
+    Args:
+        train: the training split. test: what accuracy is measured on, each epoch and at the end.
+        name: for logs and result.json.
+        measured_on: ``"test"``, or ``"val"`` where ``test`` was held out of the training set.
+        task: the name of the task that the data is for. A split of another task than classification is what that task
+            takes, with ``classes``, ``num_classes``, ``name``, a length, and ``part(index, name, evaluation)``.
+    """
+
+    train: Any
+    test: Any
+    name: str = "custom"
+    measured_on: str = "test"
+    task: str = "classification"
+
+    def __post_init__(self) -> None:
+        for label, split in (("training", self.train), ("test", self.test)):
+            if not len(split):
+                raise UserError(f"{self.name}: the {label} split is empty")
+        if self.train.classes != self.test.classes:
+            numbers = self.train.num_classes, self.test.num_classes
+            names = [pair for pair in zip(self.train.classes, self.test.classes, strict=False) if pair[0] != pair[1]]
+            one, other = numbers if numbers[0] != numbers[1] else names[0]
+            raise UserError(f"{self.name}: training and test split have different classes ({one} and {other})")
+        if self.train.num_classes < 2:
+            raise UserError(f"{self.name}: there is one class only; to learn to tell classes apart takes 2 or more")
+        if not isinstance(self.train, DataSplit):
+            return
+        for split in (self.train, self.test):
+            check_split(split)
+        channels, others = check_item(self.train)[0], check_item(self.test)[0]
+        if channels != others:
+            raise UserError(f"{self.name}: training images have {channels} channels, test images {others}")
+        if not self.preprocessing.normalizes_as(self.test.mean, self.test.std):
+            raise UserError(
+                f"{self.name}: the test split is normalized in another way than the training split; "
+                "give both the training split's mean and std"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as the network gets it in training."""
+        channels, height, width = first_item(self.train).shape
+        return int(channels), int(height), int(width)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a network that is trained on this data carries as its record."""
+        return preprocessing_for(self.train)
+
+
+def preprocessing_for(split: DataSplit) -> Preprocessing:
+    """How the images of a split are prepared, and its classes."""
+    _, height, width = check_item(split)
+    mean, std = (tuple(float(x) for x in values) for values in (split.mean, split.std))
+    return Preprocessing(mean, std, (height, width), tuple(map(str, split.classes)))
+
+
+def load_data(
+    data: str | Data,
+    *,
+    root: str | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.0,
+    on_bad_image: Literal["stop", "skip"] = "stop",
+) -> Data:
+    """Load a data set by name, or pass one through.
+
+    Args:
+        data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), or a :class:`Data`.
+        root: where its files are.
+        limit_train: use so many images of the training split, always the same ones: of a fixed permutation the first
+            image of each class, then the first of the rest. A warning says so where some classes have none.
+        limit_test: likewise for the test split.
+        val_fraction: hold out this share of the training split, by class, and measure on it instead of the test
+            split, which is then not touched.
+        on_bad_image: what is done about images that cannot be read. ``"stop"`` raises: of data in memory at once, of
+            streamed data at the first batch with one. ``"skip"`` leaves them out of data in memory; of streamed data,
+            training shows the next image in their place, and evaluation does not count them; a warning names them.
+            A :class:`Data` that skips them keeps doing so.
+
+    Raises:
+        UserError: unknown name, missing or broken data, a limit beyond the data.
+    """
+    check_on_bad_image(on_bad_image)
+    if isinstance(data, Data):
+        train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
+        if on_bad_image == "skip":
+            train, test = (replace(split, on_bad_image=on_bad_image) for split in (train, test))
+    else:
+        train = read_split(data, root, True, on_bad_image)
+        # With a validation split the test split is not even read.
+        test = train if val_fraction else read_split(data, root, False, on_bad_image)
+        name, measured_on = data, "test"
+    task = data.task if isinstance(data, Data) else DATASETS.facts(parse(data)[0]).get("task", "classification")
+    if limit_train is not None:
+        train = limited(train, limit_train)
+    if val_fraction:
+        train, test = hold_out(train, val_fraction, DATA_SEED)
+        measured_on = "val"
+    if limit_test is not None:
+        test = limited(test, limit_test)
+    return Data(train, test, name, measured_on, task)
+
+
+def limited(split: DataSplit, n: int) -> DataSplit:
+    """The ``n`` images that every run takes of a split (:func:`pckd.data.limit`); warns of classes without any.
+
+    Raises:
+        UserError: it has fewer, or ``n`` is below 1.
+    """
+    part = limit(split, n, DATA_SEED)
+    if not isinstance(split, DataSplit):
+        return part
+    missing = len(split.labels.unique()) - len(part.labels.unique())
+    if missing:
+        name = split.name or "the data set"
+        say_once(f"{name}: {n} images are fewer than it has classes: {missing} of these are left without an image")
+    return part
+
+
+def read_split(name: str, root: str | None, train: bool, on_bad_image: Literal["stop", "skip"] = "stop") -> DataSplit:
+    """One split of a data set by name, as a whole.
+
+    Args:
+        on_bad_image: see :func:`load_data`.
+
+    Raises:
+        UserError: unknown name, missing or broken data.
+    """
+    options: dict[str, Any] = {}
+    if on_bad_image == "skip" and "on_bad_image" in options_of(DATASETS.get(parse(name)[0])):
+        options["on_bad_image"] = on_bad_image
+    split = ask(f"data set {name!r}", build, DATASETS, name, root, train, **options)
+    if isinstance(split, DataSplit) == bool(DATASETS.facts(parse(name)[0]).get("task")):
+        raise PluginError(
+            f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit, or be "
+            "registered with task=..."
+        )
+    skip = on_bad_image == "skip" and isinstance(split, DataSplit)
+    return replace(split, on_bad_image=on_bad_image) if skip else split

@@ -1,0 +1,58 @@
+"""Difficulty metrics: how hard each image of a batch is, over the mean of the batch.
+
+Shapes: B images, K classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pckd.losses.kd import kd
+from pckd.ops import full, relative
+from registry import DIFFICULTY_METRICS
+
+
+@DIFFICULTY_METRICS.register("cross_entropy")
+def cross_entropy_difficulty(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """The student's cross entropy over its batch mean (PCKD, arXiv 2410.14143): what the student finds hard now.
+
+    gamma_i = CE_i / mean_j CE_j, PCKD's difficulty of an instance.
+
+    Args:
+        student_logits: [B, K], of the upright views.
+        labels: [B].
+
+    Returns:
+        [B], non-negative with mean 1 (all zero when every cross entropy is exactly zero); without gradient.
+    """
+    losses = F.cross_entropy(full(student_logits.detach()), labels, reduction="none")
+    return relative(losses)
+
+
+@DIFFICULTY_METRICS.register
+def teacher_cross_entropy(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """The teacher's cross entropy over its batch mean: what a trained network finds hard, the same at every epoch."""
+    return cross_entropy_difficulty(teacher_logits, labels)
+
+
+@DIFFICULTY_METRICS.register
+def entropy(student_logits: Tensor) -> Tensor:
+    """Entropy of the student's prediction over its batch mean: uncertainty, blind to the label."""
+    log_probability = full(student_logits).log_softmax(dim=-1)
+    return relative(-(log_probability.exp() * log_probability).sum(dim=-1).clamp_max(0))
+
+
+@DIFFICULTY_METRICS.register
+def margin(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """How far the student's best wrong class leads the right one, in probability: (1 + p_wrong - p_label), relative."""
+    probability = full(student_logits).softmax(dim=-1)
+    label = labels[:, None]
+    wrong = probability.scatter(1, label, -1.0).amax(dim=1).clamp_min(0)
+    return relative(1 + wrong - probability.gather(1, label)[:, 0])
+
+
+@DIFFICULTY_METRICS.register
+def teacher_student_gap(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL from teacher to student at temperature 1 over its batch mean: what the student still has to learn."""
+    return relative(kd(student_logits, teacher_logits, temperature=1.0).clamp_min(0))

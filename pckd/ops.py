@@ -1,0 +1,104 @@
+"""Small functions that losses, metrics and schedulers share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from registry import Context, Setup, UserError
+
+NORM_FLOOR = 1e-6
+"""Norms below this count as this: a zero feature gets a bounded gradient instead of 1e12."""
+
+
+def full(x: Tensor) -> Tensor:
+    """``x`` in at least float32: losses are never computed in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of ``x`` [..., D] scaled to length 1; a zero row stays zero."""
+    return F.normalize(full(x), dim=-1, eps=NORM_FLOOR)
+
+
+def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off for the device of ``x``, so that matrix products keep the precision of their inputs."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def above_zero(loss: str, *options: str) -> Callable[..., None]:
+    """A check for ``LOSSES.register``: refuses a value of these options that is not above 0.
+
+    Args:
+        loss: its name, for the message.
+    """
+
+    def check(setup: Setup, **given: Any) -> None:
+        for option in options:
+            if not given[option] > 0:
+                raise UserError(f"{loss}: {option} must be above 0, not {given[option]}")
+
+    return check
+
+
+PUBLISHED_EPOCHS = 240
+"""The length of the schedule for which milestones, growth, warm-up and initial epochs were published."""
+
+
+def relative(values: Tensor) -> Tensor:
+    """Non-negative values [B] over their mean, so that an average sample has difficulty 1; all zero stays zero.
+
+    A mean below the smallest normal number counts as that number: such values stay close to zero.
+    """
+    values = full(values)
+    return values / values.mean().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def published_epoch(context: Context, reference_epochs: int | None = PUBLISHED_EPOCHS) -> float:
+    """The epoch of a ``reference_epochs`` schedule that corresponds to this one, from epoch * reference / epochs.
+
+    Args:
+        context: gives the epoch (from 1) and the number of epochs of this run.
+        reference_epochs: the length for which a constant was published; None leaves the epoch as it is.
+    """
+    if reference_epochs is None:
+        return context.epoch
+    return context.epoch * reference_epochs / context.epochs
+
+
+def mean_square(student: Tensor, teacher: Tensor, name: str) -> Tensor:
+    """Mean squared difference of each row, [N, ...] to [N]; the teacher's is a constant.
+
+    Args:
+        name: of the caller, for the message.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"{name} needs two equal shapes, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+    return (full(student) - full(teacher.detach())).square().flatten(1).mean(1)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's rank correlation: the correlation of the ranks, equal values having the mean of theirs.
+
+    Args:
+        one, other: [B] each.
+
+    Returns:
+        -1 to 1; nan where one of the two is constant.
+    """
+    ranks = torch.stack([_ranks(one.cpu()), _ranks(other.cpu())])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, group, sizes = values.unique(return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    return (last - (sizes - 1) / 2)[group]

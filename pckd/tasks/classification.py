@@ -1,0 +1,389 @@
+"""Image classification: a row is a view of an image, upright, rotated or strongly augmented.
+
+Shapes: B images, V views of each, N = B * V rows (image-major, view 0 upright), K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from model_zoo import Preprocessing, preprocessing_of, probe
+from model_zoo.probe import evaluating
+from pckd.arguments import POOL
+from pckd.data import Loader
+from pckd.data.check import check_item
+from pckd.data.load import Data, preprocessing_for
+from pckd.device import Device
+from pckd.distributed import add_up
+from pckd.given import copy_of
+from pckd.objective import Objective
+from pckd.tasks.task import Task, Teacher
+from registry import TASKS, Batch, DataSplit, Instances, Output, Rows, Shapes, Term, UserError, ask
+from registry.errors import place_of
+
+__all__ = ["Classification", "Scores", "answers", "image_views"]
+
+ViewStatistics = Literal["joint", "own"]
+"""Whether batch norms normalize all views of a batch together, or each view by itself."""
+
+
+class Scores(NamedTuple):
+    """Percentages and the mean cross entropy over a split."""
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+
+
+def image_views(labels: Tensor, index: Tensor, views: int = 1, *, strong: bool = False) -> Instances:
+    """The rows of B images in ``views`` views each.
+
+    Args:
+        labels, index: [B]. strong: whether the last view is a strongly augmented one, and the others are rotations.
+    """
+    images = len(labels)
+    sets = {}
+    if views > 1:
+        sets["upright"] = Rows(slice(None, None, views))
+    if strong:
+        last = views - 1
+        row = torch.arange(images * views, device=labels.device).view(images, views)
+        sets["all"] = Rows(row[:, :last].flatten(), last)
+        sets["strong"] = Rows(row[:, [0, last]].flatten() if views > 2 else slice(None), 2, strong=True)
+    image = torch.arange(images, device=labels.device).repeat_interleave(views)
+    labels, index = labels.repeat_interleave(views), index.repeat_interleave(views)
+    return Instances(labels, index, image, views=views, strong=strong, sets=sets, weight_of=image)
+
+
+@TASKS.register("classification")
+class Classification(Task):
+    """Which of K classes does an image show: judged by top-1 accuracy in percent.
+
+    Args:
+        views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
+        view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
+            published, or ``"own"``, each view by its own statistics; evaluation is then by the upright view's.
+        flip: random horizontal flips in training.
+        view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default 16
+            where the teacher's answers are ``cached``, else 0.
+    """
+
+    name = "classification"
+    metric = "top1"
+    columns = ("top5",)
+    rows = ("upright", "all", "strong")
+    stable_index = True
+
+    def __init__(
+        self,
+        *,
+        views: int | None = None,
+        view_statistics: ViewStatistics = "joint",
+        flip: bool = True,
+        view_pool: int | None = None,
+        cached: bool = False,
+    ) -> None:
+        self.views, self.view_statistics, self.flip = views, view_statistics, flip
+        self.view_pool = (POOL if cached else 0) if view_pool is None else view_pool
+
+    @property
+    def title(self) -> str:
+        return "top-1"
+
+    def chance(self, data: Data) -> float:
+        return 100 / data.train.num_classes
+
+    def views_of(self, objective_rows: Sequence[str]) -> int:
+        """How many rotations a batch has for terms that look at these sets of rows."""
+        return self.views if self.views is not None else 4 if "all" in objective_rows else 1
+
+    def check(self, data: Any, terms: Sequence[Term]) -> None:
+        _, height, width = data.image_shape
+        if self.views_of([term.rows for term in terms if term.weight]) > 1 and height != width:
+            raise UserError(
+                f"rotated views need square images, and those of {data.name} are {height}x{width}; use views=1"
+            )
+        if self.view_pool and not isinstance(data.train.images, Tensor):
+            raise UserError(
+                f"view_pool={self.view_pool}: {data.name} is streamed and augmented anew as it is read; leave out the "
+                "pool (and the teacher cache), or use a data set that is held in memory"
+            )
+
+    def network_options(self, data: Data) -> dict[str, Any]:
+        return {"in_channels": data.image_shape[0]}
+
+    def shapes(self, network: nn.Module, data: Data, role: str) -> Shapes:
+        channels, *size = data.image_shape
+        shapes = probe(network, channels, (size[0], size[1]), name=f"the {role}")
+        if shapes.num_classes != data.train.num_classes:
+            raise UserError(
+                f"the {role} has {shapes.num_classes} classes, the data set {data.name} {data.train.num_classes}: "
+                "they must be the same"
+            )
+        if role == "student":
+            check_layout(network, data.image_shape, f"the {role}")
+        return shapes
+
+    def check_batch(self, student: nn.Module, data: Data, images: int, objective: Objective) -> None:
+        if images * self.views_of(objective.row_sets) == 1:
+            weight = next(student.parameters(), torch.empty(0))
+            image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
+            with torch.no_grad():
+                # Of a copy, because training it changes its statistics.
+                ask(
+                    "the student, trained on a batch of one image,",
+                    copy_of(student, "the student", "the check of a batch of one image").train(),
+                    image,
+                )
+
+    def preprocessing(self, data: Data) -> Preprocessing:
+        return preprocessing_for(data.train)
+
+    def as_trained(self, network: nn.Module, split: DataSplit, say: Callable[[str], None]) -> DataSplit:
+        own = other_preprocessing("the network", network, split, say)
+        channels, height, width = check_item(split)
+        classes = probe(network, channels, (height, width), name="the network", classifier=False).num_classes
+        if classes < split.num_classes:
+            name = split.name or "the data set"
+            raise UserError(f"the network has {classes} classes, and {name} {split.num_classes}: it must have as many")
+        return split if own is None else replace(split, mean=own.mean, std=own.std)
+
+    def check_classes(self, what: str, network: nn.Module, data: Data) -> None:
+        check_classes(what, network, data.train.classes, data.name)
+
+    def renormalization(
+        self, teacher: nn.Module, data: Data, say: Callable[[str], None]
+    ) -> tuple[Sequence[float], Sequence[float]] | None:
+        own = other_preprocessing("the teacher", teacher, data.train, say)
+        return None if own is None else own.renormalization(data.train.mean, data.train.std)
+
+    def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
+        views = self.views_of(objective.row_sets)
+        return {"upright": (images, 1), "all": (images * views, views), "strong": (2 * images, 2)}
+
+    def loader(
+        self, split: DataSplit, batch_size: int, *, train: bool, objective: Objective | None, **options: Any
+    ) -> Loader:
+        if not train or objective is None:
+            return Loader(split, batch_size, train=False, **options)
+        return Loader(
+            split,
+            batch_size,
+            train=True,
+            views=self.views_of(objective.row_sets),
+            strong="strong" in objective.row_sets,
+            flip=self.flip,
+            pool=self.view_pool,
+            **options,
+        )
+
+    def pair(
+        self, batch: Batch, student: nn.Module, teachers: Sequence[Teacher]
+    ) -> tuple[Output, list[Output], Instances]:
+        answers = [teacher.answer(batch, self.images(batch)) for teacher in teachers]
+        instances = image_views(batch.labels, batch.index, batch.views.shape[1], strong=batch.strong)
+        with record_function("pckd.student"):
+            return self._answer(student, batch.views), answers, instances
+
+    def _answer(self, student: nn.Module, views: Tensor) -> Output:
+        """The student's output for [B, V, C, H, W], image by image as in the batch."""
+        if self.view_statistics == "joint" or views.shape[1] == 1:
+            output: Output = student(views.flatten(0, 1))
+            return output
+        upright, *others = views.unbind(1)
+        with _running_statistics_kept(student):
+            outputs = [student(view) for view in others]
+        outputs.insert(0, student(upright))
+        rest = iter(zip(*(_tensors(output) for output in outputs), strict=True))
+        return outputs[0].apply(lambda _: torch.stack(next(rest), 1).flatten(0, 1))
+
+    def images(self, batch: Batch) -> Tensor:
+        return batch.views.flatten(0, 1)
+
+    def facts(self, objective: Objective) -> dict[str, Any]:
+        strong = "strong" in objective.row_sets
+        return {"views": self.views_of(objective.row_sets), "strong_view": strong, "view_pool": self.view_pool}
+
+    def observe(self, batch: Batch, output: Output, objective: Objective) -> dict[str, Tensor]:
+        logits = objective.predict(output.upright(batch.views.shape[1]))
+        return {"train_top1": 100 * (logits.argmax(1) == batch.labels).float().mean()}
+
+    def cache_options(self) -> dict[str, Any]:
+        return {"pool": self.view_pool, "flip": self.flip}
+
+    def random_data(self, images: int, classes: int, shape: tuple[int, int, int]) -> Data:
+        pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8)
+        labels = torch.randint(0, classes, (images,))
+        names = tuple(map(str, range(classes)))
+        split = DataSplit(pixels, labels, names, (0.5,) * shape[0], (0.25,) * shape[0], name="random images")
+        return Data(split, split, "random images")
+
+    def contract_checks(
+        self, networks: Sequence[str], dataset: str | None, data: Data, *, root: str | None
+    ) -> list[tuple[str, Callable[[], None]]]:
+        from pckd import testing
+
+        channels, height, width = data.image_shape
+        backbone = partial(testing.check_backbone, in_channels=(channels,), image_sizes=((height, width),))
+        checks: list[tuple[str, Callable[[], None]]] = [
+            (f"backbone {name}", partial(backbone, name)) for name in networks
+        ]
+        if dataset is not None:
+            checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root)))
+        return checks
+
+    def difficulty_report(self, data: Data, device: Device) -> Any:
+        from pckd.engine.difficulty_report import DifficultyReport
+
+        return DifficultyReport(data.train, data.test, device)
+
+    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, float]:
+        top1, top5, loss, _ = self.scores(network, loader, device)
+        return {"top1": top1, "top5": top5, "test_loss": loss}
+
+    @torch.no_grad()
+    def scores(self, network: nn.Module, loader: Any, device: Device) -> Scores:
+        """Top-1 and top-5 accuracy in percent, and the mean cross entropy.
+
+        With fewer than five classes, top-5 counts as many as there are.
+
+        Raises:
+            UserError: an image cannot be read, or, where such images are skipped, none can.
+        """
+        totals = torch.zeros(3, dtype=torch.float64, device=device.target)
+        samples = 0
+        for output, batch in answers(network, loader, device):
+            logits = output.logits.float()
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
+            loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+            totals += torch.stack([ranked[:, 0].sum().double(), ranked.sum().double(), loss.double()])
+            samples += len(batch.labels)
+        # Each process has measured its share.
+        *sums, counted = add_up(torch.cat([totals, totals.new_tensor([samples])])).tolist()
+        if not counted:
+            raise UserError(f"{loader.split.name or 'the data set'}: none of its images can be read")
+        top1, top5, loss_sum = sums
+        return Scores(100 * top1 / counted, 100 * top5 / counted, loss_sum / counted, int(counted))
+
+
+@torch.no_grad()
+def answers(network: nn.Module, loader: Loader, device: Device) -> Iterator[tuple[Output, Batch]]:
+    """The network's output for each batch of a loader, without gradient and in eval mode; its mode is restored."""
+    with evaluating(network):
+        for batch in loader.epoch(1):
+            with device.autocast():
+                output = network(batch.views.flatten(0, 1))
+            yield output, batch
+    loader.say_bad()
+
+
+def _tensors(output: Output) -> list[Tensor]:
+    """All tensors of an output, in the order of :meth:`Output.apply`."""
+    found: list[Tensor] = []
+    output.apply(lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norms in train mode use their batch's statistics without counting them for evaluation."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracking = [norm for norm in norms if norm.track_running_stats]
+    try:
+        for norm in tracking:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+def check_classes(what: str, network: nn.Module, classes: Sequence[str], owner: str) -> None:
+    """Refuse a network whose record has other classes than these, or the same in another order.
+
+    Args:
+        what: the network, for messages. owner: who has ``classes``, likewise.
+
+    Raises:
+        UserError: says which.
+    """
+    record = preprocessing_of(network)
+    theirs, ours = () if record is None else record.classes, tuple(map(str, classes))
+    if not theirs or theirs == ours:
+        return
+    if len(theirs) != len(ours):
+        raise UserError(f"{what}: was trained on {len(theirs)} classes, and {owner} has {len(ours)}")
+    k = next(k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    how = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
+    raise UserError(
+        f"{what}: was trained on {how} than {owner} has: class {k} is {theirs[k]!r} there and {ours[k]!r} here; "
+        "use weights and data with the same classes in the same order"
+    )
+
+
+def other_preprocessing(
+    what: str, network: nn.Module, split: DataSplit, say: Callable[[str], None]
+) -> Preprocessing | None:
+    """The network's record, where its images were normalized in another way than a split says; None otherwise.
+
+    Args:
+        what: the network, for messages. say: told where normalization or image size are others.
+
+    Raises:
+        UserError: the network was trained on other classes, or on images with another number of channels.
+    """
+    record = preprocessing_of(network)
+    if record is None:
+        return None
+    data, name = preprocessing_for(split), split.name or "the data set"
+    check_classes(what, network, data.classes, name)
+    if len(record.mean) != len(data.mean):
+        raise UserError(
+            f"{what}: was trained on images with {len(record.mean)} channels, and those of {name} have {len(data.mean)}"
+        )
+    if record.image_size != data.image_size:
+        theirs, ours = ("x".join(map(str, size)) for size in (record.image_size, data.image_size))
+        say(f"{what}: was trained on images of {theirs} pixels, and those of {name} have {ours}")
+    if record.normalizes_as(data.mean, data.std):
+        return None
+    say(
+        f"{what}: is shown images normalized as in its own training (mean {_numbers(record.mean)}, std "
+        f"{_numbers(record.std)}), not as {name} says (mean {_numbers(data.mean)}, std {_numbers(data.std)})"
+    )
+    return record
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def check_layout(network: nn.Module, image_shape: tuple[int, int, int], role: str) -> None:
+    """Refuse a network that cannot run in the memory format that convolutions are fastest in.
+
+    Args:
+        image_shape: (C, H, W).
+
+    Raises:
+        UserError: names the line, and what to write instead.
+    """
+    weight = next(network.parameters(), torch.empty(0))
+    images = torch.zeros(2, *image_shape, device=weight.device)
+    try:
+        with evaluating(network), torch.no_grad():
+            network(images.contiguous(memory_format=torch.channels_last))
+    except Exception as error:
+        reason, where = " ".join(str(error).split())[:200], place_of(error)
+        raise UserError(
+            f"{role} cannot run on images in channels_last memory format: {reason}{where and f' ({where})'}; "
+            "in its forward, write .reshape or .flatten(1) instead of .view"
+        ) from error

@@ -1,0 +1,290 @@
+"""The contract of a task, and the module that a run trains.
+
+Shapes: B images a step, N rows (instances) that the task makes of them, K classes, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from model_zoo import Preprocessing
+from model_zoo.probe import check_network
+from pckd.device import Device
+from pckd.objective import Objective
+from registry import (
+    BACKBONES,
+    Context,
+    Instances,
+    Output,
+    PluginError,
+    Progress,
+    Setup,
+    Shapes,
+    Term,
+    UserError,
+    ask,
+    build,
+)
+
+__all__ = ["BatchLoader", "DistillationTask", "Step", "Task", "Teacher"]
+
+
+class Teacher(Protocol):
+    """A frozen network (:class:`pckd.engine.teacher.FrozenTeacher`)."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network itself."""
+        ...
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """Its last linear layer."""
+        ...
+
+    def __call__(self, x: Tensor) -> Output:
+        """Its answer, without gradient."""
+        ...
+
+    def answer(self, batch: Any, images: Tensor) -> Output:
+        """Its answer to a batch, remembered where that can be."""
+        ...
+
+
+class BatchLoader(Protocol):
+    """Yields the batches of a split: whatever the task's ``pair`` and ``evaluate`` take. ``len(batch)`` is its images.
+
+    Everything random in a batch follows from the seed, the epoch and the batch's number, so that a resumed run sees
+    what the uninterrupted one would have seen.
+    """
+
+    def __len__(self) -> int:
+        """Batches an epoch, for this process."""
+        ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch (counted from 1), without the first ``start`` of them."""
+        ...
+
+
+class Task:
+    """Base class of tasks. A subclass is registered in ``TASKS``; its keyword arguments are the task's options.
+
+    What must be given: ``metric``, :meth:`shapes`, :meth:`loader`, :meth:`pair` and :meth:`evaluate`.
+    """
+
+    name: str = ""
+    """The name it is registered by."""
+    metric: str = "score"
+    """What a run is judged by, an entry of what :meth:`evaluate` returns: in percent, and higher is better."""
+    columns: tuple[str, ...] = ()
+    """Other entries of it that result.json names."""
+    rows: tuple[str, ...] = ("upright", "all")
+    """The sets of rows that a term may ask for. In a task without views these two are all rows."""
+    stable_index: bool = False
+    """Whether ``Instances.index`` says which sample a row is, the same in every epoch."""
+
+    @property
+    def title(self) -> str:
+        """How people write the metric."""
+        return self.metric
+
+    def chance(self, data: Any) -> float:
+        """The metric, in percent, of an answer by chance; 0 where that is not known."""
+        return 0.0
+
+    def terms(self, terms: Sequence[Term]) -> list[Term]:
+        """A method's terms as this task sums them: where a network has losses of its own, these instead of the
+        cross entropy, for instance."""
+        return list(terms)
+
+    def check(self, data: Any, terms: Sequence[Term]) -> None:
+        """Refuse data, or a method, that this task's options make impossible, before anything is trained.
+
+        Raises:
+            UserError: in one line.
+        """
+
+    def check_batch(self, student: nn.Module, data: Any, images: int, objective: Objective) -> None:
+        """Refuse a student that cannot be trained on a batch of ``images`` images.
+
+        Raises:
+            UserError: says what would work.
+        """
+
+    def make_network(self, network: str | nn.Module, data: Any, role: str = "a network") -> nn.Module:
+        """Build a backbone by name for this data, or pass a module through.
+
+        Raises:
+            UserError: an unknown name, or no network.
+        """
+        if not isinstance(network, str):
+            check_network(network, role)
+            return network
+        options = self.network_options(data)
+        built = ask(f"backbone {network!r}", build, BACKBONES, network, data.train.num_classes, **options)
+        if not isinstance(built, nn.Module):
+            raise PluginError(f"backbone {network!r} returned {type(built).__name__}: it must return an nn.Module")
+        return built
+
+    def network_options(self, data: Any) -> dict[str, Any]:
+        """What a backbone is built with beside the number of classes."""
+        return {}
+
+    def preprocessing(self, data: Any) -> Preprocessing | None:
+        """What a network that is trained on this data carries as its record."""
+        return None
+
+    def as_trained(self, network: nn.Module, split: Any, say: Callable[[str], None]) -> Any:
+        """The split as it was prepared for this network in its training; refuses what cannot be measured.
+
+        Args:
+            say: told where that is not as the split says.
+        """
+        return split
+
+    def check_classes(self, what: str, network: nn.Module, data: Any) -> None:
+        """Refuse a network that was trained on other classes than the data's, or on the same in another order.
+
+        Args:
+            what: the network, for messages.
+        """
+
+    def renormalization(
+        self, teacher: nn.Module, data: Any, say: Callable[[str], None]
+    ) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Scale and shift per channel, where a teacher was trained on images that were normalized in another way.
+
+        Raises:
+            UserError: the teacher was trained on other classes.
+        """
+        return None
+
+    def shapes(self, network: nn.Module, data: Any, role: str) -> Shapes:
+        """What losses need to know of a network that is shown this data.
+
+        Args:
+            role: "student" or "teacher", for messages.
+
+        Raises:
+            UserError: the network cannot take this data.
+        """
+        raise NotImplementedError
+
+    def setup(self, student: Shapes, teacher: Shapes, data: Any, classifier: nn.Linear | None) -> Setup:
+        """What the losses are built from."""
+        return Setup(student, teacher, len(data.train), classifier, self.stable_index, self.rows)
+
+    def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
+        """For each set of rows: how many a batch of ``images`` has at least, and how many of these show one image."""
+        return dict.fromkeys(self.rows, (images, 1))
+
+    def loader(
+        self, split: Any, batch_size: int, *, train: bool, objective: Objective | None, **options: Any
+    ) -> BatchLoader:
+        """The batches of a split.
+
+        Args:
+            batch_size: images a batch and process. train: shuffle and augment.
+            objective: what training batches are for.
+            options: ``device``, ``num_workers``, ``rank``, ``world_size``; in training also ``seed``.
+        """
+        raise NotImplementedError
+
+    def pair(
+        self, batch: Any, student: nn.Module, teachers: Sequence[Teacher]
+    ) -> tuple[Output, list[Output], Instances]:
+        """The student's rows of a batch, each teacher's answer about the same rows, and what the rows are."""
+        raise NotImplementedError
+
+    def observe(self, batch: Any, output: Output, objective: Objective) -> dict[str, Tensor]:
+        """What a training step tells of itself beside the losses: scalars, averaged over the epoch.
+
+        Args:
+            output: the student's, detached.
+        """
+        return {}
+
+    def images(self, batch: Any) -> Tensor | None:
+        """What networks are called with, where that is one tensor of images: only then is a teacher prepared for speed
+        (batch norms folded, compiled)."""
+        return None
+
+    def facts(self, objective: Objective) -> dict[str, Any]:
+        """What result.json says of the task's own options."""
+        return {}
+
+    def cache_options(self) -> dict[str, Any]:
+        """What a teacher's remembered answers depend on: ``pool``, in how many ways each image is augmented, and so on.
+
+        Raises:
+            UserError: answers cannot be remembered.
+        """
+        raise UserError(f"a teacher cache serves classification, and not the task {self.name!r}; leave it out")
+
+    def random_data(self, images: int, classes: int, shape: tuple[int, int, int]) -> Any:
+        """A data set of noise with ``images`` images of ``shape`` (C, H, W), to profile a step with."""
+        raise UserError(f"the task {self.name!r} has no random data to profile with; give a data set")
+
+    def contract_checks(
+        self, networks: Sequence[str], dataset: str | None, data: Any, *, root: str | None
+    ) -> list[tuple[str, Callable[[], None]]]:
+        """What ``--check`` holds backbones and data sets to: what is checked, and the check (:mod:`pckd.testing`).
+
+        Args:
+            networks: names of backbones. dataset: name of the data set, if it has one; data: loaded; root: its folder.
+        """
+        return []
+
+    def difficulty_report(self, data: Any, device: Device) -> Any:
+        """See :class:`pckd.engine.trainer.Report`."""
+        raise UserError(f"report_difficulty serves classification, and not the task {self.name!r}; leave it out")
+
+    def scores(self, network: nn.Module, loader: BatchLoader, device: Device) -> Any:
+        """What :func:`pckd.evaluate` returns."""
+        return self.evaluate(network, loader, device)
+
+    def evaluate(self, network: nn.Module, loader: BatchLoader, device: Device) -> dict[str, float]:
+        """How good a network is: ``metric``, and anything else worth a column.
+
+        In eval mode and without gradient; the network's mode is restored. Each process measures its share, and the
+        numbers are those of all.
+        """
+        raise NotImplementedError
+
+
+class Step(NamedTuple):
+    """What a step has seen."""
+
+    values: dict[str, Tensor]
+    """Of the objective."""
+    student: Output
+    teacher: Output
+    """The student's own, without gradient, where there is no teacher."""
+    instances: Instances
+
+
+class DistillationTask(nn.Module):
+    """All that is trained, in one module: the student, and the objective with its projections.
+
+    In one module, so that data parallelism, wrapped around it, reduces the gradients of both.
+    """
+
+    def __init__(self, task: Task, student: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.task = task
+        self.student = student
+        self.objective = objective
+
+    def forward(self, batch: Any, teachers: Sequence[Teacher], progress: Progress) -> Step:
+        """Where there is no teacher, the student stands in its place."""
+        student, answers, instances = self.task.pair(batch, self.student, teachers)
+        teacher = answers[0] if answers else student.detach()
+        with record_function("pckd.centers"):
+            centers = self.objective.find_centers(self.student, teachers[0].network if teachers else self.student)
+        context = Context(instances, centers, *progress)
+        return Step(self.objective(student, teacher, context), student, teacher, instances)
