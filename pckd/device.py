@@ -78,9 +78,11 @@ def ready_to_train(device: Device) -> Iterator[None]:
             f"the default type of tensors is {torch.get_default_dtype()}, and training is in torch.float32: "
             "call torch.set_default_dtype(torch.float32) first"
         )
-    if torch.get_default_device().type != "cpu":
+    # Not torch.get_default_device(), which in PyTorch 2.6 does not see a `with torch.device(...)`.
+    default = torch.empty(0).device
+    if default.type != "cpu":
         raise UserError(
-            f"the default device is {torch.get_default_device()}, on which random numbers cannot be seeded as they "
+            f"the default device is {default}, on which random numbers cannot be seeded as they "
             "must be: call torch.set_default_device(None) first, and give device=... instead"
         )
     with torch.enable_grad(), Device(device.target).autocast():
