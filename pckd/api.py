@@ -300,7 +300,8 @@ def distill(
             both = nn.ModuleList([run.student, objective])
             copy_of(both, "the student, or a loss of the method,", "the gradient report")
             reports["gradient_report"] = GradientReport(train_loader, place)
-        set_preprocessing(run.student, run.task.preprocessing(loaded))
+        preprocessing = run.task.preprocessing(loaded)
+        set_preprocessing(run.student, preprocessing)
         held.callback(ranks.synchronize_statistics(run.student, place.target))
         model = DistillationTask(run.task, run.student, objective)
         trainer = Trainer(
@@ -326,14 +327,14 @@ def distill(
         record = _record(run, history, objective, score, place, ranks)
         record.update(
             teacher=None if frozen is None else describe(run.teacher),
-            preprocessing=None if (own := run.task.preprocessing(loaded)) is None else own.as_metadata(),
+            preprocessing=None if preprocessing is None else preprocessing.as_metadata(),
             fingerprints=fingerprints,
             arguments=arguments,
             profile=None if cost is None else cost.as_dict(),
         )
         _compare_with_teacher(record[f"best_{run.task.metric}"], run, score, display)
         network = objective.predictor(run.student).eval()
-        set_preprocessing(network, run.task.preprocessing(loaded))
+        set_preprocessing(network, preprocessing)
         if folder is not None:
             save_weights(network, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
             folder.write_result(record)
@@ -416,20 +417,17 @@ def train_teacher(
         with own_random_state(place.target):
             network = chosen_task.make_network(teacher, loaded)
         # What the teacher's weights follow from, found out once for all processes.
-        key, measured = ranks.same(
-            (
-                {
-                    "version": version("pckd"),
-                    "teacher": teacher,
-                    "task": chosen_task.name,
-                    "code": code_fingerprint(network),
-                    "dataset": loaded.name,
-                    "data": split_fingerprint(loaded.train),
-                    **training,
-                    "device": place.type,
-                },
-                split_fingerprint(loaded.test),
-            )
+        key = ranks.same(
+            {
+                "version": version("pckd"),
+                "teacher": teacher,
+                "task": chosen_task.name,
+                "code": code_fingerprint(network),
+                "dataset": loaded.name,
+                "data": split_fingerprint(loaded.train),
+                **training,
+                "device": place.type,
+            }
             if ranks.first
             else None
         )
@@ -437,12 +435,15 @@ def train_teacher(
         folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
         path = folder / f"{safe}-{digest}.pth"
-        # Its training is a run like any other, which goes on where it was interrupted: by the images it is measured on,
-        # too, on which its weights do not depend.
-        looked_at = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:6]
-        unfinished = folder / f"{safe}-{digest}-{looked_at}.run"
+        unfinished: Path | None = None
         said = False
         while not ranks.same(path.exists()):
+            if unfinished is None:
+                # Its training is a run like any other, which goes on where it was interrupted: by the images it is
+                # measured on, too, on which its weights do not depend.
+                measured = ranks.same(split_fingerprint(loaded.test) if ranks.first else None)
+                looked_at = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:6]
+                unfinished = folder / f"{safe}-{digest}-{looked_at}.run"
             if not said:
                 display.note(
                     f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}"

@@ -7,7 +7,6 @@ python tools/train_net.py --student resnet8x4
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tensorboard import TensorBoard
-from registry import DATASETS, UserError, parse
+from registry import DATASETS, UserError, options_of, parse
 
 __all__ = ["LISTS", "main"]
 
@@ -37,7 +36,7 @@ DEMONSTRATION: dict[str, Any] = {
 """What runs where no data set is given: minutes on two CPU cores."""
 
 
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+DEFAULTS = options_of(distill)
 
 
 UNSAID = ("milestones", "lr_decay", "device", "precision", "debug")

@@ -7,7 +7,6 @@ python tools/transfer.py runs/kd-seed* runs/pckd-seed* --dataset stl10 --data-ro
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -26,10 +25,10 @@ from pckd.engine.record import FINAL_MODEL
 from pckd.runs import group_runs, grouped, mean_and_deviation, read_finished
 from pckd.tables import Table, fixed, print_tables
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
-from registry import UserError
+from registry import UserError, options_of
 from registry.files import write_atomically
 
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(transfer).parameters.items()}
+DEFAULTS = options_of(transfer)
 
 
 class Subject(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pckd.engine.teacher import FrozenTeacher
 from pckd.plan import Plan, load_trained, make_task, plan
 from pckd.runs import grouped
 from pckd.terms import split_methods
-from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, UserError, parse
+from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, UserError, options_of, parse
 
 __all__ = [
     "DEFAULTS",
@@ -35,7 +34,7 @@ __all__ = [
     "unusual",
 ]
 
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+DEFAULTS = options_of(distill)
 """What :func:`pckd.distill` takes, and what it does where nothing is given."""
 OWN = frozenset({"student", "teacher", "teacher_weights", "method", "scheduler", "seed", "output", "resume"})
 """What a job gives :func:`pckd.distill` by itself."""

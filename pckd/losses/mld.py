@@ -5,7 +5,7 @@ Shapes: N rows, K classes. Each level is summed over several temperatures ("pred
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,13 +44,7 @@ def batch_alignment(
         [N]: row i sums over the samples that i is compared with, so that the mean is the published loss
         ||P_s P_s^T - P_t P_t^T||^2 / N, summed over temperatures.
     """
-    with exact(student_logits):
-        per_temperature = []
-        for temperature in temperatures:
-            student = (full(student_logits) / temperature).softmax(-1)
-            teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
-            per_temperature.append((student @ student.T - teacher @ teacher.T).square().sum(1))
-        return torch.stack(per_temperature).sum(0)
+    return _alignment(student_logits, teacher_logits, temperatures, lambda p: p @ p.T)
 
 
 def class_alignment(
@@ -65,12 +59,19 @@ def class_alignment(
         [K]: one value a class, whose mean is the published loss ||P_s^T P_s - P_t^T P_t||^2 / K, summed over
         temperatures.
     """
+    return _alignment(student_logits, teacher_logits, temperatures, lambda p: p.T @ p)
+
+
+def _alignment(
+    student_logits: Tensor, teacher_logits: Tensor, temperatures: Sequence[float], gram: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Squared differences of the rows of two Gram matrices of probabilities, summed over temperatures."""
     with exact(student_logits):
         per_temperature = []
         for temperature in temperatures:
             student = (full(student_logits) / temperature).softmax(-1)
             teacher = (full(teacher_logits.detach()) / temperature).softmax(-1)
-            per_temperature.append((student.T @ student - teacher.T @ teacher).square().sum(1))
+            per_temperature.append((gram(student) - gram(teacher)).square().sum(1))
         return torch.stack(per_temperature).sum(0)
 
 
