@@ -20,10 +20,12 @@ __all__ = [
     "gather_rows",
     "gather_rows_with_gradient",
     "own_rows",
+    "uneven_rows",
     "world_size",
 ]
 
 _alone = False
+_uneven = False
 
 NO_MAPS = "feature maps are not gathered over processes: this metric or center rule works in one process only"
 
@@ -44,6 +46,26 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
+@contextlib.contextmanager
+def uneven_rows(uneven: bool = True) -> Iterator[None]:
+    """Inside, processes may have another number of rows each: they tell one another before they gather any."""
+    global _uneven
+    before, _uneven = _uneven, uneven
+    try:
+        yield
+    finally:
+        _uneven = before
+
+
+def _counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each process has."""
+    if not _uneven:
+        return [rows] * world_size()
+    everyone = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(everyone, torch.tensor([rows], device=device))
+    return [int(count) for count in everyone]
+
+
 def add_up(x: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if world_size() > 1:
@@ -55,15 +77,16 @@ def gather_rows(x: Tensor) -> Tensor:
     """Rows [N, ...] of every process, in the order of their ranks: [R * N, ...], without gradient.
 
     Args:
-        x: of the same shape in each process.
+        x: of the same shape in each process; inside :func:`uneven_rows` with any number of rows.
     """
-    ranks = world_size()
-    if ranks == 1:
+    if world_size() == 1:
         return x
-    x = x.detach().contiguous()
-    everyone = [torch.empty_like(x) for _ in range(ranks)]
-    dist.all_gather(everyone, x)
-    return torch.cat(everyone)
+    counts = _counts(len(x), x.device)
+    padded = x.detach().new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x.detach()
+    everyone = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(everyone, padded)
+    return torch.cat([rows[:count] for rows, count in zip(everyone, counts, strict=True)])
 
 
 def gather_rows_with_gradient(x: Tensor) -> Tensor:
@@ -77,13 +100,15 @@ def gather_rows_with_gradient(x: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows, ctx.uneven = len(x), _uneven
         return gather_rows(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous()
         dist.all_reduce(total)
-        return own_rows(total)
+        with uneven_rows(ctx.uneven):
+            return own_rows(total, ctx.rows)
 
 
 def gather_output(output: Output) -> Output:
@@ -93,9 +118,16 @@ def gather_output(output: Output) -> Output:
     return Output(gather_rows(output.logits), gather_rows(output.embedding), Absent(NO_MAPS), Absent(NO_MAPS))
 
 
-def own_rows(x: Tensor) -> Tensor:
-    """Of gathered rows, those of this process."""
-    return x if world_size() == 1 else x.chunk(world_size())[dist.get_rank()]
+def own_rows(x: Tensor, rows: int | None = None) -> Tensor:
+    """Of gathered rows, those of this process.
+
+    Args:
+        rows: how many it has; by default as many as each other process.
+    """
+    if world_size() == 1:
+        return x
+    counts = _counts(len(x) // world_size() if rows is None else rows, x.device)
+    return x.split(counts)[dist.get_rank()]
 
 
 class BatchNormOverRanks(nn.modules.batchnorm._BatchNorm):

@@ -84,6 +84,17 @@ def labels_of(terms: Sequence[Term]) -> list[str]:
     return labels
 
 
+def _weights_of(rows: Instances, weights: Tensor, instances: Instances) -> Tensor:
+    """The weight of each of these rows, from those of the judged rows."""
+    if rows is not instances.images:
+        return weights[rows.weight_of]
+    # The mean of each image's judged rows, and 1 where it has none.
+    judged = instances.select(instances.judged)
+    belongs = (judged.image == rows.image[:, None]).to(weights.dtype)
+    count = belongs.sum(1)
+    return torch.where(count > 0, belongs @ weights / count.clamp_min(1), 1.0)
+
+
 class Predictor(nn.Module):
     """A student that answers with the head of a loss instead of its own classifier."""
 
@@ -150,7 +161,9 @@ class Objective(nn.Module):
                 continue
             try:
                 factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
-                loss = ask(f"loss {label!r}", factory, setup, **term.options)
+                loss = ask(f"loss {label!r}", factory, setup.of(term.rows), **term.options)
+                if term.rows == "images" and not getattr(loss, "reads_maps", True):
+                    raise NotApplicable(f"{label} reads no feature map, and the rows 'images' have nothing else")
                 if not isinstance(loss, nn.Module):
                     raise PluginError(f"loss {label!r}: its factory made {type(loss).__name__}, not an nn.Module")
                 self.losses[label] = loss
@@ -293,17 +306,17 @@ class Objective(nn.Module):
                 continue
             self._asked = f"loss {label!r}"
             rows = shown[term.rows][2].instances
-            if len(rows.labels) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
+            if len(rows) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
                 # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.
                 values[label] = 0.0 * student.logits.sum()
                 continue
             with record_function(f"pckd.term:{label}"):
                 value = self.losses[label](*shown[term.rows])
             if (stage_and_label := f"{context.stage} {label}") not in self._checked:
-                check_values(label, value, len(rows.labels), previewed=term.previewed)
+                check_values(label, value, len(rows), previewed=term.previewed)
                 self._checked.add(stage_and_label)
             if weights is not None and term.previewed:
-                value = value * weights[rows.weight_of]
+                value = value * _weights_of(rows, weights, instances)
             ramp = min(1.0, published_epoch(context) / term.warmup) if term.warmup else 1.0
             weight = term.weight
             if context.stage == "initial" and term.initial_weight is not None:
@@ -327,17 +340,18 @@ class Objective(nn.Module):
         """
         if self._head:
             student = student._replace(logits=self.predict(student))
+        rows = len(context.index)
         if world_size() > 1:
             student, teacher = gather_output(student), gather_output(teacher)
-            rows = Instances(gather_rows(context.labels), gather_rows(context.index))
-            context = replace(context, instances=rows)
+            labels, index, group = map(gather_rows, (context.labels, context.index, context.group))
+            context = replace(context, instances=Instances(labels, index, group=group))
         self._asked = self._metric_says
         difficulty = self.difficulty(student, teacher, context)
         difficulty = check_per_row(self._asked, "difficulty", difficulty, context)
         self._asked = self._scheduler_says
         weights = check_per_row(self._asked, "weight", self.scheduler(difficulty, context), context)
         self._look(difficulty, weights, (student, teacher), context)
-        return own_rows(weights)
+        return own_rows(weights, rows)
 
     def _look(self, difficulty: Tensor, weights: Tensor, seen: tuple[Output, Output], context: Context) -> None:
         """Refuse weights below 0, and those that are not finite though all that they came of is.

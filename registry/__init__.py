@@ -9,6 +9,7 @@ from __future__ import annotations
 from registry.contracts import (
     Absent,
     Batch,
+    Boxes,
     CenterRule,
     Centers,
     Context,
@@ -136,6 +137,7 @@ __all__ = [
     "Absent",
     "BadImages",
     "Batch",
+    "Boxes",
     "CenterRule",
     "Centers",
     "Context",

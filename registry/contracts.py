@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ from registry.errors import NotApplicable, UserError
 __all__ = [
     "Absent",
     "Batch",
+    "Boxes",
     "CenterRule",
     "Centers",
     "Context",
@@ -43,7 +45,7 @@ else:
 
 
 class Absent(_Maps):
-    """Stands for a tuple of maps that is not there: every use raises NotApplicable with the reason.
+    """Stands for maps, logits, ... that are not there: every use raises NotApplicable with the reason.
 
     A network without maps has ``()``; this is for answers of a network that has some, where they were not kept.
 
@@ -59,6 +61,15 @@ class Absent(_Maps):
 
     __len__ = __bool__ = __iter__ = __reversed__ = __getitem__ = __contains__ = _refuse
     __add__ = __radd__ = __mul__ = __rmul__ = count = index = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        # What the language itself asks for (copying, pickling) is answered as usual.
+        return object.__getattribute__(self, name) if name.startswith("__") else self._refuse()
+
+    @classmethod
+    def __torch_function__(cls, _function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        found = next(value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Absent))
+        raise NotApplicable(found.reason)
 
     def __eq__(self, other: object) -> bool:
         # A comparison with () is a question for the maps, too.
@@ -85,20 +96,31 @@ class Output(NamedTuple):
 
     losses: Mapping[str, Tensor] | tuple[()] = ()
     """The network's own losses by name, where it computes any (a detector's box loss): scalars."""
+    images: Output | tuple[()] = ()
+    """Where a row is not an image: an output whose rows are the B images. Its maps are of whole images (a detector's
+    pyramid); its logits and its embedding are :class:`Absent`."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
-        """The same output with each of its tensors changed, but the network's own losses; absent maps stay absent."""
+        """The same output with each of its rows' tensors changed; what is absent stays absent."""
+
+        def one(x: Tensor) -> Tensor:
+            return x if isinstance(x, Absent) else change(x)
 
         def each(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return maps if isinstance(maps, Absent) else tuple(change(m) for m in maps)
 
-        changed = Output(change(self.logits), change(self.embedding), each(self.maps), each(self.preacts))
-        return changed._replace(losses=self.losses)
+        changed = Output(one(self.logits), one(self.embedding), each(self.maps), each(self.preacts))
+        return changed._replace(losses=self.losses, images=self.images)
 
-    def rows(self, which: slice | Tensor) -> Output:
-        """The same output for some of the rows only."""
+    def rows(self, which: slice | Tensor | None) -> Output:
+        """The same output for some of the rows only; for None that of the images."""
+        if which is None:
+            return self.images or self._refuse_images()
         whole = isinstance(which, slice) and which == slice(None)
         return self if whole else self.apply(lambda x: x[which])
+
+    def _refuse_images(self) -> NoReturn:
+        raise NotApplicable("a term asks for the rows 'images', and the network tells nothing of whole images")
 
     def select(self, views: int, chosen: Sequence[int]) -> Output:
         """The same output for some of the ``views`` views of each image only, in the order ``chosen``."""
@@ -119,7 +141,8 @@ class Output(NamedTuple):
     def detach(self) -> Output:
         """The same output without gradient."""
         losses = {name: value.detach() for name, value in self.losses.items()} if self.losses else ()
-        return self.apply(lambda x: x.detach())._replace(losses=losses)
+        images = self.images.detach() if self.images else ()
+        return self.apply(lambda x: x.detach())._replace(losses=losses, images=images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +183,23 @@ class Centers(NamedTuple):
 class Rows(NamedTuple):
     """A named set of a step's rows, for the terms that ask for it."""
 
-    which: slice | Tensor
-    """Which rows, in their order."""
+    which: slice | Tensor | None
+    """Which rows, in their order; None stands for the images (:attr:`Output.images`)."""
     views: int = 1
     """How many rows of the set, one after the other, show one image."""
     strong: bool = False
     """Whether the last of these is a strongly augmented view."""
+
+
+class Boxes(NamedTuple):
+    """The true boxes of a batch of images, n of them."""
+
+    xyxy: Tensor
+    """[n, 4]: left, top, right, bottom, in shares of the image's width and height, 0 to 1."""
+    labels: Tensor
+    """[n], int64, 1 to K: 0 is the background."""
+    image: Tensor
+    """[n], int64: position of each box's image in the batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,9 +213,16 @@ class Instances:
         image: [N], int64: position of each row's image in the batch; by default every row has an image of its own.
         targets: [N, K], soft labels, where there are any.
         views, strong: as in :class:`Rows`.
-        sets: named sets of rows. ``"upright"`` and ``"all"`` are all rows where they are not among them.
+        sets: named sets of rows. ``"upright"`` and ``"all"`` are all rows where they are not among them, and
+            ``"images"`` are ``images``.
         judged: the set whose difficulty is judged.
-        weight_of: [N], int64: position in that set of the row whose weight each row takes; by default its own.
+        weight_of: [N], int64: position in that set of the row whose weight each row takes; by default its own. An image
+            takes the mean weight of its rows.
+        group: [N], int64: which rows are compared by their difficulty, where not all are.
+        images: where a row is not an image: the B images.
+        boxes: of the images. pixels: [B, H, W], int64, the class of each pixel of the images, -1 where it counts for
+            nothing. Both of ``images`` alone.
+        uneven: whether processes that train together may have another number of rows each.
     """
 
     labels: Tensor
@@ -193,12 +234,21 @@ class Instances:
     sets: Mapping[str, Rows] = field(default_factory=dict)
     judged: str = "upright"
     weight_of: Tensor = None  # type: ignore[assignment]
+    group: Tensor | None = None
+    images: Instances | None = None
+    boxes: Boxes | None = None
+    pixels: Tensor | None = None
+    uneven: bool = False
 
     def __post_init__(self) -> None:
-        position = torch.arange(len(self.labels), device=self.labels.device)
+        known = self.index if isinstance(self.labels, Absent) else self.labels
+        position = torch.arange(len(known), device=known.device)
         for name, value in (("index", torch.full_like(position, -1)), ("image", position), ("weight_of", position)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.index)
 
     def rows(self, name: str) -> Rows:
         """The set of that name.
@@ -208,6 +258,8 @@ class Instances:
         """
         if name in self.sets:
             return self.sets[name]
+        if name == "images" and self.images is not None:
+            return Rows(None)
         if name not in ("upright", "all"):
             known = ", ".join(dict.fromkeys(("upright", "all", *self.sets)))
             raise UserError(f"a term asks for the rows {name!r}, and this task has: {known}")
@@ -216,6 +268,9 @@ class Instances:
     def select(self, name: str) -> Instances:
         """The rows of a named set, which has no further sets."""
         which, views, strong = self.rows(name)
+        if which is None:
+            assert self.images is not None
+            return self.images
         return Instances(
             labels=self.labels[which],
             index=self.index[which],
@@ -224,6 +279,8 @@ class Instances:
             views=views,
             strong=strong,
             weight_of=self.weight_of[which],
+            group=None if self.group is None else self.group[which],
+            uneven=self.uneven,
         )
 
 
@@ -273,6 +330,25 @@ class Context:
         """Whether the last view of each image is a strongly augmented one."""
         return self.instances.strong
 
+    @property
+    def group(self) -> Tensor:
+        """[N], int64: rows of one group are compared by their difficulty; all rows where the task has no groups."""
+        return torch.zeros_like(self.index) if self.instances.group is None else self.instances.group
+
+    @property
+    def boxes(self) -> Boxes:
+        """The true boxes, of the images of a task that has some."""
+        if self.instances.boxes is None:
+            raise NotApplicable("this needs boxes, which the rows 'images' of the task detection have")
+        return self.instances.boxes
+
+    @property
+    def pixels(self) -> Tensor:
+        """[B, H, W], int64, the class of each pixel, -1 where it counts for nothing; of a task that has them."""
+        if self.instances.pixels is None:
+            raise NotApplicable("this needs the class of each pixel, which the rows 'images' of segmentation have")
+        return self.instances.pixels
+
     def select(self, name: str) -> Context:
         """The same context for the rows of a named set."""
         return replace(self, instances=self.instances.select(name))
@@ -317,6 +393,23 @@ class Setup(NamedTuple):
     """Whether ``Context.index`` says which sample a row is, the same in every epoch."""
     rows: tuple[str, ...] = ("upright", "all", "strong")
     """The sets of rows that a term may ask for."""
+    knows: tuple[str, ...] = ()
+    """What is known of the rows beside labels: ``"boxes"``, ``"pixels"`` (:class:`Context`)."""
+    sets: Mapping[str, Setup] = MappingProxyType({})
+    """The setup of the sets of rows that another one holds for: that of ``"images"`` has their maps, for instance."""
+
+    def of(self, rows: str) -> Setup:
+        """The setup for a loss that is shown this set of rows."""
+        return self.sets.get(rows, self)
+
+    def require(self, fact: str, loss: str) -> None:
+        """Refuse a loss that needs ``"boxes"`` or ``"pixels"``.
+
+        Raises:
+            NotApplicable: the rows that it is shown have none.
+        """
+        if fact not in self.knows:
+            raise NotApplicable(f"{loss} needs {fact}, which these rows do not have; use a task whose images have some")
 
     def frozen_classifier(self) -> nn.Linear:
         """A copy of the teacher's classifier with buffers for weights: it is saved with the loss and never trained.

@@ -38,6 +38,7 @@ def _maps(side: str, part: int | slice) -> Callable[[Shown], Any]:
 
 _SIDES = ("student", "teacher")
 _MAPS = ("_maps", "_preacts", "_map", "_stages")
+_CONTEXT = ("labels", "index", "views", "centers", "group", "boxes", "pixels")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{name: attrgetter(name) for name in Shown._fields},
     **{f"{side}_{field}": attrgetter(f"{side}.{field}") for side in _SIDES for field in Output._fields},
@@ -45,14 +46,14 @@ INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{f"{side}_stages": _maps(side, slice(1, None)) for side in _SIDES},
     **{f"{side}_centers": attrgetter(f"context.centers.{side}") for side in _SIDES},
     **{f"{side}_bias": attrgetter(f"context.centers.{side}_bias") for side in _SIDES},
-    **{name: attrgetter(f"context.{name}") for name in ("labels", "index", "views", "centers")},
+    **{name: attrgetter(f"context.{name}") for name in _CONTEXT},
 }
 """The inputs that a function may name.
 
 - ``student_logits``, ``student_embedding``, ``student_maps``, ``student_preacts``: fields of the output;
 - ``student_map``: the last map; ``student_stages``: the maps after the stem;
 - ``student_centers``, ``student_bias``: the category centers and their bias; all these of the teacher likewise;
-- ``labels``, ``index``, ``views``, ``centers``: fields of the context;
+- ``labels``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``: of the context;
 - ``student``, ``teacher``, ``context``: the whole of each."""
 
 CLAIMS = ("needs_teacher", "reads_maps", "per_sample", "needs_views", "needs_rows", "order_matters")

@@ -68,11 +68,9 @@ def check_per_row(what: str, kind: str, values: object, context: Context) -> Ten
     Raises:
         PluginError: not one number a row.
     """
-    if not isinstance(values, Tensor) or values.shape != context.labels.shape:
+    if not isinstance(values, Tensor) or values.shape != context.index.shape:
         seen = f"values of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise PluginError(
-            f"{what} returned {seen} for {len(context.labels)} images: it must return one {kind} an image"
-        )
+        raise PluginError(f"{what} returned {seen} for {len(context.index)} images: it must return one {kind} an image")
     return values if values.is_floating_point() else values.float()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from pckd.device import Device
-from pckd.distributed import gather_output, gather_rows
+from pckd.distributed import gather_output, gather_rows, uneven_rows
 from pckd.engine.teacher import FrozenTeacher
 from pckd.tasks import DistillationTask, Step
 from registry import Progress
@@ -55,5 +55,7 @@ def update_centers(model: nn.Module, step: Step) -> None:
     inner = getattr(model, "module", model)
     assert isinstance(inner, DistillationTask)
     if inner.objective.updates_centers:
-        seen = gather_output(step.student.detach()), gather_output(step.teacher), gather_rows(step.instances.labels)
-        inner.objective.update_centers(*seen)
+        with uneven_rows(step.instances.uneven):
+            labels = gather_rows(step.instances.labels)
+            seen = gather_output(step.student.detach()), gather_output(step.teacher)
+        inner.objective.update_centers(*seen, labels)

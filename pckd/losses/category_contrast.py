@@ -46,7 +46,7 @@ def category_contrast(
         if gather and world_size() > 1:
             everyone, everyones = gather_rows_with_gradient(relation), gather_rows(anchors)
             places = torch.arange(len(everyones), device=relation.device)
-            others = own_rows(places)[:, None] != places
+            others = own_rows(places, len(anchors))[:, None] != places
         logits = relation @ everyone.T / temperature
         # The maximum is taken with the anchor itself, as published: it only matters through the 1e-7 below.
         logits = logits - logits.detach().amax(dim=1, keepdim=True)

@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from model_zoo import Preprocessing
 from model_zoo.probe import check_network
 from pckd.device import Device
+from pckd.distributed import uneven_rows
 from pckd.objective import Objective
 from registry import (
     BACKBONES,
@@ -287,4 +288,5 @@ class DistillationTask(nn.Module):
         with record_function("pckd.centers"):
             centers = self.objective.find_centers(self.student, teachers[0].network if teachers else self.student)
         context = Context(instances, centers, *progress)
-        return Step(self.objective(student, teacher, context), student, teacher, instances)
+        with uneven_rows(instances.uneven):
+            return Step(self.objective(student, teacher, context), student, teacher, instances)
