@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from model_zoo.detection import torchvision_detector
 from model_zoo.probe import evaluating
 from registry import BACKBONES, Output, UserError
 
@@ -148,8 +149,8 @@ class TimmBackbone(nn.Module):
 @BACKBONES.register("torchvision")
 def torchvision_backbone(
     name: str, num_classes: int | None = None, *, in_channels: int = 3, weights: str | None = None, **options: Any
-) -> TorchvisionBackbone:
-    """Any classification model of torchvision, as in ``torchvision:resnet18``.
+) -> nn.Module:
+    """Any classification model or detector of torchvision, as in ``torchvision:resnet18``.
 
     Args:
         name: torchvision's name of the model.
@@ -164,7 +165,9 @@ def torchvision_backbone(
     num_classes = _check_member("torchvision", "resnet18", name, num_classes)
     from torchvision import models
 
-    _check_known("torchvision", name, models.list_models(module=models))
+    detector = name in models.list_models(module=models.detection)
+    if not detector:
+        _check_known("torchvision", name, models.list_models(module=models))
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers would make the output a tuple in training.
         options = {"aux_logits": False, **({} if weights else {"init_weights": True}), **options}
@@ -175,9 +178,12 @@ def torchvision_backbone(
         offered = ["DEFAULT", *models.get_model_weights(name).__members__]
         if weights not in offered:
             raise UserError(f"{label} has no weights {weights!r}: use one of {', '.join(dict.fromkeys(offered))}")
-        if in_channels != 3:
-            raise UserError(f"{label}: the pretrained weights read 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and (detector or weights is not None):
+        what = "detectors read" if detector else "the pretrained weights read"
+        raise UserError(f"{label}: {what} 3 channels, not {in_channels}: leave them out")
     try:
+        if detector:
+            return torchvision_detector(label, num_classes, weights, options)
         if weights is None:
             model = models.get_model(name, weights=None, num_classes=num_classes, **options)
         else:

@@ -123,7 +123,11 @@ _TEACHERS = {
     "resnet44": "resnet110",
     "wrn_16_1": "wrn_40_2",
     "vgg11": "vgg13",
+    "faster_rcnn_r10w16": "faster_rcnn_r18w48",
+    "fcos_r10w16": "fcos_r18w48",
 }
+
+_DENSE = ("faster_rcnn_r10w16", "faster_rcnn_r18w48", "fcos_r10w16", "fcos_r18w48")
 
 
 def recipe_for(student: str, teacher: str | None = None) -> Recipe:
@@ -142,6 +146,9 @@ def bare(spec: str) -> str:
 
 
 def _recipe(student: str) -> Recipe:
+    if student in _DENSE:
+        # Of small drawn scenes, trained from scratch.
+        return Recipe(lr=0.02, epochs=12, batch_size=8, weight_decay=1e-4)
     return Recipe(lr=0.01) if student in _GENTLE else Recipe()
 
 

@@ -44,14 +44,15 @@ Metric = Callable[[Output, Output, Context], Tensor]
 Scheduler = Callable[[Tensor, Context], Tensor]
 
 
-def _says(term: Term, fact: str) -> bool:
+def says(term: Term, fact: str, usual: bool = True) -> bool:
+    """What the loss of a term claims (:class:`registry.Loss`), or what is usual."""
     factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
-    return bool(getattr(factory, fact, True))
+    return bool(getattr(factory, fact, usual))
 
 
 def needs_teacher(terms: Sequence[Term]) -> bool:
     """Whether any term looks at a teacher: a loss says that it does not with ``needs_teacher = False``."""
-    return any(term.previewed or _says(term, "needs_teacher") for term in terms if term.weight)
+    return any(term.previewed or says(term, "needs_teacher") for term in terms if term.weight)
 
 
 def preview_all(terms: Sequence[Term]) -> list[Term]:
@@ -60,7 +61,7 @@ def preview_all(terms: Sequence[Term]) -> list[Term]:
     Raises:
         UserError: there is none.
     """
-    fit = [_says(term, "needs_teacher") and _says(term, "per_sample") for term in terms]
+    fit = [says(term, "needs_teacher") and says(term, "per_sample") for term in terms]
     if not any(fit):
         labels = ", ".join(term.label for term in terms)
         raise UserError(f"nothing to schedule by difficulty: no term of {labels} is a per-sample distillation loss")

@@ -41,8 +41,6 @@ from registry import (
 
 __all__ = ["Choice", "Plan", "choose", "load_trained", "make_objective", "make_task", "plan"]
 
-RECIPE_BATCH = 64
-"""Images a step in the recipes, to which their learning rates belong."""
 TOLERATED = 4.0
 """Factor by which a learning rate may differ from the linear rule before the log says so."""
 
@@ -238,6 +236,7 @@ def plan(
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     check_trainable(network)
+    terms = task.terms_for(network, terms)
     if isinstance(teacher, nn.Module):
         check_apart(network, teacher)
     return Plan(
@@ -322,17 +321,18 @@ def _learning_rate(
 ) -> tuple[float, list[str]]:
     """The learning rate at the start: as given, or the method's, or the recipe's; and what to say of it."""
     published = method_lr(method, student)
-    usual = published or (recipe_for(student).lr if isinstance(student, str) else None)
+    recipe = recipe_for(student if isinstance(student, str) else "")
+    usual = published or (recipe.lr if isinstance(student, str) else None)
     if lr is None:
         said = [] if published is None else [f"{describe(method)}: learning rate {published:g}, as published"]
         return (0.05 if usual is None else usual), said
     if usual is not None:
         # Goyal et al., arXiv 1706.02677: the rate grows with the batch.
-        fitting = usual * batch_size / RECIPE_BATCH
+        fitting = usual * batch_size / recipe.batch_size
         if not 1 / TOLERATED <= lr / fitting <= TOLERATED:
             return lr, [
                 f"warning: learning rate {lr:g} is far from what fits a batch of {batch_size}: {usual:g} was published "
-                f"for {RECIPE_BATCH}, which makes {fitting:g} by the linear rule"
+                f"for {recipe.batch_size}, which makes {fitting:g} by the linear rule"
             ]
     return lr, []
 

@@ -367,6 +367,8 @@ class Shapes(NamedTuple):
     maps: tuple[tuple[int, int, int], ...] = ()
     """(C, H, W) of each map at the training resolution; or :class:`Absent`."""
     preacts: tuple[tuple[int, int, int], ...] = ()
+    images: Shapes | tuple[()] = ()
+    """Of :attr:`Output.images`: without classes or embedding."""
 
     @classmethod
     def of(cls, output: Output) -> Shapes:
@@ -377,7 +379,9 @@ class Shapes(NamedTuple):
                 return maps
             return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
 
-        return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts))
+        whole = output.images
+        images = cls(0, 0, chw(whole.maps), chw(whole.preacts)) if whole else ()
+        return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts), images)
 
 
 class Setup(NamedTuple):
@@ -446,7 +450,9 @@ class Loss(Protocol):
     - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
-    - ``order_matters = True``: what it makes of an image depends on the order of the batch.
+    - ``order_matters = True``: what it makes of an image depends on the order of the batch;
+    - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
+    - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch.
 
     A class may also have
 

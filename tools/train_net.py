@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from model_zoo import recipe_for
 from pckd import distill
@@ -21,20 +20,9 @@ from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tensorboard import TensorBoard
-from registry import DATASETS, UserError, options_of, parse
+from registry import DATASETS, TASKS, UserError, options_of, parse
 
 __all__ = ["LISTS", "main"]
-
-DEMONSTRATION: dict[str, Any] = {
-    "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
-    "epochs": 10,
-    "teacher_epochs": 24,
-    "batch_size": 32,
-    "lr": 0.02,
-    "teacher_lr": 0.02,
-}
-"""What runs where no data set is given: minutes on two CPU cores."""
-
 
 DEFAULTS = options_of(distill)
 
@@ -79,24 +67,30 @@ def run(args: argparse.Namespace) -> int:
         # The first process alone writes, and --check writes nothing.
         told = TensorBoard(Path(args.output) / "tensorboard", display) if first and not args.check else display
     demonstration = args.dataset is None
-    dataset = DEMONSTRATION["data"] if demonstration else args.dataset
+    task = args.task or "classification"
+    if not demonstration:
+        task = args.task or DATASETS.facts(parse(args.dataset)[0]).get("task", task)
+    usual = TASKS.get(parse(task)[0]).demonstration
+    if demonstration and not usual:
+        raise UserError(f"--dataset is missing: the task {task} has no data of its own")
+    dataset = usual["data"] if demonstration else args.dataset
     quick = DATASETS.facts(parse(dataset)[0]).get("drawn")
     if demonstration:
         display.note(
-            "No --dataset given: this is the built-in demonstration on drawn shapes, not the paper's setting.\n"
-            f"The paper's: python tools/train_net.py --student {args.student} --dataset cifar100 --output runs/pckd"
+            f"No --dataset given: this is the built-in demonstration on drawn data ({dataset}), not the paper's setting."
+            "\nThe paper's: python tools/train_net.py --student resnet8x4 --dataset cifar100 --output runs/pckd"
         )
     if quick:
         # Drawn data is for trying things out: what is not given is what the demonstration takes.
         for option in ("epochs", "teacher_epochs", "batch_size", "lr", "teacher_lr"):
-            if getattr(args, option) is None:
-                setattr(args, option, DEMONSTRATION[option])
+            if getattr(args, option) is None and option in usual:
+                setattr(args, option, usual[option])
     options = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
     options.update(data=dataset, display=told)
-    if args.epochs is None:
-        options["epochs"] = recipe_for(args.student, args.teacher).epochs
-    if args.batch_size is None:
-        options["batch_size"] = DEFAULTS["batch_size"]
+    recipe = recipe_for(args.student, args.teacher)
+    for option in ("epochs", "batch_size"):
+        if getattr(args, option) is None:
+            options[option] = getattr(recipe, option)
     if args.check:
         check(**options)
         return 0

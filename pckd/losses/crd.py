@@ -134,6 +134,7 @@ class ContrastiveRepresentation(nn.Module):
     """
 
     reads_maps = False
+    needs_index = True
     banks: Tensor
     owner: Tensor
     label: Tensor

@@ -32,6 +32,8 @@ class ReusedClassifier(nn.Module):
     teacher's width in between. The larger of the two maps is averaged to the size of the smaller one.
     """
 
+    reads_rows = True
+
     def __init__(self, setup: Setup, *, factor: int = 2) -> None:
         super().__init__()
         student, teacher = (read_shape(shapes) for shapes in setup[:2])

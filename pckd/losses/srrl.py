@@ -47,6 +47,8 @@ class SoftmaxRegression(nn.Module):
     where that map is not at hand.
     """
 
+    reads_rows = True
+
     def __init__(self, setup: Setup, *, feature: float = 1.0, regression: float = 1.0) -> None:
         super().__init__()
         self.feature, self.regression = feature, regression

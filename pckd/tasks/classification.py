@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -83,6 +84,16 @@ class Classification(Task):
     columns = ("top5",)
     rows = ("upright", "all", "strong")
     stable_index = True
+    demonstration = MappingProxyType(
+        {
+            "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
+            "epochs": 10,
+            "teacher_epochs": 24,
+            "batch_size": 32,
+            "lr": 0.02,
+            "teacher_lr": 0.02,
+        }
+    )
 
     def __init__(
         self,

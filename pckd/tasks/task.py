@@ -5,7 +5,8 @@ Shapes: B images a step, N rows (instances) that the task makes of them, K class
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -88,6 +89,10 @@ class Task:
     """The sets of rows that a term may ask for. In a task without views these two are all rows."""
     stable_index: bool = False
     """Whether ``Instances.index`` says which sample a row is, the same in every epoch."""
+    knows: tuple[str, ...] = ()
+    """What ``Instances.images`` has beside maps: ``"boxes"``, ``"pixels"``."""
+    demonstration: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of :func:`pckd.distill` of a run that takes minutes on two CPU cores, with data drawn by itself."""
 
     @property
     def title(self) -> str:
@@ -101,6 +106,10 @@ class Task:
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         """A method's terms as this task sums them: where a network has losses of its own, these instead of the
         cross entropy, for instance."""
+        return list(terms)
+
+    def terms_for(self, student: nn.Module, terms: Sequence[Term]) -> list[Term]:
+        """The terms of :meth:`terms` as this very student needs them."""
         return list(terms)
 
     def check(self, data: Any, terms: Sequence[Term]) -> None:
@@ -178,7 +187,13 @@ class Task:
 
     def setup(self, student: Shapes, teacher: Shapes, data: Any, classifier: nn.Linear | None) -> Setup:
         """What the losses are built from."""
-        return Setup(student, teacher, len(data.train), classifier, self.stable_index, self.rows)
+        rows = Setup(student, teacher, len(data.train), classifier, self.stable_index, self.rows)
+        if not student.images or not teacher.images:
+            return rows
+        images = rows._replace(
+            student=student.images, teacher=teacher.images, stable_index=True, teacher_classifier=None, knows=self.knows
+        )
+        return rows._replace(sets={"images": images})
 
     def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
         """For each set of rows: how many a batch of ``images`` has at least, and how many of these show one image."""
