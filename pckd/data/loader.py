@@ -18,7 +18,7 @@ from pckd.data.strong import strong_augment
 from pckd.data.views import apply_views, draw_pool, draw_views
 from registry import BadImages, Batch, DataSplit, Output, UserError, ask
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "check_loading"]
 
 # What a random number is for: streams of one seed that never meet.
 _ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
@@ -97,16 +97,9 @@ class Loader:
     ) -> None:
         check_split(split)
         label = split.name or "the data set"
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: it must be at least 1")
+        check_loading(split, batch_size, train, num_workers, rank, world_size)
         if not 1 <= views <= 4:
             raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
-        if not 0 <= num_workers <= MOST_WORKERS:
-            raise UserError(f"num_workers={num_workers}: it must be 0 (read in this process) to {MOST_WORKERS}")
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank={rank} with world_size={world_size}: ranks count from 0 to world_size - 1")
-        if train and len(split) < world_size:
-            raise UserError(f"{label}: {len(split)} images cannot be shared by {world_size} processes")
         if not 0 <= pool <= LARGEST_POOL:
             raise UserError(f"pool={pool}: an image has 1 to {LARGEST_POOL} augmentations, or 0 for ever new ones")
         if pool and train and strong:
@@ -221,7 +214,11 @@ class Loader:
             self.bad.update(bad)
             if images is not None:
                 share = torch.tensor(shown)
-                yield self._batch(images, self._labels[share], share, share, epoch, number)
+                yield self._arrived(images, share, epoch, number)
+
+    def _arrived(self, read: Any, share: Tensor, epoch: int, number: int) -> Any:
+        """The batch of what a worker has joined."""
+        return self._batch(read, self._labels[share], share, share, epoch, number)
 
     def say_bad(self) -> None:
         """Log how many images could not be read, where there are more than when it was said last."""
@@ -273,6 +270,24 @@ class Loader:
         return pinned.to(self.device, non_blocking=True)
 
 
+def check_loading(split: Any, batch_size: int, train: bool, num_workers: int, rank: int, world_size: int) -> None:
+    """Refuse what no split can be iterated with.
+
+    Raises:
+        UserError: a number out of its range.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: it must be at least 1")
+    if not 0 <= num_workers <= MOST_WORKERS:
+        raise UserError(f"num_workers={num_workers}: it must be 0 (read in this process) to {MOST_WORKERS}")
+    if not 0 <= rank < world_size:
+        raise UserError(f"rank={rank} with world_size={world_size}: ranks count from 0 to world_size - 1")
+    if train and len(split) < world_size:
+        raise UserError(
+            f"{split.name or 'the data set'}: {len(split)} images cannot be shared by {world_size} processes"
+        )
+
+
 class _Plan:
     """A batch sampler whose batches are set before each epoch: (position, seed) pairs."""
 
@@ -299,26 +314,31 @@ class _Stream(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor | None, list[int], dict[int, str]] | UserError:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Any, list[int], dict[int, str]] | UserError:
         """The items, or None where none is left, with their positions; positions and reasons of those not read."""
-        items: list[Tensor] = []
+        items: list[Any] = []
         shown: list[int] = []
         bad: dict[int, str] = {}
         try:
             for position, seed in keys:
                 found = self._read(position, seed, bad)
                 if found is not None:
-                    check_alike(found[1], items[0] if items else found[1], found[0])
                     shown.append(found[0])
                     items.append(found[1])
             if bad and not self.skip:
                 raise BadImages(*bad.values())
-            return (torch.stack(items) if items else None), shown, bad
+            return (self.join(items, shown) if items else None), shown, bad
         except UserError as error:
             # As a value: raised in a worker it would arrive wrapped in the worker's traceback.
             return error
 
-    def _read(self, position: int, seed: int, bad: dict[int, str]) -> tuple[int, Tensor] | None:
+    def join(self, items: list[Any], shown: list[int]) -> Any:
+        """The items at these positions as one value."""
+        for item, position in zip(items, shown, strict=True):
+            check_alike(item, items[0], position)
+        return torch.stack(items)
+
+    def _read(self, position: int, seed: int, bad: dict[int, str]) -> tuple[int, Any] | None:
         """A position and its item: the first from ``position`` on that can be read, or that one alone."""
         tries = len(self) if self.skip and self.replace else 1
         for at in (step % len(self) for step in range(position, position + tries)):
