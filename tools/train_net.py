@@ -77,8 +77,9 @@ def run(args: argparse.Namespace) -> int:
     quick = DATASETS.facts(parse(dataset)[0]).get("drawn")
     if demonstration:
         display.note(
-            f"No --dataset given: this is the built-in demonstration on drawn data ({dataset}), not the paper's setting."
-            "\nThe paper's: python tools/train_net.py --student resnet8x4 --dataset cifar100 --output runs/pckd"
+            f"No --dataset given: this is the built-in demonstration on drawn data ({dataset}), "
+            "not the paper's setting.\n"
+            "The paper's: python tools/train_net.py --student resnet8x4 --dataset cifar100 --output runs/pckd"
         )
     if quick:
         # Drawn data is for trying things out: what is not given is what the demonstration takes.

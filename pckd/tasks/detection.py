@@ -144,7 +144,8 @@ class Detection(Task):
     def loader(
         self, split: AnnotatedSplit, batch_size: int, *, train: bool, objective: Objective | None, **options: Any
     ) -> AnnotatedLoader:
-        return AnnotatedLoader(split, batch_size, train=train, flip=self.flip, **options)
+        augment = split.augment._replace(flip=self.flip and split.augment.flip)
+        return AnnotatedLoader(split, batch_size, train=train, augment=augment, **options)
 
     def pair(
         self, batch: AnnotatedBatch, student: nn.Module, teachers: Sequence[Teacher]
