@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,7 +166,7 @@ class TwoStageDetector(Detector):
     kind = "proposals"
     classifies = False
 
-    def __init__(self, network: nn.Module, name: str) -> None:
+    def __init__(self, network: Any, name: str) -> None:
         heads = getattr(network, "roi_heads", None)
         predictor = getattr(heads, "box_predictor", None)
         if heads is None or not isinstance(getattr(predictor, "cls_score", None), nn.Linear):
@@ -206,7 +206,8 @@ class TwoStageDetector(Detector):
     def everywhere(self, images: Tensor) -> Regions:
         whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=images.device)
         label = torch.zeros(1, dtype=torch.int64, device=images.device)
-        return Regions.of(*([x] * len(images) for x in (whole, label, label)))
+        where, labels, match = ([x] * len(images) for x in (whole, label, label))
+        return Regions.of(where, labels, match)
 
     def _rows(self, features: dict[str, Tensor], boxes: list[Tensor], images: ImageList) -> tuple[Output, Tensor]:
         heads = self.network.roi_heads
@@ -258,7 +259,7 @@ class DenseDetector(Detector):
         # Without parameters of its own: the gradient flows into the convolution.
         linear = nn.Linear(weight.shape[1], len(weight), device="meta")
         del linear.weight, linear.bias
-        linear.weight, linear.bias = weight.masked_fill(background[:, None], 0), bias.masked_fill(background, 0)  # type: ignore[assignment]
+        linear.weight, linear.bias = weight.masked_fill(background[:, None], 0), bias.masked_fill(background, 0)
         return linear
 
     def study(
@@ -297,7 +298,8 @@ class DenseDetector(Detector):
 
     def everywhere(self, images: Tensor) -> Regions:
         first = torch.zeros(1, dtype=torch.int64, device=images.device)
-        return Regions.of(*([first] * len(images) for _ in range(3)))
+        each = [first] * len(images)
+        return Regions.of(each, each, each)
 
     def _rows(
         self, logits: Tensor, tower: Sequence[Tensor], regions: Regions, features: Mapping[str, Tensor]
@@ -363,19 +365,31 @@ class OwnSize(GeneralizedRCNNTransform):
         return image, target
 
 
-def pyramid(layers: Sequence[int], width: int, channels: int, norm: Norm) -> BackboneWithFPN:
-    """A ResNet of basic blocks with a feature pyramid on its last three stages, for small images.
-
-    Args:
-        layers: blocks of each of the four stages. width: channels of the first. channels: of the pyramid.
+def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
+    """What normalizes so many channels: batch norm, or group norm with 4 channels a group or more.
 
     Raises:
         UserError: another ``norm`` than "group" or "batch".
     """
     if norm not in ("group", "batch"):
         raise UserError(f"norm must be 'group' or 'batch', not {norm!r}")
-    layer = nn.BatchNorm2d if norm == "batch" else lambda features: nn.GroupNorm(min(16, features // 4), features)
-    body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=layer)  # type: ignore[list-item]
+    return nn.BatchNorm2d if norm == "batch" else lambda channels: nn.GroupNorm(min(16, channels // 4), channels)
+
+
+def pyramid(
+    layers: Sequence[int], width: int, channels: int, norm: Norm, stages: Sequence[int] = (2, 3, 4)
+) -> BackboneWithFPN:
+    """A ResNet of basic blocks with a feature pyramid, for small images.
+
+    Args:
+        layers: blocks of each of the four stages. width: channels of the first. channels: of the pyramid.
+        stages: which of them the pyramid has; its levels are ``"0"``, ``"1"``, ..., and ``"pool"``.
+
+    Raises:
+        UserError: another ``norm`` than "group" or "batch".
+    """
+    layer = norm_layer(norm)
+    body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=layer)
     body.inplanes = width
     body.conv1, body.bn1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), layer(width)
     for stage, blocks in enumerate(layers):
@@ -384,9 +398,9 @@ def pyramid(layers: Sequence[int], width: int, channels: int, norm: Norm) -> Bac
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    stages = {f"layer{stage}": str(stage - 2) for stage in (2, 3, 4)}
-    widths = [width * 2 ** (stage - 1) for stage in (2, 3, 4)]
-    return BackboneWithFPN(body, stages, widths, channels, LastLevelMaxPool(), layer)
+    levels = {f"layer{stage}": str(level) for level, stage in enumerate(stages)}
+    widths = [width * 2 ** (stage - 1) for stage in stages]
+    return BackboneWithFPN(body, levels, widths, channels, LastLevelMaxPool(), layer)
 
 
 SIZES = (24, 40, 64, 96)

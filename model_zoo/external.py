@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from model_zoo.detection import torchvision_detector
 from model_zoo.probe import evaluating
+from model_zoo.segmentation import torchvision_segmenter
 from registry import BACKBONES, Output, UserError
 
 __all__ = ["TimmBackbone", "TorchvisionBackbone", "timm_backbone", "torchvision_backbone"]
@@ -146,11 +147,15 @@ class TimmBackbone(nn.Module):
         return Output(self.classifier(embedding), embedding, maps)
 
 
+_DENSE = {"detection": torchvision_detector, "segmentation": torchvision_segmenter}
+"""Modules of torchvision's models whose networks answer about parts of images."""
+
+
 @BACKBONES.register("torchvision")
 def torchvision_backbone(
     name: str, num_classes: int | None = None, *, in_channels: int = 3, weights: str | None = None, **options: Any
 ) -> nn.Module:
-    """Any classification model or detector of torchvision, as in ``torchvision:resnet18``.
+    """Any model of torchvision that classifies, detects or segments, as in ``torchvision:resnet18``.
 
     Args:
         name: torchvision's name of the model.
@@ -165,8 +170,8 @@ def torchvision_backbone(
     num_classes = _check_member("torchvision", "resnet18", name, num_classes)
     from torchvision import models
 
-    detector = name in models.list_models(module=models.detection)
-    if not detector:
+    dense = next((kind for kind in _DENSE if name in models.list_models(module=getattr(models, kind))), None)
+    if dense is None:
         _check_known("torchvision", name, models.list_models(module=models))
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers would make the output a tuple in training.
@@ -178,12 +183,11 @@ def torchvision_backbone(
         offered = ["DEFAULT", *models.get_model_weights(name).__members__]
         if weights not in offered:
             raise UserError(f"{label} has no weights {weights!r}: use one of {', '.join(dict.fromkeys(offered))}")
-    if in_channels != 3 and (detector or weights is not None):
-        what = "detectors read" if detector else "the pretrained weights read"
-        raise UserError(f"{label}: {what} 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and (dense or weights is not None):
+        raise UserError(f"{label}: it, or its weights, read 3 channels, not {in_channels}: leave them out")
     try:
-        if detector:
-            return torchvision_detector(label, num_classes, weights, options)
+        if dense is not None:
+            return _DENSE[dense](label, num_classes, weights, options)
         if weights is None:
             model = models.get_model(name, weights=None, num_classes=num_classes, **options)
         else:

@@ -125,9 +125,10 @@ _TEACHERS = {
     "vgg11": "vgg13",
     "faster_rcnn_r10w16": "faster_rcnn_r18w48",
     "fcos_r10w16": "fcos_r18w48",
+    "fcn_r10w16": "fcn_r18w48",
 }
 
-_DENSE = ("faster_rcnn_r10w16", "faster_rcnn_r18w48", "fcos_r10w16", "fcos_r18w48")
+_DENSE = ("faster_rcnn_r10w16", "faster_rcnn_r18w48", "fcos_r10w16", "fcos_r18w48", "fcn_r10w16", "fcn_r18w48")
 
 
 def recipe_for(student: str, teacher: str | None = None) -> Recipe:

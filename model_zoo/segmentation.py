@@ -1,0 +1,159 @@
+"""Segmentation networks of torchvision's family as backbones: features and logits of whole images.
+
+Shapes: B images, K classes of objects; class 0 is the background. h x w is the resolution of the last convolution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models.segmentation import FCN
+
+from model_zoo.detection import Norm, norm_layer, pyramid
+from registry import BACKBONES, Absent, Output, UserError
+
+__all__ = ["NO_PIXELS", "Segmenter"]
+
+NO_PIXELS = Absent("the rows 'images' have maps alone: logits and embedding belong to pixels; use other rows")
+
+
+class Segmenter(nn.Module):
+    """A segmentation network, seen as maps. Its parameters keep torchvision's names, below ``network.``.
+
+    Args:
+        network: torchvision's FCN, DeepLabV3 or LRASPP, or one that is called as they are. It is shown normalized
+            images; its last convolutions, of 1 x 1 pixels, are ``last``, and the sum of their answers are the logits.
+        mean, std: by which images in [0, 1] are normalized.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, last: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.last = network, tuple(last)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def _last(self) -> list[nn.Conv2d]:
+        return [self.network.get_submodule(path) for path in self.last]  # type: ignore[misc]
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last convolutions as one linear layer on the pixels that they read, side by side."""
+        weight = torch.cat([convolution.weight.flatten(1) for convolution in self._last], 1)
+        biases = [convolution.bias for convolution in self._last if convolution.bias is not None]
+        bias = torch.stack(biases).sum(0) if biases else None
+        # Without parameters of its own: the gradient flows into the convolutions.
+        linear = nn.Linear(weight.shape[1], len(weight), device="meta")
+        del linear.weight, linear.bias
+        linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
+        return linear
+
+    def study(self, images: Tensor) -> tuple[Output, dict[str, Tensor]]:
+        """The maps of images in [0, 1], [B, 3, H, W], and the network's own answers at their size.
+
+        Returns:
+            what :meth:`forward` does, and by name logits [B, K + 1, H, W]: ``out``, and ``aux`` of an auxiliary head.
+        """
+        with self._read() as read:
+            answers: dict[str, Tensor] = self.network((images - self.mean) / self.std)
+        features = torch.cat([inputs for inputs, _ in read], 1)
+        logits = torch.stack([outputs for _, outputs in read]).sum(0)
+        return Output(NO_PIXELS, NO_PIXELS, (features, logits)), answers  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Output:
+        """From images in [0, 1] an output of two maps: features [B, D, h, w] and logits [B, K + 1, h, w]."""
+        return self.study(x)[0]
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Inside, what the last convolutions read and answer is listed."""
+        read: list[tuple[Tensor, Tensor]] = []
+        handles = [
+            convolution.register_forward_hook(lambda _, inputs, output: read.append((inputs[0], output)))
+            for convolution in self._last
+        ]
+        try:
+            yield read
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Finest(nn.Module):
+    """The finest level of a pyramid, as torchvision's segmentation networks ask for features."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.pyramid = backbone
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.pyramid(x)["0"]}
+
+
+def _fcn(layers: Sequence[int], width: int, channels: int, num_classes: int, norm: Norm) -> Segmenter:
+    layer = norm_layer(norm)
+    head = nn.Sequential(
+        nn.Conv2d(channels, 64, 3, padding=1, bias=False),
+        layer(64),
+        nn.ReLU(),
+        nn.Conv2d(64, num_classes + 1, 1),
+    )
+    network = FCN(Finest(pyramid(layers, width, channels, norm, stages=(1, 2, 3, 4))), head)
+    return Segmenter(network, ["classifier.3"], (0.5,) * 3, (0.25,) * 3)
+
+
+@BACKBONES.register("fcn_r10w16")
+def fcn_r10w16(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
+    """Lean segmenter for images of 100 to 300 pixels: one block a stage, width 16, pyramid of 32 channels, stride 4.
+
+    Args:
+        num_classes: K, without the background. norm: ``"batch"`` or ``"group"``, trained from scratch.
+    """
+    return _fcn((1, 1, 1, 1), 16, 32, num_classes, norm)
+
+
+@BACKBONES.register("fcn_r18w48")
+def fcn_r18w48(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
+    """The lean pair's teacher: two blocks a stage, width 48, pyramid of 96 channels. As fcn_r10w16."""
+    return _fcn((2, 2, 2, 2), 48, 96, num_classes, norm)
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def torchvision_segmenter(label: str, num_classes: int, weights: str | None, options: Mapping[str, Any]) -> Segmenter:
+    """A segmentation network of torchvision; with new last layers where the weights have other classes.
+
+    The weights of its backbone are left out where ``options`` do not ask for them by ``weights_backbone``.
+
+    Args:
+        label: ``torchvision:NAME``.
+
+    Raises:
+        UserError: a network of another family. Also whatever torchvision raises.
+    """
+    classes = num_classes + 1
+    made = {"weights_backbone": None, **options, **({} if weights else {"num_classes": classes})}
+    network = get_model(label.partition(":")[2], weights=weights, **made)
+    head = network.classifier
+    if isinstance(head, nn.Sequential):
+        last = [f"classifier.{len(head) - 1}"]
+    elif hasattr(head, "low_classifier"):
+        last = ["classifier.low_classifier", "classifier.high_classifier"]
+    else:
+        raise UserError(f"{label} is no FCN, DeepLabV3 or LRASPP")
+    auxiliary = getattr(network, "aux_classifier", None)
+    for path in [*last, *([f"aux_classifier.{len(auxiliary) - 1}"] if auxiliary is not None else [])]:
+        old = network.get_submodule(path)
+        if old.out_channels != classes:
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, nn.Conv2d(old.in_channels, classes, 1))
+    return Segmenter(network, last, *IMAGENET)
