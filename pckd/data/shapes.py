@@ -8,29 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from pckd.data.drawing import PATTERNS, SHAPES, class_names, clutter, color_apart, covering, figure, painted
 from pckd.data.vision import crop_padding
 from registry import DATASETS, DataSplit, UserError
 
 __all__ = ["PATTERNS", "SHAPES", "Drawing", "draw", "shapes"]
-
-SHAPES = ("disc", "ring", "square", "triangle", "cross", "star", "crescent", "bar", "corner", "bow")
-PATTERNS = (
-    "plain",
-    "striped",
-    "checkered",
-    "cored",
-    "two-tone",
-    "rimmed",
-    "dotted",
-    "tipped",
-    "shaded",
-    "quartered",
-)
-
-# Radius of the core of the shapes that have little or nothing at their center; 0.45 for the others.
-_CORE = {"ring": 0.75, "crescent": 0.6}
 
 _MEAN = (0.50, 0.50, 0.50)
 _STD = (0.16, 0.16, 0.16)
@@ -127,13 +110,6 @@ def shapes(
         padding=crop_padding(image_size),
         name=f"shapes {'train' if train else 'test'}",
     )
-
-
-def class_names(num_classes: int) -> tuple[str, ...]:
-    """What the classes are called: shapes, and above 10 classes patterned shapes."""
-    if num_classes <= len(SHAPES):
-        return SHAPES[:num_classes]
-    return tuple(f"{PATTERNS[k // len(SHAPES)]} {SHAPES[k % len(SHAPES)]}" for k in range(num_classes))
 
 
 def draw(
@@ -237,35 +213,23 @@ def _piece(
     u, v = x * cos + y * sin, y * cos - x * sin
     pixel = (2 / size / radius).view(-1, 1, 1)
 
-    inside = torch.empty(len(labels), size, size)
-    for k in range(len(SHAPES)):
-        at = (kind == k).nonzero()[:, 0]
-        inside[at] = _distance(SHAPES[k], u[at], v[at])
-    mask = (inside / pixel + 0.5).clamp(0, 1)
-    core = torch.tensor([_CORE.get(name, 0.45) for name in SHAPES])[kind].view(-1, 1, 1)
-    second = torch.empty_like(inside)
-    for k in range(len(PATTERNS)):
-        at = (pattern == k).nonzero()[:, 0]
-        second[at] = _pattern(PATTERNS[k], u[at], v[at], inside[at], core[at], pixel[at])
+    mask, second = figure(kind, pattern, u, v, pixel)
 
     # Colors: the background is smooth clutter around a mean; the shape's colors stand off from it.
     base = uniform(0.3, 0.7, 3)
-    clutter = F.interpolate(uniform(-1, 1, 3, 5, 5), (size, size), mode="bicubic", align_corners=True)
-    image = base[:, :, None, None] + 0.1 * clutter
-    image = _distractors(image, grid, uniform(0, 1, 2, 8))
-    color = _color(base, uniform(-1, 1, 3), 0.65)
+    coarse = uniform(-1, 1, 3, 5, 5)
+    image = clutter(base, coarse, 0.1, uniform(0, 1, 2, 8), grid)
+    color = color_apart(base, uniform(-1, 1, 3), 0.65)
     # A stream of its own, so that the rest of an image is the same with and without the cue.
     chance = torch.rand(full, generator=_generator(generator.initial_seed(), 2))[: len(labels)]
     own = _own_color(kind) + 0.1 * (color - base)
     color = torch.where((chance < color_cue)[:, None], own.clamp(0, 1), color)
-    other = color + 0.35 * (_color(base, uniform(-1, 1, 3), 0.65) - color)
-    paint = torch.lerp(color[:, :, None, None], other[:, :, None, None], second.unsqueeze(1))
-    plain = base[:, :, None, None]
-    paint = plain + strength.view(-1, 1, 1, 1) * (paint - plain)
+    other = color + 0.35 * (color_apart(base, uniform(-1, 1, 3), 0.65) - color)
+    paint = painted(base, color, other, second, strength)
     image = torch.lerp(image, paint, mask.unsqueeze(1))
 
-    cover = _cover(u, v, mask, pixel, uniform(0, 2 * math.pi), covered)
-    plank = _color(base, uniform(-1, 1, 3), 0.15)[:, :, None, None]
+    cover = covering(u, v, mask, pixel, uniform(0, 2 * math.pi), covered)
+    plank = color_apart(base, uniform(-1, 1, 3), 0.15)[:, :, None, None]
     image = torch.lerp(image, plank.expand_as(image), cover.unsqueeze(1))
     grain = torch.randn(full, 3, size, size, generator=generator)[: len(labels)]
     image = image + sigma.view(-1, 1, 1, 1) * grain
@@ -278,96 +242,3 @@ def _own_color(kind: Tensor) -> Tensor:
     """[M, 3] the color that goes with a shape: hues around the circle."""
     hue = kind / len(SHAPES) * 2 * math.pi
     return torch.stack([0.5 + 0.45 * (hue + third).cos() for third in (0.0, -2 * math.pi / 3, 2 * math.pi / 3)], dim=1)
-
-
-def _color(base: Tensor, direction: Tensor, distance: float) -> Tensor:
-    """[M, 3] colors at a distance from ``base``, on the side where there is room for it."""
-    step = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-6) * distance
-    over = base + step
-    return torch.where((over < 0) | (over > 1), base - step, over).clamp(0, 1)
-
-
-def _distractors(image: Tensor, grid: Tensor, numbers: Tensor) -> Tensor:
-    """Lay thin lines across the background: numbers [M, 2, 8] in [0, 1] give each line its place and color."""
-    for line in numbers.unbind(1):
-        turn = line[:, 0] * math.pi
-        across = grid.view(1, 1, -1) * turn.cos().view(-1, 1, 1) + grid.view(1, -1, 1) * turn.sin().view(-1, 1, 1)
-        width = (0.04 + 0.06 * line[:, 2]).view(-1, 1, 1)
-        near = ((width - (across - (line[:, 1] * 1.6 - 0.8).view(-1, 1, 1)).abs()) * len(grid) / 2 + 0.5).clamp(0, 1)
-        color = (0.2 + 0.6 * line[:, 3:6])[:, :, None, None]
-        image = torch.lerp(image, color.expand_as(image), 0.3 * near.unsqueeze(1))
-    return image
-
-
-def _distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
-    """How far each point lies inside the shape (negative: outside), in units of the shape's radius."""
-    r = torch.hypot(u, v)
-    a, b = u.abs(), v.abs()
-    if shape == "disc":
-        return 0.85 - r
-    if shape == "ring":
-        return 0.2 - (r - 0.75).abs()
-    if shape == "square":
-        return 0.75 - torch.maximum(a, b)
-    if shape == "triangle":
-        return 0.5 - torch.maximum(v, a * (math.sqrt(3) / 2) - v / 2)
-    if shape == "cross":
-        return torch.minimum(0.26 - torch.minimum(a, b), 0.95 - torch.maximum(a, b))
-    if shape == "star":
-        # Five points: fold the angle into one half of a point, whose edge is a straight line.
-        turn = torch.atan2(v, u).remainder(2 * math.pi / 5) - math.pi / 5
-        turn = math.pi / 5 - turn.abs()
-        x, y = r * turn.cos(), r * turn.sin()
-        tip, notch = 1.0, 0.42
-        nx, ny = notch * math.sin(math.pi / 5), tip - notch * math.cos(math.pi / 5)
-        return (tip * nx - x * nx - y * ny) / math.hypot(nx, ny)
-    if shape == "crescent":
-        return torch.minimum(0.9 - r, torch.hypot(u - 0.45, v) - 0.68)
-    if shape == "bar":
-        return torch.minimum(0.95 - a, 0.3 - b)
-    if shape == "corner":
-        return torch.minimum(0.8 - torch.maximum(a, b), -torch.minimum(u, v) - 0.2)
-    if shape == "bow":
-        return torch.minimum((a - b) / math.sqrt(2) + 0.05, 0.9 - a)
-    raise AssertionError(shape)
-
-
-def _pattern(pattern: str, u: Tensor, v: Tensor, inside: Tensor, core: Tensor, pixel: Tensor) -> Tensor:
-    """Share of the second color at each point, 0 to 1; edges are as sharp as the pixels allow."""
-
-    def step(distance: Tensor) -> Tensor:
-        return (distance / pixel + 0.5).clamp(0, 1)
-
-    if pattern == "plain":
-        return torch.zeros_like(u)
-    if pattern == "striped":
-        return step((u * 2.2 * math.pi).sin() / (2.2 * math.pi))
-    if pattern == "checkered":
-        return step((u * 2 * math.pi).sin() * (v * 2 * math.pi).sin() / (2 * math.pi))
-    if pattern == "cored":
-        return step(core - torch.hypot(u, v))
-    if pattern == "two-tone":
-        return step(v)
-    if pattern == "rimmed":
-        return step(0.14 - inside)
-    if pattern == "dotted":
-        return step(((u * 2.4 * math.pi).cos() * (v * 2.4 * math.pi).cos() - 0.35) / (2.4 * math.pi))
-    if pattern == "tipped":
-        return step(-0.35 - u)
-    if pattern == "shaded":
-        return ((u + 1) / 2).clamp(0, 1)
-    if pattern == "quartered":
-        return step((u * v).sign() * torch.minimum(u.abs(), v.abs()))
-    raise AssertionError(pattern)
-
-
-def _cover(u: Tensor, v: Tensor, mask: Tensor, pixel: Tensor, angle: Tensor, share: Tensor) -> Tensor:
-    """A plank [M, H, W] that comes in from one side and covers just ``share`` [M] of the shape's area."""
-    along = u * angle.cos().view(-1, 1, 1) + v * angle.sin().view(-1, 1, 1)
-    order = along.flatten(1).sort(dim=1, descending=True)
-    area = mask.flatten(1).gather(1, order.indices).cumsum(1)
-    # The edge lies where the area already passed is the wanted share of all.
-    place = (area < share.unsqueeze(1) * area[:, -1:]).sum(1, keepdim=True).clamp_max(area.shape[1] - 1)
-    edge = order.values.gather(1, place).unsqueeze(2)
-    plank = ((along - edge) / pixel + 0.5).clamp(0, 1) * (torch.hypot(u, v) < 1.2)
-    return torch.where((share > 0).view(-1, 1, 1), plank, torch.zeros_like(plank))
