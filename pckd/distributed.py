@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ __all__ = [
     "BatchNormOverRanks",
     "add_up",
     "alone",
+    "gather_objects",
     "gather_output",
     "gather_rows",
     "gather_rows_with_gradient",
@@ -23,6 +24,8 @@ __all__ = [
     "uneven_rows",
     "world_size",
 ]
+
+T = TypeVar("T")
 
 _alone = False
 _uneven = False
@@ -71,6 +74,15 @@ def add_up(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def gather_objects(value: T) -> list[T]:
+    """What each process has, in the order of their ranks; anything that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def gather_rows(x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from registry import UserError
 
 METRICS, RESULT, BENCHMARK = "metrics.jsonl", "result.json", "benchmark.json"
 
+TASK = "classification"
+"""The task of a run whose result does not name it."""
 METRIC = "top1"
 """What a run is judged by, where its result does not name it: a percentage, and higher is better."""
 BY_TRUTH = "top1_by_truth"
@@ -75,6 +77,10 @@ class Run:
         """``"resnet20 > resnet8"``, or the student alone."""
         teacher, student = self.result.get("teacher"), self.result.get("student")
         return f"{teacher} > {student}" if teacher else str(student or self.path.name)
+
+    @property
+    def task(self) -> str:
+        return str(self.result.get("task") or TASK)
 
     @property
     def metric(self) -> str:

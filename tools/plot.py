@@ -34,9 +34,10 @@ def make_parser() -> Parser:
     add("kind", nargs="?", choices=(*KINDS, ALL), metavar="KIND", help=f"{kinds}; {ALL}: all that the folders allow")
     add("folders", nargs="*", metavar="FOLDER", help="of runs (train_net.py --output), or of benchmark.py")
     add("--output", metavar="FILE", help=f"the picture, named after its format (.png, .svg, ...); with {ALL}, a folder")
-    add("--teacher-weights", metavar="FILE", help="for centers and embedding, where the run does not name the file")
+    add("--teacher-weights", metavar="FILE", help="where networks are shown and the run does not name the file")
     add("--data-root", metavar="DIR", help="for the same: where the data set's files are now (default: as in the run)")
-    add("--images", type=int, default=1000, metavar="N", help="for embedding: at most so many test images")
+    add("--images", type=int, default=1000, metavar="N", help="for embedding and precision_recall: at most so many")
+    add("--score", type=float, default=0.5, metavar="S", help="for detections: only those with at least this score")
     parser.add_common()
     return parser
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.kind}: no folder is given; give those of runs, or of benchmark.py")
     if not args.output:
         raise UserError(f"--output is missing: give {'a folder' if args.kind == ALL else 'a file, as in curves.png'}")
-    names = ("teacher_weights", "data_root", "images", "device", "precision")
+    names = ("teacher_weights", "data_root", "images", "score", "device", "precision")
     options = {name: getattr(args, name) for name in names}
     if args.kind == ALL:
         plot_all(args.folders, args.output, say=print, **options)

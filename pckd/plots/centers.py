@@ -79,6 +79,8 @@ def matrices(groups: Sequence[Group], workshop: Workshop) -> tuple[list[Matrix],
             names = workshop.split(runs[0]).classes
         except UserError as error:
             more.append(f"the classes are numbered: {error}")
+    if len(names) + 1 == len(found[0].values):
+        names = ("background", *names)
     return found, names if len(names) == len(found[0].values) <= MOST_NAMES else (), [*notes, *more]
 
 

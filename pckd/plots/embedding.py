@@ -115,6 +115,12 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
     if workshop.images < 3:
         raise UserError(f"images must be at least 3, not {workshop.images}")
     chosen, notes = workshop.students(groups)
+    whole = workshop.split(chosen[0][1])
+    if not isinstance(whole, DataSplit):
+        raise UserError(
+            f"embedding shows one point an image, and in the task {chosen[0][1].task} a network answers about parts of "
+            "images; draw centers"
+        )
     place = Device.resolve(workshop.device, workshop.precision)
     networks: list[tuple[str, nn.Module]] = [
         (f"{run.result['student']}, {label}", workshop.student(run)) for label, run in chosen
@@ -122,14 +128,12 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
     name, teacher, more = workshop.teacher([run for _, run in chosen], networks[0][1])
     if teacher is not None:
         networks.append((f"teacher {name}", teacher))
-    whole = workshop.split(chosen[0][1])
     if whole.num_classes != classes_of(networks[0][1]):
         raise UserError(
             f"{chosen[0][1].path}: its student has {classes_of(networks[0][1])} classes, the data set "
             f"{whole.num_classes}; give its own with --data-root"
         )
-    if any(workshop.split(run) is not whole for _, run in chosen[1:]):
-        raise UserError("the runs have different data sets; show them one by one")
+    workshop.common_split([run for _, run in chosen])
     part = first_classes(whole, workshop.images)
     panels = []
     for title, network in networks:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from model_zoo import load_weights, preprocessing_of
-from pckd.data.load import load_data, read_split
+from pckd.data.load import Data, load_data, read_split
+from pckd.device import Device
 from pckd.engine.fingerprint import network_fingerprint
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
-from pckd.plan import make_task, plan
-from pckd.runs import Group, Run
+from pckd.plan import load_trained, make_task, plan
+from pckd.runs import TASK, Group, Run
+from pckd.tasks import Task
 from pckd.tasks.classification import check_classes
-from registry import BACKBONES, DataSplit, UserError, ask, build
+from registry import BACKBONES, UserError, ask, build
 
 CPU = torch.device("cpu")
 MOST_STUDENTS = 3
@@ -26,12 +28,28 @@ _HEAD = "head."
 """Where a student that answers with the head of a loss keeps it (``pckd.objective.Predictor``)."""
 
 
+class Shown(NamedTuple):
+    """Networks, and what they are shown."""
+
+    task: Task
+    split: Any
+    networks: list[tuple[str, nn.Module]]
+    """Each with its title, where it is shown images: the students, and last their teacher, if it is at hand."""
+    device: Device
+    notes: list[str]
+
+    def loader(self, part: Any) -> Any:
+        """The images of a part of the split as the task measures on them."""
+        return self.task.loader(part, 16, train=False, objective=None, device=self.device.target)
+
+
 class Workshop:
     """Loads what pictures of networks need; a data set once, however many pictures show it.
 
     Args:
         teacher_weights: the teacher's, instead of the file that the runs name. data_root: where the data set's files
-            are now. images: at most so many test images are shown. device, precision: of the networks that show them.
+            are now. images: at most so many test images are shown. score: detections below are not drawn. device,
+            precision: of the networks that show them.
     """
 
     def __init__(
@@ -39,13 +57,14 @@ class Workshop:
         teacher_weights: str | os.PathLike[str] | None = None,
         data_root: str | os.PathLike[str] | None = None,
         images: int = 1000,
+        score: float = 0.5,
         device: str | torch.device | None = None,
         precision: str = "auto",
     ) -> None:
-        self.images, self.device, self.precision = images, device, precision
+        self.images, self.score, self.device, self.precision = images, score, device, precision
         self._teacher_weights = None if teacher_weights is None else os.fspath(teacher_weights)
         self._data_root = None if data_root is None else os.fspath(data_root)
-        self._splits: dict[str, DataSplit] = {}
+        self._splits: dict[str, Any] = {}
 
     def students(self, groups: Sequence[Group]) -> tuple[list[tuple[str, Run]], list[str]]:
         """A finished run of each group with its label, and a note where a group has more.
@@ -73,6 +92,9 @@ class Workshop:
             UserError: its name is that of no network, or the weights are not its.
         """
         path = run.path / FINAL_MODEL
+        if run.task != TASK:
+            task, data = self.task(run)
+            return load_trained(task, str(run.result.get("student")), data, path).eval()
         state = _state(path)
         headed = any(key.startswith(_HEAD) for key in state)
         name = str(run.result.get("student"))
@@ -105,8 +127,12 @@ class Workshop:
             return names[0], None, [f"{taught[0].path}: does not say where its teacher's weights are{hint}"]
         if self._teacher_weights is None and "://" not in source and not Path(source).expanduser().is_file():
             return names[0], None, [f"{taught[0].path}: its teacher's weights {source} are not there any more{hint}"]
-        classes, channels = classes_of(student), _channels(student)
-        network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
+        if taught[0].task != TASK:
+            task, data = self.task(taught[0])
+            network = task.make_network(names[0], data)
+        else:
+            classes, channels = classes_of(student), _channels(student)
+            network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
         load_weights(network, source)
         record = preprocessing_of(student)
         if record is not None:
@@ -121,7 +147,46 @@ class Workshop:
             )
         return names[0], network.eval(), []
 
-    def split(self, run: Run) -> DataSplit:
+    def shown(self, groups: Sequence[Group]) -> Shown:
+        """The students of these groups and their teacher, and what they were measured on.
+
+        Raises:
+            UserError: see :meth:`students`, :meth:`student`, :meth:`teacher` and :meth:`split`.
+        """
+        chosen, notes = self.students(groups)
+        runs = [run for _, run in chosen]
+        split = self.common_split(runs)
+        networks = [(f"{run.result['student']}, {label}", self.student(run)) for label, run in chosen]
+        name, teacher, more = self.teacher(runs, networks[0][1])
+        if teacher is not None:
+            networks.append((f"teacher {name}", teacher))
+        device = Device.resolve(self.device, self.precision)
+        for _, network in networks:
+            device.place(network)
+        return Shown(self.task(runs[0])[0], split, networks, device, [*notes, *more])
+
+    def task(self, run: Run) -> tuple[Task, Data]:
+        """The run's task, and data of which both splits are what it was measured on.
+
+        Raises:
+            UserError: there is no such task; or see :meth:`split`.
+        """
+        split = self.split(run)
+        data = Data(split, split, split.name, task=run.task)
+        return make_task(run.task, data), data
+
+    def common_split(self, runs: Sequence[Run]) -> Any:
+        """What all of these runs were measured on.
+
+        Raises:
+            UserError: it is not the same; or see :meth:`split`.
+        """
+        split = self.split(runs[0])
+        if any(self.split(run) is not split for run in runs[1:]):
+            raise UserError("the runs have different data sets; show them one by one")
+        return split
+
+    def split(self, run: Run) -> Any:
         """What the run was measured on: the test split, or the images held out of the training set.
 
         Raises:

@@ -11,9 +11,12 @@ from pckd.plots.ablation import draw_ablation
 from pckd.plots.centers import draw_centers
 from pckd.plots.cost import draw_cost, points_of_benchmark, points_of_runs
 from pckd.plots.curves import draw_curves, draw_gradients, draw_preview
+from pckd.plots.detections import draw_detections
 from pckd.plots.difficulty import draw_difficulty
 from pckd.plots.embedding import draw_embedding
 from pckd.plots.networks import Workshop
+from pckd.plots.precision_recall import draw_precision_recall
+from pckd.plots.segments import draw_segments
 from pckd.plots.style import check_target, styled, write
 from pckd.runs import Benchmark, Run, group_runs, grouped, kind_of, read_benchmarks, read_runs
 from registry import UserError
@@ -30,6 +33,9 @@ KINDS = {
     "cost": "accuracy against training time; a folder of benchmark.py, or run folders",
     "centers": "similarity of the category centers, student and teacher; finished run folders",
     "embedding": "test images and category centers in a plane, student and teacher; finished run folders",
+    "detections": "test images with what is in them and what student and teacher detect; finished run folders",
+    "precision_recall": "precision against recall, class by class, student and teacher; finished run folders",
+    "segments": "test images, the class of each pixel, and what student and teacher say; finished run folders",
 }
 """What there is to draw, and from what."""
 
@@ -39,7 +45,14 @@ _OF_ROWS = {
     "gradients": draw_gradients,
     "difficulty": draw_difficulty,
 }
-_OF_NETWORKS = {"centers": draw_centers, "embedding": draw_embedding}
+_OF_NETWORKS = {
+    "centers": draw_centers,
+    "embedding": draw_embedding,
+    "detections": draw_detections,
+    "precision_recall": draw_precision_recall,
+    "segments": draw_segments,
+}
+_OF_TASK = {"detections": "detection", "precision_recall": "detection", "segments": "segmentation"}
 _OF_BENCHMARK = ("ablation",)
 _OF_EITHER = ("cost",)
 _FIGURES = "mean and standard deviation over seeds; gray, the Pareto front"
@@ -149,6 +162,9 @@ def _draw(kind: str, folders: Sequence[Folder], workshop: Workshop) -> Picture:
     runs, notes = read_runs(folders)
     if kind == "cost":
         return Picture(_cost_of_runs(runs), notes)
+    for run in runs:
+        if run.result and run.task != _OF_TASK.get(kind, run.task):
+            raise UserError(f"{kind} is of the task {_OF_TASK[kind]}, and {run.path} a run of {run.task}")
     groups = group_runs(runs)
     figure, more = _OF_NETWORKS[kind](groups, workshop) if kind in _OF_NETWORKS else _OF_ROWS[kind](groups)
     return Picture(figure, [*notes, *more])

@@ -6,9 +6,11 @@ import contextlib
 import io
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pckd.profiling.picture import require_matplotlib
 from registry import UserError
@@ -20,6 +22,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 POINTS = (*COLORS, "#888888", "#882255")
 """For sets of points, ten at a time: two more, from Tol's palettes."""
+
+AREAS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#882255", "#8C510A", "#44AA99")
+"""For classes inside of images, where black and gray say nothing: Okabe and Ito's, and three more."""
 
 WIDTH = 9.0
 """Inches; with DPI, 1260 pixels."""
@@ -85,6 +90,46 @@ def marker_style(number: int) -> dict[str, Any]:
     """Color and marker of the so-manieth set of points; the first 10 differ in both, the first 100 in one."""
     shift = number // len(POINTS)
     return {"color": POINTS[number % len(POINTS)], "marker": MARKERS[(number + shift) % len(MARKERS)]}
+
+
+def class_color(number: int) -> tuple[float, float, float]:
+    """Color of the so-manieth class inside of images; the first 30 differ: plain, pale and dark."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(AREAS[number % len(AREAS)])
+    share, other = ((1.0, 0.0), (0.5, 0.5), (0.5, 0.0))[number // len(AREAS) % 3]
+    return share * red + other, share * green + other, share * blue + other
+
+
+def text_color(background: Sequence[float]) -> str:
+    """Black or white, whichever can be read on a color."""
+    red, green, blue = background
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def image_rows(titles: Sequence[str], images: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
+    """A figure that shows every image, [h, w, 3], in each of some rows, and its axes.
+
+    Args:
+        titles: of the rows, written at their left.
+    """
+    shape = max(image.shape[0] for image in images), max(image.shape[1] for image in images)
+    side = (WIDTH - 0.4) / len(images)
+    figure = new_figure(0.55 + len(titles) * (side * shape[0] / shape[1] + 0.06))
+    places = figure.subplots(len(titles), len(images), squeeze=False)
+    for row, title in zip(places, titles, strict=True):
+        for axes, image in zip(row, images, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(title, fontsize=9)
+    return figure, places
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many positions of ``count``, evenly spread, always the same ones."""
+    return sorted({round(position) for position in np.linspace(0, count - 1, min(count, most))})
 
 
 def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:

@@ -496,9 +496,11 @@ def test_all_writes_what_the_folders_allow(tmp_path: Path, seeds: list[Path], be
     assert [path.name for path in written] == ["curves.png", "ablation.png", "cost.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
     left_out = {text.partition(":")[0]: text for text in said if ": left out: " in text}
-    assert list(left_out) == ["preview", "gradients", "difficulty", "centers", "embedding"]
+    others = ["detections", "precision_recall", "segments"]
+    assert list(left_out) == ["preview", "gradients", "difficulty", "centers", "embedding", *others]
     assert "--report-difficulty" in left_out["difficulty"]
     assert "model_final.pth" in left_out["centers"]
+    assert "is of the task segmentation, and " in left_out["segments"]
 
 
 # What is refused
