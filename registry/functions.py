@@ -56,7 +56,7 @@ INPUTS: dict[str, Callable[[Shown], Any]] = {
 - ``labels``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``: of the context;
 - ``student``, ``teacher``, ``context``: the whole of each."""
 
-CLAIMS = ("needs_teacher", "reads_maps", "per_sample", "needs_views", "needs_rows", "order_matters")
+CLAIMS = ("needs_teacher", "reads_maps", "per_sample", "needs_views", "needs_rows", "order_matters", "needs")
 """See :class:`registry.Loss`."""
 
 
