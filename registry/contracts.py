@@ -214,7 +214,7 @@ class Instances:
         targets: [N, K], soft labels, where there are any.
         views, strong: as in :class:`Rows`.
         sets: named sets of rows. ``"upright"`` and ``"all"`` are all rows where they are not among them, and
-            ``"images"`` are ``images``.
+            ``"images"`` are ``images``, or the upright rows where a row is an image.
         judged: the set whose difficulty is judged.
         weight_of: [N], int64: position in that set of the row whose weight each row takes; by default its own. An image
             takes the mean weight of its rows.
@@ -258,8 +258,8 @@ class Instances:
         """
         if name in self.sets:
             return self.sets[name]
-        if name == "images" and self.images is not None:
-            return Rows(None)
+        if name == "images":
+            return self.rows("upright") if self.images is None else Rows(None)
         if name not in ("upright", "all"):
             known = ", ".join(dict.fromkeys(("upright", "all", *self.sets)))
             raise UserError(f"a term asks for the rows {name!r}, and this task has: {known}")
@@ -395,7 +395,7 @@ class Setup(NamedTuple):
     """The teacher's last layer, for losses that reuse it (:meth:`frozen_classifier`)."""
     stable_index: bool = True
     """Whether ``Context.index`` says which sample a row is, the same in every epoch."""
-    rows: tuple[str, ...] = ("upright", "all", "strong")
+    rows: tuple[str, ...] = ("upright", "all", "strong", "images")
     """The sets of rows that a term may ask for."""
     knows: tuple[str, ...] = ()
     """What is known of the rows beside labels: ``"boxes"``, ``"pixels"`` (:class:`Context`)."""
@@ -452,7 +452,8 @@ class Loss(Protocol):
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
     - ``order_matters = True``: what it makes of an image depends on the order of the batch;
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
-    - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch.
+    - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;
+    - ``needs = ("boxes",)``: what it asks of the context that not every task knows (:meth:`Setup.require`).
 
     A class may also have
 
@@ -504,7 +505,8 @@ class Term:
         weight: the coefficient of the term in the sum.
         rows: the set of rows that the loss is shown, one of the task's. Of classification: ``"upright"``, view 0 of
             each image; ``"all"``, every rotation (and asks for four); ``"strong"``, view 0 and a strongly augmented
-            view (and asks for one), two rows an image. In tasks without views the first two are all rows.
+            view (and asks for one), two rows an image; ``"images"``, here as ``"upright"``. In tasks without views the
+            first two are all rows; where a row is no image, ``"images"`` are the whole images.
         previewed: whether the per-sample values are multiplied by the difficulty scheduler's weights.
         options: options of the loss.
         optional: if the loss cannot work for this pair of networks, drop the term and say so once,

@@ -65,6 +65,7 @@ CLAIMS = (
     "order_matters",
     "reads_rows",
     "needs_index",
+    "needs",
 )
 """See :class:`registry.Loss`."""
 

@@ -43,8 +43,8 @@ EVERYTHING = [
     pytest.param(registry, name, id=f"{registry.name}-{name}") for registry in CHECKS for name in registry.names()
 ]
 INDEPENDENT = (
-    *("at", "center_infonce", "cross_entropy", "dist_inter", "dkd", "fsp", "kd", "kdsvd", "lskd", "nst"),
-    *("transformed_kd", "vid"),
+    *("at", "center_infonce", "cross_entropy", "cwd", "dist_inter", "dkd", "fgd", "fsp", "ifvd", "kd", "kdsvd", "lskd"),
+    *("nst", "skd", "transformed_kd", "vid"),
 )
 """Losses without batch norms, memories and relations between images: an image's value is its own."""
 

@@ -82,7 +82,7 @@ class Classification(Task):
     name = "classification"
     metric = "top1"
     columns = ("top5",)
-    rows = ("upright", "all", "strong")
+    rows = ("upright", "all", "strong", "images")
     stable_index = True
     demonstration = MappingProxyType(
         {
@@ -180,7 +180,8 @@ class Classification(Task):
 
     def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
         views = self.views_of(objective.row_sets)
-        return {"upright": (images, 1), "all": (images * views, views), "strong": (2 * images, 2)}
+        upright = (images, 1)
+        return {"upright": upright, "all": (images * views, views), "strong": (2 * images, 2), "images": upright}
 
     def loader(
         self, split: DataSplit, batch_size: int, *, train: bool, objective: Objective | None, **options: Any

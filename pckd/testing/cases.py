@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,20 @@ from pckd.tasks.classification import image_views
 from registry import (
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
+    LOSSES,
+    METHODS,
     Absent,
+    Boxes,
     CenterRule,
     Centers,
     Context,
+    Instances,
     Output,
     Setup,
     Shapes,
     Term,
     build,
+    parse,
 )
 
 IMAGES, CLASSES, SAMPLES, WIDTH = 6, 7, 50, 12
@@ -36,6 +41,12 @@ VIEWS = (1, 4)
 TEACHER_WIDTHS = (12, 20)
 ORDER = (2, 0, 1, 5, 3, 4)
 """Another order of the images."""
+BOXES = Boxes(
+    torch.tensor([[0.1, 0.1, 0.4, 0.6], [0.3, 0.2, 0.9, 0.8], [0.0, 0.0, 1.0, 1.0], [0.6, 0.7, 0.65, 0.72]]),
+    torch.tensor([1, 2, 3, 1]),
+    torch.tensor([0, 0, 2, 3]),
+)
+"""One within another, one of the whole image, one smaller than a cell; two images have none."""
 
 
 class Case(NamedTuple):
@@ -71,9 +82,27 @@ class Case(NamedTuple):
         first = rows[::views]
         labels, index = self.context.labels[first], self.context.index[first]
         instances = image_views(labels, index, views, strong=self.context.strong)
+        if (boxes := self.context.instances.boxes) is not None:
+            box, image = (boxes.image == first[:, None]).nonzero(as_tuple=True)[::-1]
+            pixels = self.context.pixels[first]
+            instances = Instances(labels, index, boxes=Boxes(boxes.xyxy[box], boxes.labels[box], image), pixels=pixels)
         context = replace(self.context, instances=instances)
         student, teacher = (output.apply(lambda x: x[rows]) for output in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, context=context)
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the rows are whole images, with boxes and pixels."""
+        return self.context.instances.boxes is not None
+
+    def another(self, seed: int) -> Case:
+        """A case of this kind with other outputs."""
+        return make_case(self.context.views, self.setup.teacher.embedding, seed=seed, of_images=self.of_images)
+
+    def whole(self) -> Case:
+        """The images of the case, as a task shows them whose rows are none: feature maps, boxes and pixels alone."""
+        student, teacher = (cast(output.rows(None), torch.float32) for output in (self.student, self.teacher))
+        return Case(student, teacher, self.context.select("images"), self.setup.of("images"))
 
     def without_maps(self) -> Case:
         """The same case; whoever looks at a feature map is refused."""
@@ -86,10 +115,19 @@ class Case(NamedTuple):
         return self._replace(student=cast(self.student, dtype), teacher=cast(self.teacher, dtype))
 
 
-def make_case(views: int, teacher_width: int, *, seed: int = 0, grad: bool = True, strong: bool = False) -> Case:
+def make_case(
+    views: int,
+    teacher_width: int,
+    *,
+    seed: int = 0,
+    grad: bool = True,
+    strong: bool = False,
+    of_images: bool = False,
+) -> Case:
     """Random outputs for 6 images; two pairs of these share a class, two images are alone in theirs.
 
-    The teacher's classifier asks for gradient, so that a loss that trains it is found out.
+    The rows are views, or the images themselves (:meth:`Case.whole`). The teacher's classifier asks for gradient, so
+    that a loss that trains it is found out.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = IMAGES * views
@@ -106,13 +144,38 @@ def make_case(views: int, teacher_width: int, *, seed: int = 0, grad: bool = Tru
         normal(CLASSES).requires_grad_(grad),
         normal(CLASSES),
     )
-    instances = image_views(labels, index, views, strong=strong)
+    pixels = torch.randint(-1, CLASSES, (IMAGES, 16, 16), generator=torch.Generator().manual_seed(seed))
+    images = Instances(labels, index, boxes=BOXES, pixels=pixels)
+    instances = replace(image_views(labels, index, views, strong=strong), images=images)
     context = Context(instances, centers, epoch=3, epochs=10, progress=0.25)
     classifier = nn.utils.skip_init(nn.Linear, teacher_width, CLASSES)
     with torch.no_grad():
         classifier.weight.copy_(normal(CLASSES, teacher_width))
         classifier.bias.copy_(normal(CLASSES))
-    return Case(student, teacher, context, Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES, classifier))
+    student, teacher = (output._replace(images=images_of(output, views)) for output in (student, teacher))
+    setup = Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES, classifier)
+    setup = setup._replace(sets={"images": setup._replace(knows=("boxes", "pixels"))})
+    case = Case(student, teacher, context, setup)
+    return case.whole() if of_images else case
+
+
+def images_of(output: Output, views: int) -> Output:
+    """What is known of whole images: the maps of their first views."""
+    absent: Any = Absent("the images themselves have feature maps and nothing else")
+    return output.upright(views)._replace(logits=absent, embedding=absent, losses=())
+
+
+def losses_of_views() -> list[str]:
+    """The registered losses that views of images are enough for: no boxes, no pixels, no losses of the network's."""
+    names = [name for name in LOSSES.names() if name != "network_losses"]
+    return [name for name in names if not getattr(LOSSES.get(name), "needs", ())]
+
+
+def methods_of_views() -> list[str]:
+    """The registered methods all of whose losses are such."""
+    fit = losses_of_views()
+    terms = {name: build(METHODS, name) for name in METHODS.names()}
+    return [name for name in terms if all(parse(str(term.loss))[0] in fit for term in terms[name])]
 
 
 def enough_views(views: int, losses: Iterable[nn.Module]) -> int:
@@ -138,7 +201,8 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
 
 def tensors_of(output: Output) -> list[Tensor]:
     """Every tensor of an output."""
-    return [output.logits, output.embedding, *output.maps, *output.preacts, *dict(output.losses).values()]
+    found = [output.logits, output.embedding, *output.maps, *output.preacts, *dict(output.losses).values()]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def cast(output: Output, dtype: torch.dtype) -> Output:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pckd.testing.cases import CLASSES, IMAGES, ORDER, Case, hidden_parts, make_case, near, saved
+from pckd.testing.cases import CLASSES, IMAGES, ORDER, Case, hidden_parts, near, saved
 from pckd.testing.contract import SEED, Contract, seed_cpu
 
 __all__ = [
@@ -58,7 +58,7 @@ def check_state(contract: Contract, case: Case) -> None:
         expect(not hidden, f"{hidden} is neither submodule, parameter nor buffer", "nothing hidden")
     with contract.clause("state") as expect:
         resumed.load_state_dict(saved(loss.state_dict()))
-        later = make_case(case.context.views, case.setup.teacher.embedding, seed=1)
+        later = case.another(seed=1)
         wanted, value = (call(each, later) for each in (loss, resumed))
         expect(value.equal(wanted), "resumed from its saved state it gave another value", "the same")
 
@@ -83,7 +83,7 @@ def check_claims(contract: Contract, case: Case) -> None:
     loss = make(contract, case)
     if not contract.says("needs_teacher"):
         with contract.clause("needs_teacher") as expect:
-            other = case._replace(teacher=make_case(case.context.views, case.setup.teacher.embedding, seed=1).teacher)
+            other = case._replace(teacher=case.another(seed=1).teacher)
             value, wanted = (call(make(contract, case), each) for each in (other, case))
             expect(value.equal(wanted), "another teacher changed the value", "none, as needs_teacher is False")
     if not getattr(loss, "reads_maps", True):

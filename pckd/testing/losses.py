@@ -39,6 +39,8 @@ __all__ = ["check_loss"]
 def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool = False) -> None:
     """Hold a loss to its contract, in 1 and 4 views (or as many as it needs), with teachers of its width and another.
 
+    A loss that says ``needs`` is shown whole images with boxes and pixels, which have no logits and no embedding.
+
     A pair of networks may be refused with :class:`registry.NotApplicable` in the constructor, but not every pair. What
     the order of the images has an effect on says so with ``order_matters = True`` in the class, and "order" is not
     asked of it; nor is it of a loss that draws random numbers.
@@ -59,15 +61,16 @@ def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool =
     checks = [_values, _gradients, _teacher, check_repeats, check_state, check_precision, check_claims, check_order]
     checks += [check_independent] if independent_rows else []
     accepted = False
+    of_images = bool(contract.says("needs", default=False))
     for views, width in product(VIEWS, TEACHER_WIDTHS):
-        case = make_case(views, width)
+        case = make_case(views, width, of_images=of_images)
         with contract.trial(case):
             made = _built(contract, case)
         if made is None:
             continue
         accepted = True
         for check in checks:
-            case = make_case(enough_views(views, [made]), width)
+            case = make_case(enough_views(views, [made]), width, of_images=of_images)
             with contract.trial(case):
                 check(contract, case)
     with contract.clause("applicable") as expect:
@@ -126,10 +129,13 @@ def _gradients(contract: Contract, case: Case) -> None:
 
 def _teacher(contract: Contract, case: Case) -> None:
     """Within the objective, which shows the teacher's output as a constant."""
+    rows = "images" if case.of_images else "all"
+    if case.of_images:
+        case = make_case(1, case.setup.teacher.embedding)
     centers, classifier = case.context.centers, case.setup.teacher_classifier
     assert classifier is not None
     with contract.clause("teacher is constant") as expect:
-        objective = objective_of([Term(contract.plugin, views="all")], case.setup)
+        objective = objective_of([Term(contract.plugin, rows=rows)], case.setup)
         ids = {id(parameter) for parameter in classifier.parameters()}
         held = [key for key, parameter in objective.losses.named_parameters() if id(parameter) in ids]
         expect(not held, "holds the teacher's own classifier as a submodule", "a setup.frozen_classifier()")

@@ -24,10 +24,11 @@ from pckd.engine.teacher import FrozenTeacher
 from pckd.plan import make_objective
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
+from pckd.testing.cases import losses_of_views
 from registry import BACKBONES, LOSSES, Batch, Progress, Setup, Term, UserError
 
 IMAGES, VIEWS, CLASSES, SIDE, SAMPLES = 8, 4, 5, 16, 64
-TERMS = [*(name for name in LOSSES.names() if name != "network_losses"), "category_contrast(gather=True)"]
+TERMS = [*losses_of_views(), "category_contrast(gather=True)"]
 CPU = torch.device("cpu")
 
 

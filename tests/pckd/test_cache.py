@@ -22,6 +22,7 @@ from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Objective
 from pckd.tasks.classification import image_views
+from pckd.testing.cases import losses_of_views, methods_of_views
 from registry import (
     BACKBONES,
     CENTER_RULES,
@@ -622,7 +623,7 @@ class Pair:
         return values
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES.names() if name != "network_losses"])
+@pytest.mark.parametrize("name", losses_of_views())
 def test_a_loss_reads_no_maps_or_is_refused_when_it_is_built_and_when_it_is_shown_none(name):
     pair = Pair(views=4)
     expected = pair.value(name, pair.teacher, pair.teacher)
@@ -640,7 +641,7 @@ MAPS = {"ab", "at", "fitnet", "fsp", "ft", "ickd", "kdsvd", "nst", "ofd", "revie
 NO_MAPS_NEEDED = {"kd", "pckd", "pckd_without_kd", "vanilla", "dkd", "dist", "crd", "rkd", "pkt", "cc", "srrl", "sskd"}
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", methods_of_views())
 def test_a_method_works_on_a_cache_as_without_one_or_says_why_not(name):
     terms: list[Term] = build(METHODS, name)
     views = 2 if any(term.rows == "strong" for term in terms) else 4

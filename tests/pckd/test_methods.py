@@ -19,7 +19,8 @@ from pckd.plan import make_objective
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
 from pckd.terms import method_terms, schedule_terms
-from registry import BACKBONES, METHODS, Batch, NotApplicable, Progress, Setup, Term, UserError
+from pckd.testing.cases import methods_of_views
+from registry import BACKBONES, Batch, NotApplicable, Progress, Setup, Term, UserError
 
 PAIRS = {
     "resnet-resnet": ("resnet14", "resnet8"),
@@ -111,7 +112,7 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", methods_of_views())
 def test_method_on_pair(method: str, pair: str) -> None:
     if (method, pair) in REFUSED:
         with pytest.raises(NotApplicable, match=REFUSED[method, pair]) as refusal:
@@ -139,7 +140,7 @@ def test_method_on_pair(method: str, pair: str) -> None:
     assert all(torch.equal(teacher[name], tensor) for name, tensor in run.teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", methods_of_views())
 def test_method_in_bf16(method: str) -> None:
     run = Run(method, "resnet-resnet")
     stages = ["initial"] if run.objective.initial_epochs(240) else []
@@ -148,7 +149,7 @@ def test_method_in_bf16(method: str) -> None:
         assert all(torch.tensor(value).isfinite() for value in half.values()), half
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", methods_of_views())
 def test_saved_and_reloaded_method_continues_identically(method: str) -> None:
     first = Run(method, "resnet-resnet")
     if first.objective.initial_epochs(240):
@@ -175,7 +176,7 @@ WHOLE_BATCH = ["cc"]
 """Methods whose only loss is about the batch as a whole: it has no samples to weigh."""
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS.names() if m not in ("vanilla", *WHOLE_BATCH)])
+@pytest.mark.parametrize("method", [m for m in methods_of_views() if m not in ("vanilla", *WHOLE_BATCH)])
 def test_per_sample_losses_of_any_method_can_be_previewed(method: str) -> None:
     terms, scheduler = schedule_terms(method_terms(method), "constant")
     run = Run(method, "resnet-resnet", terms=terms, scheduler=scheduler)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pckd import functional
 from pckd.tasks.classification import image_views
-from pckd.testing.cases import Case, near, tensors_of
+from pckd.testing.cases import Case, losses_of_views, near, tensors_of
 from registry import (
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
@@ -35,7 +35,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 given = hypothesis.given
 
-LOSS_NAMES = [name for name in LOSSES.names() if name != "network_losses"]
+LOSS_NAMES = losses_of_views()
 METRICS, SCHEDULERS = DIFFICULTY_METRICS.names(), DIFFICULTY_SCHEDULERS.names()
 WIDTH, SAMPLES = 6, 40
 STAGES = ((2, 8), (2, 8), (4, 4), (WIDTH, 2))
@@ -175,10 +175,11 @@ def test_a_loss_says_whether_it_reads_maps(name: str) -> None:
     assert says(name, "reads_maps") == bool(facts(name) & {"maps", "preacts"})
 
 
-# The first and the last say so themselves, with order_matters.
+# Two of them say so themselves, with order_matters.
 ORDER_MATTERS = {
     "correlation_congruence": "compares neighbors in the batch, as its authors released it",
     "crd": "draws its negatives at random, row by row",
+    "mgd": "draws its masks at random, image by image",
     "self_supervision": "of two rows that the teacher's head gets equally wrong, the earlier one is kept",
 }
 
@@ -279,7 +280,7 @@ def test_equal_predictions_that_vary_are_fully_correlated(name: str, case: Case)
     assert torch.allclose(value_of(name, same), torch.zeros((), dtype=DOUBLE), atol=1e-9)
 
 
-SCALE_FREE = ("at", "kdsvd", "lskd", "nst", "pkt", "rkd", "sp")
+SCALE_FREE = ("at", "kdsvd", "lskd", "nst", "pkd", "pkt", "rkd", "skd", "sp")
 """They compare directions, relative lengths or standardized logits."""
 
 

@@ -32,13 +32,16 @@ worker: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
 
 OF_THE_BATCH = {
+    "cirkd_batch": "relations between images",
     "category_contrast": "contrasts with the rows of its own process, unless gather=True",
     "correlation_congruence": "relations between rows",
     "crd": "draws its negatives at random",
     "dist_intra": "relations over the rows of the batch",
     "mld_batch": "relations between rows",
     "mld_class": "relations over the rows of the batch",
+    "mgd": "draws its masks at random",
     "ofd": "its margins are means over the rows of the batch",
+    "pkd": "normalizes by the statistics of its own batch",
     "pkt": "relations between rows",
     "rkd": "relations between rows",
     "self_supervision": "tells the images of its own batch apart",

@@ -15,7 +15,8 @@ import pckd
 from pckd.device import Device
 from pckd.engine.compiling import WORTH_IT, resolve_compile
 from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
-from registry import BACKBONES, LOSSES, Absent, Context, Output, Term, UserError, function_loss
+from pckd.testing.cases import losses_of_views
+from registry import BACKBONES, Absent, Context, Output, Term, UserError, function_loss
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "compile": False}
@@ -181,7 +182,7 @@ def test_warm_cache_does_not_ask_the_teacher(tiny_data: pckd.Data, tmp_path: Pat
     assert (cold, asked.count(16)) == (6, 0)
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES.names() if name != "network_losses"])
+@pytest.mark.parametrize("loss", losses_of_views())
 def test_cache_serves_a_loss_or_says_why_not(loss: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
     terms = [Term("cross_entropy"), Term(loss, views="all", name="probed")]
     message = ""

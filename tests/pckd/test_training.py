@@ -22,7 +22,8 @@ from pckd.engine import trainer as loop
 from pckd.engine.optimization import MILESTONES, learning_rate
 from pckd.engine.record import RunFolder
 from pckd.engine.teacher import FrozenTeacher
-from registry import BACKBONES, LOSSES, BadImages, Context, Output, Setup, Term, UserError, build
+from pckd.testing.cases import losses_of_views
+from registry import BACKBONES, BadImages, Context, Output, Setup, Term, UserError, build
 
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 2}
 
@@ -96,7 +97,7 @@ def test_frozen_teacher_ignores_train_of_its_owner() -> None:
     assert not owner.teacher(torch.zeros(2, 3, 8, 8)).logits.requires_grad
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES.names() if name != "network_losses"])
+@pytest.mark.parametrize("loss", losses_of_views())
 def test_every_loss_parameter_is_trained(loss: str, tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch) -> None:
     before: dict[str, Tensor] = {}
     seen: list[nn.Module] = []

@@ -523,7 +523,7 @@ PLUGINS = {
     "method of an unknown loss": method("return [Term('kdd')]", "LOSSES: unknown name 'kdd'", "did you mean 'kd'"),
     "method of an option that a loss lacks": method("return [Term('kd', options={'t': 1})]", "kd has no option 't'"),
     "method of unknown views": method(
-        "return [Term('kd', views='both')]", "term kd: rows must be upright, all or strong"
+        "return [Term('kd', views='both')]", "term kd: rows must be upright, all, strong or images"
     ),
     "method without a main stage": method(
         "return [Term('kd', initial=1, main=False)]", "only terms for initial epochs", "main=True"
@@ -1029,7 +1029,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "weight in text": ({"method": [Term("cross_entropy", "1")]}, "must be a finite number, not '1'"),  # type: ignore[arg-type]
     "views that are none": (
         {"method": [Term("cross_entropy", views="up")]},  # type: ignore[arg-type]
-        "rows must be upright, all or strong, not 'up'",
+        "rows must be upright, all, strong or images, not 'up'",
     ),
     "loss that is none": (
         {"teacher": teacher_of(CLASSES), "method": [Term(lambda setup: 5, name="five")]},  # type: ignore[arg-type, return-value]
