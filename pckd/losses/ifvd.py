@@ -18,8 +18,8 @@ def to_prototypes(feature_map: Tensor, member: Tensor) -> Tensor:
     cells = feature_map.flatten(2).transpose(1, 2)
     with exact(cells):
         means = member.transpose(1, 2) @ cells / member.sum(1).clamp_min(1)[..., None]
-        own = torch.where(member.sum(2, keepdim=True) > 0, member @ means, cells)
-    return (unit(cells) * unit(own)).sum(2)
+        similarity = (unit(cells) * unit(member @ means)).sum(2)
+    return torch.where(member.any(2), similarity, 1.0)
 
 
 def intra_class_variation(student_map: Tensor, teacher_map: Tensor, pixels: Tensor, num_classes: int) -> Tensor:
