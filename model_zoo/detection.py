@@ -152,7 +152,8 @@ class Detector(nn.Module):
 
     def _of_images(self, features: Mapping[str, Tensor]) -> Output:
         maps = tuple(features.values())
-        return Output(NO_ROWS, NO_ROWS, maps)  # type: ignore[arg-type]
+        # A pyramid ends in convolutions: nothing is activated.
+        return Output(NO_ROWS, NO_ROWS, maps, maps)  # type: ignore[arg-type]
 
 
 class TwoStageDetector(Detector):

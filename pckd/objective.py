@@ -163,8 +163,8 @@ class Objective(nn.Module):
             try:
                 factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
                 loss = ask(f"loss {label!r}", factory, setup.of(term.rows), **term.options)
-                if term.rows == "images" and not getattr(loss, "reads_maps", True):
-                    raise NotApplicable(f"{label} reads no feature map, and the rows 'images' have nothing else")
+                if not setup.of(term.rows).student.embedding and not getattr(loss, "reads_maps", True):
+                    raise NotApplicable(f"{label} reads no feature map, and the rows {term.rows!r} have nothing else")
                 if not isinstance(loss, nn.Module):
                     raise PluginError(f"loss {label!r}: its factory made {type(loss).__name__}, not an nn.Module")
                 self.losses[label] = loss

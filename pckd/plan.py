@@ -172,12 +172,15 @@ def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
         own = DATASETS.facts(parse(data)[0]).get("task") if isinstance(data, str) else data.task
         task = str(own or "classification")
     factory = TASKS.get(parse(task)[0])
-    known, usual = options_of(factory), {"flip": True, "view_statistics": "joint", "cached": False}
+    known, usual = options_of(factory), {"flip": True, "view_statistics": "joint"}
+    cached = options["cached"] if "cached" in known else options.pop("cached", False)
     for name in [name for name in options if name not in known]:
         if options.pop(name) != usual.get(name):
             raise UserError(f"the task {task!r} has no option {name!r}; leave it out")
     built = ask(f"task {task!r}", build, TASKS, task, **options)
     built.name = parse(task)[0]
+    if cached:
+        built.cache_options()  # refuses where the task has none
     return built
 
 

@@ -368,7 +368,7 @@ class Shapes(NamedTuple):
     """(C, H, W) of each map at the training resolution; or :class:`Absent`."""
     preacts: tuple[tuple[int, int, int], ...] = ()
     images: Shapes | tuple[()] = ()
-    """Of :attr:`Output.images`: without classes or embedding."""
+    """Of :attr:`Output.images`, with an embedding of width 0."""
 
     @classmethod
     def of(cls, output: Output) -> Shapes:
@@ -380,7 +380,7 @@ class Shapes(NamedTuple):
             return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
 
         whole = output.images
-        images = cls(0, 0, chw(whole.maps), chw(whole.preacts)) if whole else ()
+        images = cls(output.logits.shape[1], 0, chw(whole.maps), chw(whole.preacts)) if whole else ()
         return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts), images)
 
 
@@ -452,6 +452,7 @@ class Loss(Protocol):
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
     - ``order_matters = True``: what it makes of an image depends on the order of the batch;
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
+    - ``compares_rows = True``: it looks at all pairs of rows: where there are thousands, it is shown some of them;
     - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;
     - ``needs = ("boxes",)``: what it asks of the context that not every task knows (:meth:`Setup.require`).
 

@@ -64,6 +64,7 @@ CLAIMS = (
     "needs_rows",
     "order_matters",
     "reads_rows",
+    "compares_rows",
     "needs_index",
     "needs",
 )

@@ -33,6 +33,7 @@ class CorrelationCongruence(nn.Module):
     reads_maps = False
     per_sample = False
     order_matters = True
+    compares_rows = True
 
     def __init__(self, setup: Setup, *, width: int = 128) -> None:
         super().__init__()

@@ -118,7 +118,7 @@ def mld_instance(student_logits: Tensor, teacher_logits: Tensor, context: Contex
     return torch.where(is_last, strong, weak)
 
 
-@LOSSES.register("mld_batch", check=CHECK)
+@LOSSES.register("mld_batch", check=CHECK, compares_rows=True)
 def mld_batch(student_logits: Tensor, teacher_logits: Tensor, temperature: float = BASE) -> Tensor:
     """Squared difference of the samples' similarities, at several temperatures; [N] (Jin et al., CVPR 2023)."""
     return unsure_share(teacher_logits) * batch_alignment(student_logits, teacher_logits, (temperature, *OTHERS))

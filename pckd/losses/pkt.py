@@ -7,7 +7,7 @@ from pckd.ops import exact, unit
 from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("pkt")
+@LOSSES.register("pkt", compares_rows=True)
 def pkt(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
     """Probabilistic knowledge transfer: match who is near whom (Passalis and Tefas, arXiv 1803.10837).
 

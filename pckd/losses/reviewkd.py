@@ -69,20 +69,25 @@ class ReviewKD(nn.Module):
     """Hierarchical context loss of the student's stages, each fused with the later ones, and the teacher's; [N].
 
     Chen et al., arXiv 2104.09044. Levels are the student's maps and the teacher's pre-activations (its maps, where it
-    has none) after the stem, paired from the last backwards, and the embeddings as maps of one pixel.
+    has none) after the stem, paired from the last backwards, and the embeddings as maps of one pixel, where there are
+    any.
     """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         student, teacher = setup.student, setup.teacher
         stages = paired_shapes("reviewkd", student.maps[1:], (teacher.preacts or teacher.maps)[1:])
-        levels = [*((s[0], t[0]) for s, t in stages), (student.embedding, teacher.embedding)]
-        width = min(WIDEST, student.embedding)
-        self.fusions = nn.ModuleList(Fusion(s, width, t, last=i == len(stages)) for i, (s, t) in enumerate(levels))
+        levels = [(s[0], t[0]) for s, t in stages]
+        self.embedded = student.embedding > 0
+        if self.embedded:
+            levels.append((student.embedding, teacher.embedding))
+        width, last = min(WIDEST, levels[-1][0]), len(levels) - 1
+        self.fusions = nn.ModuleList(Fusion(s, width, t, last=i == last) for i, (s, t) in enumerate(levels))
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         levels = paired(student.maps[1:], (teacher.preacts or teacher.maps)[1:])
-        levels.append((student.embedding[:, :, None, None], teacher.embedding[:, :, None, None]))
+        if self.embedded:
+            levels.append((student.embedding[:, :, None, None], teacher.embedding[:, :, None, None]))
         reviewed: list[Tensor] = []
         later = None
         for fuse, (own, target) in zip(reversed(self.fusions), reversed(levels), strict=True):

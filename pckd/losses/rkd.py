@@ -8,7 +8,7 @@ from pckd.ops import NORM_FLOOR, exact, full, unit
 from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("rkd")
+@LOSSES.register("rkd", compares_rows=True)
 def rkd(
     student_embedding: Tensor, teacher_embedding: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:

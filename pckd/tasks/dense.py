@@ -84,6 +84,8 @@ class DenseTask(Task):
             rows = "upright" if term.rows == "strong" else term.rows
             if rows in ("upright", "all") and says(term, "reads_maps") and not says(term, "reads_rows", False):
                 rows = "images"
+            elif says(term, "compares_rows", False):
+                rows = "all"
             placed.append(replace(term, rows=rows))
         own = any(term.loss == "network_losses" for term in placed)
         return placed if own else [*placed, Term("network_losses", 1.0)]

@@ -73,7 +73,7 @@ class Segmentation(DenseTask):
     def shapes_of(self, network: Segmenter, images: Tensor) -> Shapes:
         whole = network(images)
         classes, width = (int(whole.maps[position].shape[1]) for position in (1, 0))
-        return Shapes(classes, width, images=Shapes(0, 0, tuple(tuple(m.shape[1:]) for m in whole.maps)))
+        return Shapes(classes, width, images=Shapes(classes, 0, tuple(tuple(m.shape[1:]) for m in whole.maps)))
 
     def pair(
         self, batch: AnnotatedBatch, student: nn.Module, teachers: Sequence[Teacher]
