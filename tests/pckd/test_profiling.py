@@ -21,7 +21,7 @@ from pckd.engine.optimization import Optimization
 from pckd.plan import make_objective
 from pckd.profiling import Comparison, Profile, compare, plot, render, short, step
 from pckd.profiling.measure import MARK, Clock, held_for_backward, interleaved, peak_of, recorder, spent, summary
-from pckd.profiling.networks import count, quiet
+from pckd.profiling.networks import count, inference_speed, quiet
 from pckd.profiling.operators import Counting, is_costly
 from pckd.profiling.render import profile_tables, sentence
 from pckd.profiling.step import Workload, timed_step
@@ -351,6 +351,23 @@ def test_time_and_memory_are_measured(cost: Profile) -> None:
     assert step.peak_bytes > 4 * (cost.teacher.parameters + 3 * step.parameters) + held / 2
     assert cost.student.peak_bytes > 4 * cost.student.parameters
     assert "torch.profiler" in step.peak_how
+
+
+@pytest.mark.parametrize("detector", [True, False])
+def test_speed_of_inference_is_of_what_a_network_is_used_for(detector: bool) -> None:
+    class Counted(nn.Module):
+        def forward(self, images: Tensor) -> None:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            sizes.add(len(images))
+
+    sizes: set[int] = set()
+    network = Counted()
+    if detector:
+        network.detect, network.forward = network.forward, None
+    speed = inference_speed(network, torch.rand(3, 3, 8, 8), Device.resolve("cpu", "fp32"), rounds=2)
+    assert sizes == set(speed) == {1, 16}
+    assert min(speed.values()) > 0
 
 
 def test_times_of_a_step_add_up_by_part_and_by_term() -> None:
