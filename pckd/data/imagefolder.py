@@ -115,8 +115,7 @@ def imagefolder(
     if memory:
         decode = partial(decode_all, size=size, arrange=arrange, white=white, skip=on_bad_image == "skip")
         images, bad = decode(files.paths)
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[list(bad)] = False
+        kept = torch.tensor([i not in bad for i in range(len(labels))])
         labels = labels[kept]
         if bad:
             _say_left_out(name, files, bad, labels)
@@ -133,25 +132,12 @@ def imagefolder(
         images = ImageFiles(files.paths, size, arrange, white=white)
         if mean is None or std is None:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
-    padding = crop_padding(min(size))
-    return DataSplit(
-        images,
-        labels,
-        files.classes,
-        tuple(mean),
-        tuple(std),
-        padding=padding,
-        name=name,
-        on_bad_image=on_bad_image,
-    )
+    options: dict[str, Any] = {"padding": crop_padding(min(size)), "name": name, "on_bad_image": on_bad_image}
+    return DataSplit(images, labels, files.classes, tuple(mean), tuple(std), **options)
 
 
 def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Tensor) -> None:
-    """Warn of files that could not be decoded; ``labels`` are those of the others.
-
-    Raises:
-        BadImages: a class has no others.
-    """
+    """Warn of files that could not be decoded; ``labels`` are those of the others, which each class must have."""
     left = set(labels.tolist())
     for position, reason in bad.items():
         label = int(files.labels[position])
@@ -165,10 +151,6 @@ def _common_size(files: Files) -> tuple[tuple[int, int], list[str]]:
     """(H, W) shared by a sample of the files, and the reasons of those of them that cannot be read.
 
     The others are checked as they are decoded.
-
-    Raises:
-        BadImages: none of them can be read.
-        UserError: they have several sizes.
     """
     sizes: dict[tuple[int, int], str] = {}
     bad: list[str] = []

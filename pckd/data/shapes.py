@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pckd.data.views import seeded
 from pckd.data.vision import crop_padding
 from registry import DATASETS, DataSplit, UserError
 
 __all__ = ["PATTERNS", "SHAPES", "Drawing", "draw", "shapes"]
 
-SHAPES = ("disc", "ring", "square", "triangle", "cross", "star", "crescent", "bar", "corner", "bow")
-PATTERNS = (
-    "plain",
-    "striped",
-    "checkered",
-    "cored",
-    "two-tone",
-    "rimmed",
-    "dotted",
-    "tipped",
-    "shaded",
-    "quartered",
-)
-
 # Radius of the core of the shapes that have little or nothing at their center; 0.45 for the others.
 _CORE = {"ring": 0.75, "crescent": 0.6}
 
-_MEAN = (0.50, 0.50, 0.50)
-_STD = (0.16, 0.16, 0.16)
+_MEAN, _STD = (0.50,) * 3, (0.16,) * 3
 
 # Images are drawn in pieces of this many, each with a generator of its own: little memory, and image i does not
 # depend on how many others there are.
@@ -158,35 +144,21 @@ def draw(
         raise UserError(f"shapes: num_classes={num_classes}: it must be 2 to {len(SHAPES) * len(PATTERNS)}")
     if image_size < 8:
         raise UserError(f"shapes: image_size={image_size}: it must be at least 8")
-    options = {
-        "noise": noise,
-        "occlusion": occlusion,
-        "contrast": contrast,
-        "color_cue": color_cue,
-        "label_noise": label_noise,
-    }
-    for name, value in options.items():
+    levels = {"noise": noise, "occlusion": occlusion, "contrast": contrast, "color_cue": color_cue}
+    for name, value in {**levels, "label_noise": label_noise}.items():
         most = 0.9 if name in ("occlusion", "label_noise") else 1.0
         if not 0 <= value <= most:
             raise UserError(f"shapes: {name}={value}: it must be 0 to {most:g}")
-    pieces = [
-        _piece(
-            torch.arange(first, min(first + _PIECE, count)) % num_classes,
-            image_size,
-            num_classes > len(SHAPES),
-            _generator(seed, stream, 0, first),
-            noise,
-            occlusion,
-            contrast,
-            color_cue,
-        )
-        for first in range(0, count, _PIECE)
-    ]
+    pieces = []
+    for first in range(0, count, _PIECE):
+        labels = torch.arange(first, min(first + _PIECE, count)) % num_classes
+        patterned, generator = num_classes > len(SHAPES), seeded(seed, stream, 0, first)
+        pieces.append(_piece(labels, image_size, patterned, generator, **levels))
     drawing = Drawing(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
     wrong = round(label_noise * count)
     if not wrong:
         return drawing
-    generator = _generator(seed, stream, 1, 0)
+    generator = seeded(seed, stream, 1, 0)
     at = torch.randperm(count, generator=generator)[:wrong]
     labels, difficulty = drawing.labels.clone(), drawing.difficulty.clone()
     labels[at] = (labels[at] + torch.randint(1, num_classes, (wrong,), generator=generator)) % num_classes
@@ -194,29 +166,23 @@ def draw(
     return drawing._replace(labels=labels, difficulty=difficulty)
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    word = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
-
-
 def _piece(
     labels: Tensor,
     size: int,
     patterned: bool,
     generator: torch.Generator,
+    *,
     noise: float,
     occlusion: float,
     contrast: float,
     color_cue: float,
 ) -> Drawing:
-    full = _PIECE
-
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         # Always drawn for a full piece, so that image i does not depend on the number of images.
-        return torch.rand(full, *shape, generator=generator)[: len(labels)] * (high - low) + low
+        return torch.rand(_PIECE, *shape, generator=generator)[: len(labels)] * (high - low) + low
 
     kind = labels % len(SHAPES)
-    any_pattern = torch.randint(0, len(PATTERNS), (full,), generator=generator)[: len(labels)]
+    any_pattern = torch.randint(0, len(PATTERNS), (_PIECE,), generator=generator)[: len(labels)]
     pattern = labels // len(SHAPES) if patterned else any_pattern
 
     # Three levels that lie on a sphere around "clean": difficulty is its radius.
@@ -240,7 +206,7 @@ def _piece(
     inside = torch.empty(len(labels), size, size)
     for k in range(len(SHAPES)):
         at = (kind == k).nonzero()[:, 0]
-        inside[at] = _distance(SHAPES[k], u[at], v[at])
+        inside[at] = _DISTANCES[SHAPES[k]](u[at], v[at])
     mask = (inside / pixel + 0.5).clamp(0, 1)
     core = torch.tensor([_CORE.get(name, 0.45) for name in SHAPES])[kind].view(-1, 1, 1)
     second = torch.empty_like(inside)
@@ -255,7 +221,7 @@ def _piece(
     image = _distractors(image, grid, uniform(0, 1, 2, 8))
     color = _color(base, uniform(-1, 1, 3), 0.65)
     # A stream of its own, so that the rest of an image is the same with and without the cue.
-    chance = torch.rand(full, generator=_generator(generator.initial_seed(), 2))[: len(labels)]
+    chance = torch.rand(_PIECE, generator=seeded(generator.initial_seed(), 2))[: len(labels)]
     own = _own_color(kind) + 0.1 * (color - base)
     color = torch.where((chance < color_cue)[:, None], own.clamp(0, 1), color)
     other = color + 0.35 * (_color(base, uniform(-1, 1, 3), 0.65) - color)
@@ -267,7 +233,7 @@ def _piece(
     cover = _cover(u, v, mask, pixel, uniform(0, 2 * math.pi), covered)
     plank = _color(base, uniform(-1, 1, 3), 0.15)[:, :, None, None]
     image = torch.lerp(image, plank.expand_as(image), cover.unsqueeze(1))
-    grain = torch.randn(full, 3, size, size, generator=generator)[: len(labels)]
+    grain = torch.randn(_PIECE, 3, size, size, generator=generator)[: len(labels)]
     image = image + sigma.view(-1, 1, 1, 1) * grain
     pixels = (image * 255).round().clamp(0, 255).byte()
     pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -299,66 +265,55 @@ def _distractors(image: Tensor, grid: Tensor, numbers: Tensor) -> Tensor:
     return image
 
 
-def _distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
-    """How far each point lies inside the shape (negative: outside), in units of the shape's radius."""
+def _star(u: Tensor, v: Tensor) -> Tensor:
+    # Five points: fold the angle into one half of a point, whose edge is a straight line.
+    turn = torch.atan2(v, u).remainder(2 * math.pi / 5) - math.pi / 5
+    turn = math.pi / 5 - turn.abs()
     r = torch.hypot(u, v)
-    a, b = u.abs(), v.abs()
-    if shape == "disc":
-        return 0.85 - r
-    if shape == "ring":
-        return 0.2 - (r - 0.75).abs()
-    if shape == "square":
-        return 0.75 - torch.maximum(a, b)
-    if shape == "triangle":
-        return 0.5 - torch.maximum(v, a * (math.sqrt(3) / 2) - v / 2)
-    if shape == "cross":
-        return torch.minimum(0.26 - torch.minimum(a, b), 0.95 - torch.maximum(a, b))
-    if shape == "star":
-        # Five points: fold the angle into one half of a point, whose edge is a straight line.
-        turn = torch.atan2(v, u).remainder(2 * math.pi / 5) - math.pi / 5
-        turn = math.pi / 5 - turn.abs()
-        x, y = r * turn.cos(), r * turn.sin()
-        tip, notch = 1.0, 0.42
-        nx, ny = notch * math.sin(math.pi / 5), tip - notch * math.cos(math.pi / 5)
-        return (tip * nx - x * nx - y * ny) / math.hypot(nx, ny)
-    if shape == "crescent":
-        return torch.minimum(0.9 - r, torch.hypot(u - 0.45, v) - 0.68)
-    if shape == "bar":
-        return torch.minimum(0.95 - a, 0.3 - b)
-    if shape == "corner":
-        return torch.minimum(0.8 - torch.maximum(a, b), -torch.minimum(u, v) - 0.2)
-    if shape == "bow":
-        return torch.minimum((a - b) / math.sqrt(2) + 0.05, 0.9 - a)
-    raise AssertionError(shape)
+    x, y = r * turn.cos(), r * turn.sin()
+    tip, notch = 1.0, 0.42
+    nx, ny = notch * math.sin(math.pi / 5), tip - notch * math.cos(math.pi / 5)
+    return (tip * nx - x * nx - y * ny) / math.hypot(nx, ny)
+
+
+# How far each point (u, v) lies inside a shape (negative: outside), in units of the shape's radius.
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "disc": lambda u, v: 0.85 - torch.hypot(u, v),
+    "ring": lambda u, v: 0.2 - (torch.hypot(u, v) - 0.75).abs(),
+    "square": lambda u, v: 0.75 - torch.maximum(u.abs(), v.abs()),
+    "triangle": lambda u, v: 0.5 - torch.maximum(v, u.abs() * (math.sqrt(3) / 2) - v / 2),
+    "cross": lambda u, v: torch.minimum(0.26 - torch.minimum(u.abs(), v.abs()), 0.95 - torch.maximum(u.abs(), v.abs())),
+    "star": _star,
+    "crescent": lambda u, v: torch.minimum(0.9 - torch.hypot(u, v), torch.hypot(u - 0.45, v) - 0.68),
+    "bar": lambda u, v: torch.minimum(0.95 - u.abs(), 0.3 - v.abs()),
+    "corner": lambda u, v: torch.minimum(0.8 - torch.maximum(u.abs(), v.abs()), -torch.minimum(u, v) - 0.2),
+    "bow": lambda u, v: torch.minimum((u.abs() - v.abs()) / math.sqrt(2) + 0.05, 0.9 - u.abs()),
+}
+SHAPES = tuple(_DISTANCES)
+
+# How far each point lies inside the second color of a pattern; inside: of the shape, core: the radius of its core.
+_EDGES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "striped": lambda u, v, inside, core: (u * 2.2 * math.pi).sin() / (2.2 * math.pi),
+    "checkered": lambda u, v, inside, core: (u * 2 * math.pi).sin() * (v * 2 * math.pi).sin() / (2 * math.pi),
+    "cored": lambda u, v, inside, core: core - torch.hypot(u, v),
+    "two-tone": lambda u, v, inside, core: v,
+    "rimmed": lambda u, v, inside, core: 0.14 - inside,
+    "dotted": lambda u, v, inside, core: (
+        ((u * 2.4 * math.pi).cos() * (v * 2.4 * math.pi).cos() - 0.35) / (2.4 * math.pi)
+    ),
+    "tipped": lambda u, v, inside, core: -0.35 - u,
+    "quartered": lambda u, v, inside, core: (u * v).sign() * torch.minimum(u.abs(), v.abs()),
+}
+PATTERNS = ("plain", "striped", "checkered", "cored", "two-tone", "rimmed", "dotted", "tipped", "shaded", "quartered")
 
 
 def _pattern(pattern: str, u: Tensor, v: Tensor, inside: Tensor, core: Tensor, pixel: Tensor) -> Tensor:
     """Share of the second color at each point, 0 to 1; edges are as sharp as the pixels allow."""
-
-    def step(distance: Tensor) -> Tensor:
-        return (distance / pixel + 0.5).clamp(0, 1)
-
     if pattern == "plain":
         return torch.zeros_like(u)
-    if pattern == "striped":
-        return step((u * 2.2 * math.pi).sin() / (2.2 * math.pi))
-    if pattern == "checkered":
-        return step((u * 2 * math.pi).sin() * (v * 2 * math.pi).sin() / (2 * math.pi))
-    if pattern == "cored":
-        return step(core - torch.hypot(u, v))
-    if pattern == "two-tone":
-        return step(v)
-    if pattern == "rimmed":
-        return step(0.14 - inside)
-    if pattern == "dotted":
-        return step(((u * 2.4 * math.pi).cos() * (v * 2.4 * math.pi).cos() - 0.35) / (2.4 * math.pi))
-    if pattern == "tipped":
-        return step(-0.35 - u)
     if pattern == "shaded":
         return ((u + 1) / 2).clamp(0, 1)
-    if pattern == "quartered":
-        return step((u * v).sign() * torch.minimum(u.abs(), v.abs()))
-    raise AssertionError(pattern)
+    return (_EDGES[pattern](u, v, inside, core) / pixel + 0.5).clamp(0, 1)
 
 
 def _cover(u: Tensor, v: Tensor, mask: Tensor, pixel: Tensor, angle: Tensor, share: Tensor) -> Tensor:

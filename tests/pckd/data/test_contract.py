@@ -1,13 +1,9 @@
 """What the contract of DATASETS promises, for each data set that can be built without files from elsewhere."""
 
-import ast
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-import pckd.data
 from pckd.testing import check_dataset
 from registry import DATASETS, build, options_of, parse
 
@@ -64,11 +60,3 @@ def test_it_is_documented(name):
     assert DATASETS.summary(name)
     for option in options_of(factory):
         assert f"{option}:" in documented
-
-
-def test_data_sets_do_not_import_each_other():
-    package = Path(pckd.data.__file__).parent
-    for name in COVERED:
-        for node in ast.walk(ast.parse((package / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert (node.module or "").rpartition(".")[2] not in COVERED

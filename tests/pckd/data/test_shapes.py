@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from pckd.data.shapes import _CORE, PATTERNS, SHAPES, Drawing, _distance, _pattern, draw, shapes
+from pckd.data.shapes import _CORE, _DISTANCES, PATTERNS, SHAPES, Drawing, _pattern, draw, shapes
 from registry import DATASETS, UserError, build
 
 CLEAN = {"noise": 0.0, "occlusion": 0.0, "contrast": 1.0}
@@ -141,7 +141,7 @@ def test_no_class_is_a_rotation_or_mirror_image_of_another():
     pixel = torch.full((1, 1, 1), 1 / 24)
     classes = []
     for shape, pattern in itertools.product(SHAPES, PATTERNS):
-        inside = _distance(shape, u, v)
+        inside = _DISTANCES[shape](u, v)
         mask = (inside / pixel + 0.5).clamp(0, 1)
         second = _pattern(pattern, u, v, inside, torch.full((1, 1, 1), _CORE.get(shape, 0.45)), pixel)
         classes.append(torch.cat([mask * (1 - second), mask * second]))
