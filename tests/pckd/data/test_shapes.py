@@ -9,10 +9,6 @@ from registry import DATASETS, UserError, build
 CLEAN = {"noise": 0.0, "occlusion": 0.0, "contrast": 1.0}
 
 
-def same(one, other):
-    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-
-
 def test_sizes_and_names_follow_the_options():
     options = {"num_classes": 7, "image_size": 12, "train_size": 60, "test_size": 30}
     train, test = (build(DATASETS, "shapes", None, part, **options) for part in (True, False))
@@ -31,17 +27,11 @@ def test_mean_and_std_are_those_of_the_images():
     torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(split.std).double(), atol=0.02, rtol=0)
 
 
-def test_the_seed_decides_everything():
-    one, again, other = (shapes(train_size=40, image_size=16, seed=seed) for seed in (3, 3, 4))
-    assert same(one, again)
-    assert torch.equal(one.difficulty, again.difficulty)
-    assert not torch.equal(one.images, other.images)
-
-
-def test_an_image_does_not_depend_on_how_many_there_are():
-    few, many = (draw(count, image_size=16) for count in (30, 700))
+def test_the_seed_decides_everything_and_an_image_does_not_depend_on_how_many_there_are():
+    few, many, other = draw(30, image_size=16), draw(700, image_size=16), draw(30, image_size=16, seed=4)
     for name in Drawing._fields:
         assert torch.equal(getattr(few, name), getattr(many, name)[:30])
+    assert not torch.equal(few.images, other.images)
 
 
 def test_train_and_test_have_no_image_in_common():
@@ -53,23 +43,18 @@ def test_train_and_test_have_no_image_in_common():
 @pytest.mark.parametrize("options", [{}, {"noise": 0.0}, {"occlusion": 0.0, "contrast": 1.0}])
 def test_difficulty_is_spread_over_zero_to_one(options):
     difficulty = draw(2000, image_size=8, **options).difficulty
-    assert difficulty.min() >= 0
-    assert difficulty.max() <= 1
-    counts = torch.histc(difficulty, 4, 0, 1) / 2000
-    assert counts.min() > 0.2
+    assert 0 <= difficulty.min() <= difficulty.max() <= 1
+    assert torch.histc(difficulty, 4, 0, 1).min() > 0.2 * 2000
 
 
 def test_difficulty_is_the_radius_of_the_three_levels():
     d = draw(300, image_size=8, noise=0.2, occlusion=0.5, contrast=0.4)
     levels = torch.stack([d.noise / 0.2, d.occlusion / 0.5, (1 - d.contrast) / 0.6], 1)
     torch.testing.assert_close(d.difficulty, levels.norm(dim=1))
-
-
-def test_an_option_that_is_off_adds_no_difficulty():
-    clean = draw(50, image_size=16, **CLEAN)
-    assert not clean.difficulty.any()
+    # An option that is off adds none.
     only_noise = draw(50, image_size=16, **{**CLEAN, "noise": 0.3})
     torch.testing.assert_close(only_noise.difficulty, only_noise.noise / 0.3)
+    assert not draw(50, image_size=16, **CLEAN).difficulty.any()
 
 
 def drawn(**options):
@@ -86,8 +71,7 @@ def correlation(one, other):
 
 
 def test_noise_in_the_image_grows_with_difficulty():
-    noisy = drawn(noise=0.2)
-    nearly = drawn(noise=1e-6)
+    noisy, nearly = drawn(noise=0.2), drawn(noise=1e-6)
     assert correlation(change(noisy, nearly), noisy.difficulty) > 0.97
     torch.testing.assert_close(change(noisy, nearly) / 255, noisy.noise, atol=0.03, rtol=0.1)
 
@@ -106,25 +90,21 @@ def test_occlusion_covers_the_share_it_says():
     assert changed[covered.occlusion < 0.02].max() < changed[covered.occlusion > 0.55].min()
 
 
-def test_label_noise_is_an_exact_share_and_recorded_as_hardest():
-    noisy = draw(500, image_size=8, label_noise=0.2)
+def test_label_noise_is_an_exact_share_of_the_training_images_and_recorded_as_hardest():
+    noisy, clean = draw(500, image_size=8, label_noise=0.2), draw(500, image_size=8)
     wrong = noisy.labels != noisy.true_labels
     assert wrong.sum() == 100
     assert (noisy.difficulty[wrong] == 1).all()
-    clean = draw(500, image_size=8)
     assert torch.equal(clean.images, noisy.images)
     assert torch.equal(clean.labels, noisy.true_labels)
     assert torch.equal(clean.difficulty[~wrong], noisy.difficulty[~wrong])
     assert len(set(noisy.labels[wrong].tolist())) == 10
-
-
-def test_only_training_labels_are_noisy():
-    options = {"train_size": 200, "test_size": 200, "image_size": 8}
-    noisy, clean = (
-        [shapes(train=part, label_noise=rate, **options).labels for part in (True, False)] for rate in (0.5, 0.0)
-    )
-    assert (noisy[0] != clean[0]).sum() == 100
-    assert torch.equal(noisy[1], clean[1])
+    for train, changed in ((True, 100), (False, 0)):
+        one, other = (
+            shapes(None, train, image_size=8, train_size=200, test_size=200, label_noise=rate).labels
+            for rate in (0.5, 0.0)
+        )
+        assert (one != other).sum() == changed
 
 
 def test_a_hundred_classes_have_a_hundred_names():
@@ -157,36 +137,29 @@ def test_no_class_is_a_rotation_or_mirror_image_of_another():
     assert nearest.fill_diagonal_(torch.inf).min() > 0.15
 
 
+OUT_OF_RANGE = {"num_classes": (1, 101), "image_size": (4,), "train_size": (0,), "test_size": (0,), "noise": (-0.1,)}
+OUT_OF_RANGE |= {"occlusion": (0.95,), "contrast": (1.5,), "color_cue": (1.5,), "label_noise": (1.0,)}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"num_classes": 1},
-        {"num_classes": 101},
-        {"image_size": 4},
-        {"train_size": 0},
-        {"test_size": 0},
-        {"noise": -0.1},
-        {"occlusion": 0.95},
-        {"contrast": 1.5},
-        {"label_noise": 1.0},
-    ],
+    ("name", "value"), [(name, value) for name, values in OUT_OF_RANGE.items() for value in values]
 )
-def test_options_out_of_range_are_named(options):
-    (name,) = options
-    with pytest.raises(UserError, match=f"shapes: {name}="):
-        shapes(**options)
+def test_options_out_of_range_are_named(name, value):
+    with pytest.raises(UserError, match=f"shapes: {name}={value}"):
+        shapes(**{name: value})
 
 
-def test_color_cue_paints_that_share_and_changes_nothing_else() -> None:
+def test_color_cue_paints_that_share_and_changes_nothing_else():
     plain, cued = draw(400), draw(400, color_cue=0.5)
     same = (plain.images == cued.images).flatten(1).all(1)
     assert 0.4 < same.float().mean() < 0.6
     assert cued.labels.equal(plain.labels)
     assert cued.difficulty.equal(plain.difficulty)
-    clean = draw(400, noise=0, occlusion=0, contrast=1, color_cue=1.0)
-    center = clean.images[:, :, 14:18, 14:18].float().mean((2, 3))
-    spread = torch.stack([center[clean.labels == k].std(0).mean() for k in (0, 2)])
-    anyway = torch.stack(
-        [draw(400, noise=0, occlusion=0, contrast=1).images[:, :, 14:18, 14:18].float().mean((2, 3)).std(0).mean()]
-    )
-    assert spread.max() < 0.8 * anyway.min()
+
+    def center(color_cue):
+        clean = draw(400, color_cue=color_cue, **CLEAN)
+        return clean.labels, clean.images[:, :, 14:18, 14:18].float().mean((2, 3))
+
+    labels, own = center(1.0)
+    spread = torch.stack([own[labels == k].std(0).mean() for k in (0, 2)])
+    assert spread.max() < 0.8 * center(0.0)[1].std(0).mean()
