@@ -19,22 +19,6 @@ from pckd.data.check import say_once
 from registry import BadImages, UserError
 from registry.errors import is_out_of_memory
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Files",
-    "ImageFiles",
-    "Square",
-    "decode_all",
-    "find_split",
-    "image_size_of",
-    "image_statistics",
-    "list_files",
-    "read_image",
-    "same_classes",
-    "spread",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -216,27 +216,23 @@ class Loader:
         split = self.split
         images, labels, index = (t.to(self.device, non_blocking=True) for t in (images, labels, index))
         draw, drawn, recalled = None, None, None
+        how: dict[str, Any] = {"padding": split.padding, "flip": self.flip}
         if self.pool:
             drawn = (self._first[share] + epoch - 1) % self.pool
-            draw = draw_pool(share, drawn, self.views, padding=split.padding, flip=self.flip)
-            recalled = None if self.recall is None else self.recall(share, drawn, self.views)
-            recalled = None if recalled is None else recalled.apply(self._sent)
+            draw = draw_pool(share, drawn, self.views, **how)
+            recalled = self.recall and self.recall(share, drawn, self.views)
+            recalled = recalled and recalled.apply(self._sent)
         elif self.train:
             # Drawn for the batches of all ranks, of which this rank takes its own.
-            mine = images.shape[0]
-            draw = draw_views(
-                mine * self.world_size,
-                self.views,
-                padding=split.padding,
-                flip=self.flip,
-                generator=seeded(self.seed, _VIEWS, epoch, number),
-            ).rows(self.rank * mine, (self.rank + 1) * mine)
+            mine, generator = len(images), seeded(self.seed, _VIEWS, epoch, number)
+            draw = draw_views(mine * self.world_size, self.views, generator=generator, **how)
+            draw = draw.rows(self.rank * mine, (self.rank + 1) * mine)
         show = partial(apply_views, mean=split.mean, std=split.std, padding=split.padding)
         views = show(images, views=self.views, draw=draw)
         if self.strong:
             generator = seeded(self.seed, _STRONG, epoch, number, self.rank)
             strong = strong_augment(images, generator=generator)
-            draw = draw_views(len(images), 1, padding=split.padding, flip=self.flip, generator=generator)
+            draw = draw_views(len(images), 1, generator=generator, **how)
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,28 +91,15 @@ def shapes(
     for name, count in (("train_size", train_size), ("test_size", test_size)):
         if count < 1:
             raise UserError(f"shapes: {name}={count}: it must be at least 1")
-    drawing = draw(
-        train_size if train else test_size,
-        num_classes=num_classes,
-        image_size=image_size,
-        seed=seed,
-        stream=0 if train else 1,
-        noise=noise,
-        occlusion=occlusion,
-        contrast=contrast,
-        color_cue=color_cue,
-        label_noise=label_noise if train else 0.0,
-    )
-    return DataSplit(
-        drawing.images,
-        drawing.labels,
-        class_names(num_classes),
-        _MEAN,
-        _STD,
-        difficulty=drawing.difficulty,
-        padding=crop_padding(image_size),
-        name=f"shapes {'train' if train else 'test'}",
-    )
+    options: dict[str, Any] = {"num_classes": num_classes, "image_size": image_size, "seed": seed}
+    options |= {"noise": noise, "occlusion": occlusion, "contrast": contrast, "color_cue": color_cue}
+    if train:
+        drawing = draw(train_size, stream=0, label_noise=label_noise, **options)
+    else:
+        drawing = draw(test_size, stream=1, **options)
+    about: dict[str, Any] = {"padding": crop_padding(image_size), "name": f"shapes {'train' if train else 'test'}"}
+    classes, difficulty = class_names(num_classes), drawing.difficulty
+    return DataSplit(drawing.images, drawing.labels, classes, _MEAN, _STD, difficulty, **about)
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from model_zoo import Preprocessing, set_preprocessing
-from pckd.data import Loader
 from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
 from pckd.engine.teacher import FrozenTeacher
 from pckd.testing.cases import make_case
@@ -349,29 +348,6 @@ def test_the_address_of_a_function_that_a_module_prints_does_not_count():
 def test_streamed_data_cannot_be_cached():
     with pytest.raises(UserError, match=r"streamed .* leave out the teacher cache, or use a data set that is held in"):
         key_of(split=make_split(images=list(make_split().images), name="streamed"))
-
-
-@pytest.mark.parametrize("views", [1, 4])
-def test_a_loader_recalls_what_the_teacher_answered_a_pool_ago(tmp_path, views):
-    teacher, split = make_teacher(), make_split()
-    cache = open_cache(tmp_path, samples=20, embedding=teacher.classifier.in_features)
-
-    def batches(size, seed, epochs):
-        loader = Loader(split, size, train=True, views=views, pool=POOL, recall=cache.recall, seed=seed)
-        for epoch in epochs:
-            for batch in loader.epoch(epoch):
-                places = list(zip(batch.index.tolist(), batch.drawn.tolist(), strict=True))
-                yield batch, places, teacher(batch.views.flatten(0, 1))
-
-    seen = {}
-    for batch, places, asked in batches(10, 1, range(1, POOL + 1)):
-        assert batch.recalled is None
-        seen.update(zip(places, cache.keep(batch, asked).logits.unflatten(0, (-1, views)), strict=True))
-    assert len(seen) == 20 * POOL
-    for batch, places, asked in batches(5, 2, [1]):
-        for name in ("logits", "embedding"):
-            torch.testing.assert_close(getattr(batch.recalled, name), getattr(asked, name), rtol=2e-3, atol=2e-3)
-        assert torch.equal(batch.recalled.logits, torch.cat([seen[place] for place in places]))
 
 
 # Maps that are not there

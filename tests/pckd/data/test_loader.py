@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from pckd.data import Loader, hold_out, limit
+from pckd.data import Loader, hold_out, limit, prefetch
 from pckd.data.views import apply_views, draw_pool, draw_views
 from registry import Absent, BadImages, DataSplit, Output, UserError
 
@@ -375,20 +375,6 @@ def pooled(pool=4, **options):
     return Loader(make_split(), **{"batch_size": 10, "train": True, "views": 2, "pool": pool, **options})
 
 
-def shown_by(loader, epochs):
-    """{(image, entry): its views} over some epochs, and the pairs in the order in which they came."""
-    views, order = {}, []
-    for epoch in epochs:
-        for batch in loader.epoch(epoch):
-            assert batch.drawn.dtype == torch.int64
-            pairs = list(zip(batch.index.tolist(), batch.drawn.tolist(), strict=True))
-            for pair, image in zip(pairs, batch.views, strict=True):
-                assert pair not in views or torch.equal(views[pair], image)
-                views[pair] = image
-            order += pairs
-    return views, order
-
-
 def generator_of(*numbers):
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
@@ -407,46 +393,25 @@ def test_without_a_pool_batches_are_drawn_as_ever():
         assert batch.drawn is batch.recalled is None
 
 
-@pytest.mark.parametrize(("seed", "first"), [(0, 1), (7, 3)])
-def test_every_entry_of_the_pool_is_shown_once_in_as_many_epochs(seed, first):
-    views, order = shown_by(pooled(seed=seed), range(first, first + 4))
-    assert len(order) == len(views) == 50 * 4
-    assert set(views) == {(image, entry) for image in range(50) for entry in range(4)}
-
-
-def test_images_take_turns_from_a_place_that_the_seed_says():
+def test_images_show_their_entries_in_turn_from_a_place_that_the_seed_says():
     def entries(seed, epoch):
-        return torch.tensor([entry for _, entry in sorted(shown_by(pooled(seed=seed), [epoch])[1])])
+        batches = list(pooled(seed=seed).epoch(epoch))
+        assert joined(batches, "drawn").dtype == torch.int64
+        return joined(batches, "drawn")[joined(batches).argsort()]
 
     first = entries(0, 1)
-    assert torch.equal(entries(0, 2), (first + 1) % 4)
-    assert torch.equal(entries(0, 5), first)
     assert first.unique().tolist() == [0, 1, 2, 3]
+    assert all(torch.equal(entries(0, epoch), (first + epoch - 1) % 4) for epoch in range(2, 6))
     assert not torch.equal(entries(1, 1), first)
 
 
-def test_an_entry_looks_the_same_in_every_epoch_of_every_run():
-    views, _ = shown_by(pooled(), range(1, 9))
-    other, _ = shown_by(pooled(seed=5, batch_size=7), range(4, 8))
-    assert len(other) > 150
-    assert all(torch.equal(views[pair], image) for pair, image in other.items())
-    # One view is the first of four.
-    one, _ = shown_by(pooled(views=1), range(1, 5))
-    assert all(torch.equal(one[pair][0], views[pair][0]) for pair in one)
-
-
-def test_without_flips_the_pool_is_the_same_but_for_them():
-    split = make_split()
-    flipped, plain = (shown_by(pooled(flip=flip), range(1, 5))[0] for flip in (True, False))
-    unchanged = 0
-    for image, entry in plain:
-        draw = draw_pool(torch.tensor([image]), torch.tensor([entry]), 2, padding=2, flip=True)
-        unchanged += not draw.flips[0]
-        assert torch.equal(flipped[image, entry], plain[image, entry]) == (not draw.flips[0])
-        by_hand = draw._replace(flips=torch.tensor([False]))
-        shown = apply_views(split.images[[image]], views=2, mean=split.mean, std=split.std, padding=2, draw=by_hand)
-        assert torch.equal(shown[0], plain[image, entry])
-    assert 60 < unchanged < 140
+@pytest.mark.parametrize("options", [{}, {"flip": False}, {"seed": 5, "batch_size": 7}, {"views": 4}])
+def test_an_entry_looks_the_same_in_every_epoch_of_every_run(options):
+    split, loader = make_split(), pooled(**options)
+    for batch in [*loader.epoch(1), *loader.epoch(7)]:
+        draw = draw_pool(batch.index, batch.drawn, loader.views, padding=2, flip=loader.flip)
+        how = {"views": loader.views, "mean": split.mean, "std": split.std, "padding": 2, "draw": draw}
+        assert torch.equal(batch.views, apply_views(split.images[batch.index], **how))
 
 
 def test_resuming_with_a_pool_continues_the_epoch():
@@ -490,3 +455,17 @@ def test_evaluation_has_no_pool():
     batches = list(Loader(make_split(), 10, train=False, pool=3).epoch(1))
     assert same(batches, Loader(make_split(), 10, train=False).epoch(1))
     assert batches[0].drawn is None
+
+
+@pytest.mark.parametrize("prefetched", [True, False])
+def test_prefetched_batches_are_those_of_the_epoch_and_an_error_comes_in_its_place(prefetched):
+    class Counting:
+        def epoch(self, epoch, start):
+            yield from range(start, epoch)
+            raise UserError("broken")
+
+    loader, shown = Counting(), []
+    loader.prefetched = prefetched
+    with pytest.raises(UserError, match="broken"):
+        shown.extend(prefetch(loader, 7, 2))
+    assert shown == [2, 3, 4, 5, 6]
