@@ -161,10 +161,6 @@ def cut(path):
     os.truncate(path, 100)
 
 
-def edit(path):
-    path.write_text(path.read_text().replace('"x"', '"y"'))
-
-
 def garble(path):
     path.write_bytes(b"\xff\x00 not JSON")
 
@@ -176,7 +172,11 @@ def garble(path):
         ("checks.u32", cut, "checks.u32 has 100 bytes instead of 288"),
         ("answers.f16", Path.unlink, "answers.f16 has 0 bytes instead of 1296"),
         ("meta.json", Path.unlink, "meta.json is missing"),
-        ("meta.json", edit, "meta.json is damaged, or of another cache or format"),
+        (
+            "meta.json",
+            lambda path: path.write_text(path.read_text().replace('"x"', '"y"')),
+            "meta.json is damaged, or of another cache or format",
+        ),
         ("meta.json", garble, "meta.json is damaged, or of another cache or format"),
     ],
 )

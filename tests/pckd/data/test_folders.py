@@ -434,74 +434,50 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(tmp_path, name, change, 
     assert "\n" not in str(caught.value)
 
 
-def add_hidden_folders(root, folder):
-    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
-        (folder / name).mkdir()
-        Image.new("RGB", (12, 12)).save(folder / name / "0.png")
-        (root / "train" / name).mkdir()
-        Image.new("RGB", (12, 12)).save(root / "train" / name / "0.png")
-    return "hidden folders: 6 (.ipynb_checkpoints, @eaDir, __MACOSX)"
+HIDDEN = (".ipynb_checkpoints", "@eaDir", "__MACOSX")
+OTHERS = ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "notes.txt", "labels.csv", "more.txt")
+LINKS = {"up": "..", "root": "../..", "other": "../red", "test": "../../test/blue", "deep/up": "../.."}
 
 
-def add_link_to_itself(root, folder):
-    (folder / "here").symlink_to(".")
-    (folder / "nowhere").symlink_to("nowhere")
-    return "links to folders that are read already: 1 (here); other files: 1 (nowhere)"
+@pytest.mark.parametrize(
+    ("said", "files", "links"),
+    [
+        (
+            f"hidden folders: 6 ({', '.join(HIDDEN)})",
+            [f"{at}/{name}/0.png" for at in ("blue", ".") for name in HIDDEN],
+            {},
+        ),
+        ("links to folders that are read already: 1 (here); other files: 1 (it)", [], {"here": ".", "it": "it"}),
+        ("links to folders that are read already: 5 (other, root, test, up)", [], LINKS),
+        ("hidden files: 1 (._0.png); other files: 3 (.csv, .txt)", ["list.txt", *(f"blue/{n}" for n in OTHERS)], {}),
+        ("images that this Pillow cannot read: 3 (.heic, .jxl)", ["blue/0.heic", "blue/1.HEIC", "blue/0.jxl"], {}),
+        ("images beside the class folders: 2 (loose.heic, loose.png)", ["loose.heic", "loose.png"], {}),
+    ],
+)
+def test_what_is_no_image_of_a_class_is_left_out_and_said_once(root, said, files, links, caplog):
+    for file in files:
+        (root / "train" / file).parent.mkdir(exist_ok=True)
+        (root / "train" / file).touch()
+    for name, target in links.items():
+        (root / "train" / "blue" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / "blue" / name).symlink_to(target)
+    for train in (True, True, False):
+        assert load("imagefolder", root, train).labels.tolist() == LABELS
+    assert caplog.messages == [f"{root}/train: 12 images are used, and left out are {said}"]
 
 
-def add_links_to_other_labels(root, folder):
-    (folder / "deep").mkdir()
-    for name, target in {"up": "..", "root": "../..", "other": "../red", "test": "../../test/blue"}.items():
-        (folder / name).symlink_to(target)
-    (folder / "deep" / "up").symlink_to("../..")
-    return "links to folders that are read already: 5 (other, root, test, up)"
-
-
-def add_linked_folders(root, folder):
-    """A class that is a link, and a folder that two classes link to."""
-    pool = root / "pool"
-    (root / "train" / "red").rename(pool)
-    (root / "train" / "red").symlink_to(pool)
+def test_a_class_may_be_a_link_and_a_folder_that_two_classes_link_to_is_read_once(root, caplog):
+    train, pool, more = root / "train", root / "pool", root / "more"
+    (train / "red").rename(pool)
+    (train / "red").symlink_to(pool)
     (pool / "up").symlink_to(root)
-    more = root / "more"
     more.mkdir()
     for name in ("blue", "green"):
-        (root / "train" / name / "0.png").rename(more / f"{name}.png")
-    (folder / "more").symlink_to(more)
-    (root / "train" / "green" / "more").symlink_to(more)
-    return "links to folders that are read already: 2 (more, up)"
-
-
-def add_other_files(root, folder):
-    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "notes.txt", "labels.csv", "more.txt"):
-        (folder / name).touch()
-    (root / "train" / "classes.txt").touch()
-    return "hidden files: 1 (._0.png); other files: 3 (.csv, .txt)"
-
-
-def add_unreadable_formats(root, folder):
-    for name in ("0.heic", "1.HEIC", "0.jxl"):
-        (folder / name).touch()
-    return "images that this Pillow cannot read: 3 (.heic, .jxl)"
-
-
-def add_loose_images(root, folder):
-    (root / "train" / "loose.png").touch()
-    (root / "train" / "loose.heic").touch()
-    return "images beside the class folders: 2 (loose.heic, loose.png)"
-
-
-ADDED = [add_hidden_folders, add_link_to_itself, add_links_to_other_labels, add_linked_folders, add_other_files]
-ADDED += [add_unreadable_formats, add_loose_images]
-
-
-@pytest.mark.parametrize("add", ADDED)
-def test_what_is_no_image_of_a_class_is_left_out_and_said_once(root, add, caplog):
-    text = add(root, root / "train" / "blue")
-    labels = LABELS if add is not add_linked_folders else [0] * 5 + [1] * 3 + [2] * 4
-    assert load("imagefolder", root).labels.tolist() == labels
-    assert load("imagefolder", root, train=False).labels.tolist() == LABELS
-    assert caplog.messages == [f"{root}/train: 12 images are used, and left out are {text}"]
+        (train / name / "0.png").rename(more / f"{name}.png")
+        (train / name / "more").symlink_to(more)
+    assert load("imagefolder", root).labels.tolist() == [0] * 5 + [1] * 3 + [2] * 4
+    (said,) = caplog.messages
+    assert said.endswith("left out are links to folders that are read already: 2 (more, up)")
 
 
 def test_every_suffix_that_pillow_reads_is_read(tmp_path):
