@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,9 +67,9 @@ def find_split(root: str | Path, names: Sequence[str]) -> Path:
     for name in names:
         if (base / name).is_dir():
             return base / name
-    there = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in base.iterdir())
-    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
-    raise UserError(f"no folder {' or '.join(f'{n}/' for n in names)} in {base}; there is: {shown or 'nothing'}")
+    there = [entry.name + ("/" if entry.is_dir() else "") for entry in base.iterdir()]
+    wanted = " or ".join(f"{name}/" for name in names)
+    raise UserError(f"no folder {wanted} in {base}; there is: {_few(there, 8) or 'nothing'}")
 
 
 def class_folders(split: Path) -> dict[str, str]:
@@ -202,11 +202,11 @@ def _path_up(path: str) -> list[str]:
 
 def _counted(left: Left) -> str:
     """``"hidden folders: 3 (.cache, @eaDir); other files: 1 (.txt)"``."""
-    parts = []
-    for reason, names in left.items():
-        shown = sorted(set(names))
-        parts.append(f"{reason}: {len(names):,} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})")
-    return "; ".join(parts)
+    return "; ".join(f"{reason}: {len(names):,} ({_few(set(names))})" for reason, names in left.items())
+
+
+def _few(names: Collection[str], most: int = 5) -> str:
+    return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
 def same_classes(one: Path, other: Path) -> None:
@@ -214,8 +214,7 @@ def same_classes(one: Path, other: Path) -> None:
     first, second = (set(class_folders(split)) for split in (one, other))
     for split, missing in ((other, first - second), (one, second - first)):
         if missing:
-            shown = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
-            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {shown}")
+            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {_few(missing)}")
 
 
 def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: float | None = None) -> np.ndarray:
