@@ -117,7 +117,7 @@ class Loader:
             raise TypeError("Loader(recall=...) needs a pool")
         self.split, self.batch_size, self.train, self.views = split, batch_size, train, views
         self.seed, self.flip, self.rank, self.world_size = seed, flip, rank, world_size
-        self.device = torch.device(device)
+        self.device, self.num_workers = torch.device(device), num_workers
         self.strong = strong and train
         self.pool, self.recall = pool if train else 0, recall
         if self.pool:
