@@ -115,12 +115,14 @@ def _files(images: ImageFiles) -> str:
     start = first.rfind(os.sep, 0, alike) + 1
     pieces = [paths[begin : begin + _PIECE] for begin in range(0, len(paths), _PIECE)]
     found = hashlib.sha256(f"{images.size} {_printed(images.arrange)}\n".encode())
+
+    def listed(piece: Sequence[str]) -> str:
+        return "".join(f"{path[start:].replace(os.sep, '/')}\0{os.stat(path).st_size}\n" for path in piece)
+
     try:
         # Several at once, because a network's file system takes its time for each.
         with ThreadPoolExecutor(16) as pool:
-            for piece, sizes in zip(pieces, pool.map(_sizes, pieces), strict=True):
-                names = (path[start:].replace(os.sep, "/") for path in piece)
-                lines = "".join(f"{name}\0{size}\n" for name, size in zip(names, sizes, strict=True))
+            for lines in pool.map(listed, pieces):
                 found.update(lines.encode(errors="surrogateescape"))
         for position in spread(len(paths), SAMPLE):
             with open(paths[position], "rb") as file:
@@ -128,10 +130,6 @@ def _files(images: ImageFiles) -> str:
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}); restore the file") from None
     return found.hexdigest()
-
-
-def _sizes(paths: Sequence[str]) -> list[int]:
-    return [os.stat(path).st_size for path in paths]
 
 
 def _item(images: Any, position: int) -> Any:
