@@ -124,10 +124,12 @@ def fails(load, *said):
     assert "\n" not in str(caught.value)
 
 
-def test_cifar_that_cannot_be_downloaded_says_where_it_looked_and_what_to_do(cifar):
+def test_cifar_that_cannot_be_downloaded_says_where_it_looked_and_what_to_do(cifar, monkeypatch, tmp_path):
     url = cifar.source.url
     fails(cifar.load, f"{cifar.name}: not found in {cifar.root}", "download failed", f"fetch {url} into {cifar.root}")
     fails(partial(cifar.load, download=False), f"in {cifar.root}, and download=False", f"fetch {url}")
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: build(DATASETS, cifar.name, None, True, download=False), "in data, and")
 
 
 def test_cifar_fetched_by_hand_is_found_and_files_are_not_taken_for_whole_when_damaged(cifar):
@@ -159,11 +161,6 @@ def test_part_of_an_archive_as_of_an_interrupted_download_is_not_taken_for_whole
     fails(cifar.load, "download failed")
     with cifar.published(monkeypatch):
         assert len(cifar.load()) == 4 * len(cifar.source.train_list)
-
-
-def test_the_default_root_is_data(cifar, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    fails(lambda: build(DATASETS, cifar.name, None, True, download=False), "in data, and")
 
 
 @pytest.fixture
