@@ -141,7 +141,7 @@ def test_cache_serves_a_loss_or_says_why_not(loss: str, tiny_data: pckd.Data, tm
         value = run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path).history[0]["probed"]
         assert value == value
         return
-    with pytest.raises(UserError, match="^.*teacher cache.*$"):
+    with pytest.raises(UserError, match=r"^.*teacher cache.*$"):
         run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path)
 
 
