@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pckd.device import Device
-from pckd.engine.lean import Head, WithoutMaps
+from pckd.engine.lean import compiled
 from pckd.engine.teacher import FrozenTeacher
 from pckd.tasks import DistillationTask
 from registry import UserError
@@ -64,8 +64,4 @@ def prepare(
         return model.student
     for teacher in teachers:
         teacher.prepare(images, device, maps=maps, compile=compile_teacher)
-    if not compile_student:
-        return model.student
-    # A map that is returned must be written, and its gradient, which is zero where nobody reads it, added up.
-    compiled: Any = torch.compile(model.student if maps else Head(model.student))
-    return compiled if maps else WithoutMaps(compiled, model.student)
+    return compiled(model.student, model.student, maps=maps) if compile_student else model.student

@@ -98,30 +98,24 @@ class FiniteGuard:
             self.look()
             self.names, self._first = list(values), None
         self.valid = finite.all()
-        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
-            if bool(self.valid):
-                return True
-            self._note(finite, epoch, step)
-            self.skipped += 1
-            if self.action == "stop":
-                self.look()
-            return False
-        optimizer.found_inf = (~self.valid).float()
+        waits = self.device.type == "cpu" or not optimizer.defaults.get("fused")
+        if waits and bool(self.valid):
+            return True
+        if not waits:
+            optimizer.found_inf = (~self.valid).float()
         self.skipped = self.skipped + (~self.valid).long()
         self._note(finite, epoch, step)
-        if self.action == "stop" and step % LOOK_EVERY == 0:
+        if self.action == "stop" and (waits or step % LOOK_EVERY == 0):
             self.look()
-        return True
+        return not waits
 
     def _note(self, finite: Tensor, epoch: int, step: int) -> None:
         """Keep which terms of which step were the first not to be finite."""
         # Filled on the device: a copy from the host could wait for it.
         place = [torch.full((1,), number, device=finite.device) for number in (epoch, step + 1)]
         now = torch.cat([*place, (~finite).long()])
-        if self._first is None:
-            self._first = torch.where(finite.all(), 0, now)
-        else:
-            self._first = torch.where((self._first[0] == 0) & ~finite.all(), now, self._first)
+        first = torch.zeros_like(now) if self._first is None else self._first
+        self._first = torch.where((first[0] == 0) & ~finite.all(), now, first)
 
     def look(self) -> None:
         """Raise if a step so far was not finite, unless such steps are left out.
@@ -268,22 +262,19 @@ def _deaths_seen_by_waiting() -> Iterator[None]:
     Its handler of that signal raises wherever the main thread happens to be: in the middle of a step or of a file, or
     where Python can but print the error and go on.
     """
-    flag, before = "_SIGCHLD_handler_set", getattr(signal_handling, "_SIGCHLD_handler_set", None)
-    number = getattr(signal, "SIGCHLD", None)
-    theirs = None
-    if number is not None and threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(number)
-        if getattr(handler, "__module__", None) == signal_handling.__name__:
-            theirs = signal.signal(number, signal.SIG_DFL)
-    if before is not None:
-        setattr(signal_handling, flag, True)
+    in_main = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if in_main else None
+    is_theirs = getattr(handler, "__module__", None) == signal_handling.__name__
+    if is_theirs:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = getattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal_handling._SIGCHLD_handler_set = True
     try:
         yield
     finally:
-        if before is not None:
-            setattr(signal_handling, flag, before)
-        if number is not None and theirs is not None:
-            signal.signal(number, theirs)
+        signal_handling._SIGCHLD_handler_set = before
+        if is_theirs:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _is_of_a_dead_reader(error: BaseException) -> bool:

@@ -109,34 +109,25 @@ class RandomState:
         self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        """Where they are."""
-        return random_state(self.device)
+        """Where they are, in tensors and numbers."""
+        _, keys, *rest = np.random.get_state()
+        on_cpu = self.device.type == "cpu"
+        return {
+            "torch": torch.get_rng_state(),
+            "device": None if on_cpu else torch.get_device_module(self.device).get_rng_state(self.device),
+            "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+            "python": random.getstate(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put them there."""
-        set_random_state(state, self.device)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every global generator, in tensors and numbers."""
-    _, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device),
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the global generators where :func:`random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    if device.type != "cpu" and state["device"] is not None:
-        torch.get_device_module(device).set_rng_state(state["device"], device)
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(state["torch"])
+        if self.device.type != "cpu" and state["device"] is not None:
+            torch.get_device_module(self.device).set_rng_state(state["device"], self.device)
+        keys, *rest = state["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
 
 
 @contextlib.contextmanager
@@ -152,14 +143,15 @@ def own_random_state(device: torch.device) -> Iterator[None]:
             "train one after the other, or each in a process of its own"
         )
     try:
-        before = random_state(device)
+        generators = RandomState(device)
+        before = generators.state_dict()
         # Seeding one accelerator seeds all.
         others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
             yield
         finally:
             torch.cuda.set_rng_state_all(others)
-            set_random_state(before, device)
+            generators.load_state_dict(before)
     finally:
         ALONE.release()
 

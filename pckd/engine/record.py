@@ -19,7 +19,7 @@ import platform
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -134,8 +134,7 @@ class RunFolder:
             UserError: none of those there can be read, or it was written by a run with other arguments, data or
                 teacher.
         """
-        state, problems = self._newest()
-        path = self.path / (CHECKPOINT if not problems else PREVIOUS)
+        state, problems = self._newest(arguments, fingerprints)
         if state is None:
             if problems == ["is missing"] * 2:
                 return None
@@ -143,7 +142,6 @@ class RunFolder:
                 f"cannot resume from {self.path / CHECKPOINT}: it {problems[0]}, and {PREVIOUS} {problems[1]}; "
                 "restore one of them from a copy, or start anew in another --output"
             )
-        _refuse_another_run(path, state, arguments, fingerprints)
         if problems:
             self._newest_is_broken = problems[0] != "is missing"
             state["note"] = f"{self.path / CHECKPOINT} {problems[0]}: going on from {PREVIOUS}, the one before"
@@ -159,25 +157,33 @@ class RunFolder:
         Raises:
             UserError: the checkpoint is of a run with other arguments, data or teacher.
         """
-        state, problems = self._newest()
-        if state is not None:
-            _refuse_another_run(self.path / (CHECKPOINT if not problems else PREVIOUS), state, arguments, fingerprints)
+        self._newest(arguments, fingerprints)
 
-    def _newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest whole checkpoint, and what is wrong with those that should come before it."""
+    def _newest(
+        self, now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, if it is of this run, and what is wrong with those that should come before."""
         problems: list[str] = []
-        state: dict[str, Any] | None = None
         for name in (CHECKPOINT, PREVIOUS):
+            path = self.path / name
             try:
-                state = _unseal((self.path / name).read_bytes())
-                break
+                state = _unseal(path.read_bytes())
             except FileNotFoundError:
                 problems.append("is missing")
             except OSError as error:
                 problems.append(f"cannot be read ({error.strerror or error})")
             except _Damaged as error:
                 problems.append(str(error))
-        return state, problems
+            else:
+                asked = {key: value for key, value in now.items() if key not in arguments.may_change()}
+                changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
+                if changed:
+                    raise UserError(
+                        f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
+                        "give the same ones or another --output"
+                    )
+                return state, problems
+        return None, problems
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of metrics.jsonl after ``epochs``: they belong to what a resumed run does again.
@@ -253,9 +259,7 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -368,15 +372,3 @@ def find_changes(
         if differing:
             changes.append(f"{name} has other {', '.join(differing)} than before")
     return changes
-
-
-def _refuse_another_run(
-    path: Path, state: Mapping[str, Any], now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
-) -> None:
-    asked = {key: value for key, value in now.items() if key not in arguments.may_change()}
-    changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
-    if changed:
-        raise UserError(
-            f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
-            "give the same ones or another --output"
-        )

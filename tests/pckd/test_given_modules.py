@@ -22,7 +22,7 @@ import pckd
 from model_zoo.probe import borrowed
 from pckd.device import Device
 from pckd.display import Silent
-from pckd.engine.progress import random_state
+from pckd.engine.progress import RandomState
 from pckd.engine.ranks import Ranks
 from pckd.engine.teacher import FrozenTeacher
 from pckd.tasks.classification import _running_statistics_kept
@@ -461,7 +461,7 @@ def state_of_torch() -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "generators": str(random_state(CPU)),
+        "generators": str(RandomState(CPU).state_dict()),
         "generator": torch.get_rng_state().tolist(),
     }
 

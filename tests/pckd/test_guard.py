@@ -27,7 +27,7 @@ from pckd.display import Display
 from pckd.engine import guard as guards
 from pckd.engine.guard import EndOnSignals, FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.optimization import Optimization
-from pckd.engine.progress import Meter, own_random_state, random_state, seed_everything, set_random_state
+from pckd.engine.progress import Meter, RandomState, own_random_state, seed_everything
 from registry import BACKBONES, CenterRule, Centers, Context, Network, Output, Setup, Term, UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -599,12 +599,12 @@ def test_random_state_comes_back_from_a_file() -> None:
         # An odd number of normal draws: both NumPy and Python keep a second one for the next call.
         np.random.randn(), random.gauss(0, 1), torch.randn(1)
         buffer = io.BytesIO()
-        torch.save(random_state(CPU), buffer)
+        torch.save(RandomState(CPU).state_dict(), buffer)
         expected = draws()
         seed_everything(4, 0)
         assert draws() != expected
         buffer.seek(0)
-        set_random_state(torch.load(buffer, weights_only=True), CPU)
+        RandomState(CPU).load_state_dict(torch.load(buffer, weights_only=True))
         assert draws() == expected
 
 
@@ -620,11 +620,11 @@ def test_seeds_differ_by_process_and_number_and_reach_every_generator() -> None:
 
 
 def test_the_callers_generators_are_left_alone_whatever_happens() -> None:
-    before = random_state(CPU)
+    before = RandomState(CPU).state_dict()
     with contextlib.suppress(ValueError), own_random_state(CPU):
         seed_everything(1, 0)
         draws()
         raise ValueError
     expected = draws()
-    set_random_state(before, CPU)
+    RandomState(CPU).load_state_dict(before)
     assert draws() == expected
