@@ -166,29 +166,27 @@ def test_whether_maps_are_read(terms: list[Term], parts: dict[str, Any], expecte
 def test_a_term_sees_the_rows_it_asks_for() -> None:
     student, teacher, context = make_batch()
     maps = (torch.arange(B * V).float().reshape(-1, 1, 1, 1),)
-    student, teacher = student._replace(maps=maps, preacts=maps), teacher._replace(maps=maps)
+    student, teacher = student._replace(maps=maps, preacts=maps), teacher._replace(maps=maps, preacts=maps)
     objective = make_objective([Term(Recorder, name="up"), Term(Recorder, views="all", name="every")])
     objective(student, teacher, context)
     losses: Any = objective.losses
-    upright, every = losses["up"].shown, losses["every"].shown
     rows = torch.arange(0, B * V, V)
-    for shown, whole in zip(upright[:2], (student, teacher), strict=True):
+    *outputs, seen = losses["up"].shown
+    for shown, whole in zip(outputs, (student, teacher), strict=True):
         assert shown.logits.equal(whole.logits[rows])
         assert shown.embedding.equal(whole.embedding[rows])
-        assert shown.maps[0].flatten().tolist() == rows.tolist()
-    assert upright[0].preacts[0].flatten().tolist() == rows.tolist()
-    assert upright[2].labels.tolist() == [0, 1, 2, 0, 1]
-    assert upright[2].index.tolist() == [0, 1, 2, 3, 4]
-    assert upright[2].views == 1
-    assert upright[2].centers is context.centers
-    assert every[0].logits.equal(student.logits)
-    assert every[2].labels.equal(context.labels)
-    assert every[2].views == V
+        assert shown.maps[0].flatten().tolist() == shown.preacts[0].flatten().tolist() == rows.tolist()
+    assert (seen.labels.tolist(), seen.index.tolist(), seen.views) == ([0, 1, 2, 0, 1], [0, 1, 2, 3, 4], 1)
+    assert seen.centers is context.centers
+    own, _, seen = losses["every"].shown
+    assert own.logits.equal(student.logits)
+    assert seen.labels.equal(context.labels)
+    assert seen.views == V
 
 
 def test_metric_and_scheduler_see_upright_rows_without_gradient() -> None:
     student, teacher, context = make_batch(grad=True)
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def metric(student: Output, teacher: Output, context: Context) -> Tensor:
         seen.update(student=student, teacher=teacher, labels=context.labels, grad=torch.is_grad_enabled())
@@ -203,11 +201,9 @@ def test_metric_and_scheduler_see_upright_rows_without_gradient() -> None:
     assert seen["student"].logits.equal(student.logits[::V])
     assert seen["teacher"].logits.equal(teacher.logits[::V])
     assert seen["labels"].equal(context.labels[::V])
-    assert seen["views"] == 1
-    assert not seen["grad"]
-    assert not seen["difficulty"].requires_grad
-    assert not values["preview_weight"].requires_grad
-    assert not values["previewed"].requires_grad
+    assert (seen["views"], seen["grad"]) == (1, False)
+    constants = seen["difficulty"], values["preview_weight"], values["previewed"]
+    assert not any(constant.requires_grad for constant in constants)
 
 
 @pytest.mark.parametrize("views", [1, V])
@@ -272,10 +268,8 @@ def test_options_reach_the_loss() -> None:
 
 def test_a_term_of_weight_0_is_left_out() -> None:
     objective = make_objective([Term("cross_entropy"), Term("category_contrast", 0.0, previewed=True, views="all")])
-    assert list(objective.terms) == ["cross_entropy"]
+    assert (list(objective.terms), objective.row_sets, objective.previews) == (["cross_entropy"], ("upright",), False)
     assert not list(objective.parameters())
-    assert not objective.previews
-    assert "all" not in objective.row_sets
     assert set(objective(*make_batch())) == {"cross_entropy", "loss"}
 
 

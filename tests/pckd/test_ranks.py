@@ -81,24 +81,19 @@ def test_two_processes_with_half_the_batch_have_the_gradient_of_one_with_all(
         assert worst <= 1e-5 * scale
 
 
-def test_calls_one_after_the_other_use_one_group(together: dict[str, Any]) -> None:
+def test_calls_one_after_the_other(together: dict[str, Any]) -> None:
+    """They use one group; one process alone may measure; after an error of all or of one the next call goes on."""
     calls = together["calls"]
     assert calls["groups"] == [True, True]
+    assert calls["errors"] == [
+        "batch_size=7 cannot be shared by 2 processes; try 8",
+        "rank 0 of 2: another process of this run has died or given up; continue with --resume",
+    ]
     # The teacher was trained just now in one, and comes from the cache in the other.
     assert calls["histories"][1] == calls["histories"][0]
-
-
-def test_one_process_alone_measures_what_all_have_measured(together: dict[str, Any]) -> None:
-    calls = together["calls"]
     assert calls["top1"][1] == calls["top1"][0]
     assert calls["samples"] == 9
     assert calls["profiled"]
-
-
-def test_after_an_error_of_all_or_of_one_the_next_call_goes_on(together: dict[str, Any]) -> None:
-    refused, lost = together["calls"]["errors"]
-    assert refused == "batch_size=7 cannot be shared by 2 processes; try 8"
-    assert lost == "rank 0 of 2: another process of this run has died or given up; continue with --resume"
 
 
 def test_training_in_two_processes_is_training_in_one(together: dict[str, Any]) -> None:
@@ -219,6 +214,7 @@ def group() -> Iterator[Any]:
 
 
 CLOSED = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:4: Connection reset by peer")
+GONE = "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"
 SLOW = RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting for recv")
 INSIDE = PluginError("loss 'mine' raised RuntimeError")
 INSIDE.__cause__ = CLOSED
@@ -227,8 +223,8 @@ INSIDE.__cause__ = CLOSED
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (CLOSED, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
-        (INSIDE, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
+        (CLOSED, GONE),
+        (INSIDE, GONE),
         (SLOW, r"^rank 0 of 1: cannot reach the other processes of this run \(\[third_party.* Timed out"),
         (UserError("a reason"), "^a reason$"),
     ],

@@ -408,11 +408,10 @@ def test_a_run_skips_what_cannot_be_read_in_the_teachers_training_in_its_own_and
     monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "cache"))
 
     def having(train: set[int], test: set[int], on_bad_image: Literal["stop", "skip"] = "skip") -> pckd.Data:
-        splits = [
-            replace(split, images=Damaged(split.images, bad), padding=0, on_bad_image=on_bad_image)
-            for split, bad in ((tiny_data.train, train), (tiny_data.test, test))
-        ]
-        return pckd.Data(splits[0], splits[1], name="damaged")
+        parts = (tiny_data.train, train), (tiny_data.test, test)
+        options: dict[str, Any] = {"padding": 0, "on_bad_image": on_bad_image}
+        splits = [replace(split, images=Damaged(split.images, bad), **options) for split, bad in parts]
+        return pckd.Data(*splits, name="damaged")
 
     # Not the first ones, which are looked at when the data is loaded.
     options = {"teacher": "resnet8", "teacher_epochs": 1, "epochs": 1, "report_difficulty": True}
@@ -422,9 +421,8 @@ def test_a_run_skips_what_cannot_be_read_in_the_teachers_training_in_its_own_and
     assert result.record["arguments"]["on_bad_image"] == "skip"
     assert pckd.evaluate(result.student, having({5, 6}, {3}), device="cpu").samples == 29
     said = [record.getMessage() for record in caplog.records]
-    assert any(
-        text.startswith("tiny: 2 of 48 images cannot be read, and others take their place: 5.png") for text in said
-    )
+    others = "tiny: 2 of 48 images cannot be read, and others take their place: 5.png"
+    assert any(text.startswith(others) for text in said)
     assert "tiny: 1 of 30 images cannot be read, and they are not counted: 3.png: not a readable image" in said
     gone = having(set(), set())
     gone.test.images.bad = set(range(30))
@@ -432,17 +430,15 @@ def test_a_run_skips_what_cannot_be_read_in_the_teachers_training_in_its_own_and
         pckd.evaluate(result.student, gone, device="cpu")
 
 
-@pytest.mark.parametrize("limit", ["limit_train", "limit_test"])
+@pytest.mark.parametrize("split", ["train", "test"])
 def test_a_limit_below_the_number_of_classes_says_how_many_have_no_image(
-    limit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = "shapes(num_classes=5, image_size=8, train_size=200, test_size=200)"
     for n in (5, 2):
-        loaded = pckd.load_data(data, **{limit: n})
-        part = loaded.train if limit == "limit_train" else loaded.test
-        assert len(part.labels.unique()) == n
+        options: dict[str, Any] = {f"limit_{split}": n}
+        data = pckd.load_data("shapes(num_classes=5, image_size=8, train_size=200, test_size=200)", **options)
+        assert len(getattr(data, split).labels.unique()) == n
     (said,) = {record.getMessage() for record in caplog.records}
-    split = "train" if limit == "limit_train" else "test"
     assert said.startswith(f"shapes {split}")
     assert said.endswith("2 images are fewer than it has classes: 3 of these are left without an image")
 
