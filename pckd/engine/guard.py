@@ -49,7 +49,7 @@ class FiniteGuard:
     def __init__(self, device: torch.device, action: Literal["stop", "skip"]) -> None:
         self.device = device
         self.action = action
-        self.valid: Tensor | None = None
+        self.valid = torch.tensor(True)
         """Whether the newest step counts: a bool on the device."""
         self.skipped: Tensor | int = 0
         self.names: list[str] = []
@@ -57,11 +57,9 @@ class FiniteGuard:
         self._kept: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were left out."""
         return {"skipped": int(self.skipped)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over what :meth:`state_dict` gave."""
         self.skipped = state["skipped"]
 
     def before(self, trainee: nn.Module) -> None:
@@ -72,7 +70,7 @@ class FiniteGuard:
     @torch.no_grad()
     def after(self, trainee: nn.Module) -> None:
         """Put back the buffers that the step has changed, where it does not count."""
-        if not self._kept or self.valid is None or (self.device.type == "cpu" and bool(self.valid)):
+        if not self._kept or (self.device.type == "cpu" and bool(self.valid)):
             return
         for name, buffer in trainee.named_buffers():
             kept = self._kept.get(name)
@@ -118,11 +116,7 @@ class FiniteGuard:
         self._first = torch.where((first[0] == 0) & ~finite.all(), now, first)
 
     def look(self) -> None:
-        """Raise if a step so far was not finite, unless such steps are left out.
-
-        Raises:
-            NonFinite: see :meth:`check`.
-        """
+        """Raise NonFinite if a step so far was not finite, unless such steps are left out."""
         if self.action == "skip" or self._first is None:
             return
         epoch, step, *broken = self._first.tolist()
@@ -135,14 +129,7 @@ class FiniteGuard:
 
     @torch.no_grad()
     def look_before_saving(self, trainee: nn.Module, epoch: int, step: int) -> None:
-        """Keep a checkpoint that no run could go on from out of the way of the last good one.
-
-        Args:
-            epoch, step: the newest, both counted from 1.
-
-        Raises:
-            NonFinite: a step was not finite (:meth:`look`), or a weight is not.
-        """
+        """Raise NonFinite instead of saving what no run could go on from (epoch and step are counted from 1)."""
         self.look()
         if not bool(torch.stack([parameter.isfinite().all() for parameter in trainee.parameters()]).all()):
             raise NonFinite(
@@ -191,11 +178,7 @@ class EndOnSignals(Handlers):
         self._process = os.getpid()
 
     def handle(self, number: int) -> None:
-        """Raise.
-
-        Raises:
-            Interrupted: always, but in a forked process.
-        """
+        """Raise Interrupted, but in a forked process."""
         if os.getpid() == self._process:
             raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
         if number != signal.SIGINT:

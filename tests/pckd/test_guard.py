@@ -92,7 +92,6 @@ def test_a_skipped_step_changes_nothing(device: torch.device, bad: float) -> Non
     # Momentum 2, and 1 - 0.1 * 2.
     assert module.weight.item() == pytest.approx(0.8)
     assert momentum_of(optimizer) == 2
-    assert guard.valid is not None
     assert bool(guard.valid)
     before = copy.deepcopy(module.state_dict())
     take(guard, module, optimizer, bad, 1)
@@ -202,8 +201,8 @@ def test_meter_counts_the_valid_steps() -> None:
     meter.add({"a": torch.tensor(NAN)}, torch.tensor(False))
     assert np.isnan(meter.means()["a"])
     meter.reset()
-    for value, valid in ((1.0, True), (NAN, False), (4.0, True), (INF, False), (10.0, None)):
-        meter.add({"a": torch.tensor(value), "b": torch.tensor(2.0)}, None if valid is None else torch.tensor(valid))
+    for value, valid in ((1.0, True), (NAN, False), (4.0, True), (INF, False), (10.0, True)):
+        meter.add({"a": torch.tensor(value), "b": torch.tensor(2.0)}, torch.tensor(valid))
     assert meter.means() == {"a": 5.0, "b": 2.0}
     again = Meter(CPU)
     again.load_state_dict(copy.deepcopy(meter.state_dict()))
