@@ -54,11 +54,7 @@ def prepare(
     compile_student: bool,
     device: Device,
 ) -> nn.Module:
-    """Make the networks ready for the loop; returns what runs in the student's place, with the same weights.
-
-    Args:
-        teachers: answer from here on through faster copies (:meth:`FrozenTeacher.prepare`). batch: any one.
-    """
+    """Prepare the teachers (:meth:`FrozenTeacher.prepare`) on any batch; returns what runs in the student's place."""
     images, maps = model.task.images(batch), model.objective.reads_maps
     if images is None:
         return model.student

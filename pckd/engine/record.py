@@ -78,9 +78,6 @@ class RunFolder:
 
         What a killed process left half written is removed.
 
-        Returns:
-            The lock: a context manager, or to be released with ``release()``.
-
         Raises:
             FolderInUse: another process, or another run of this one, is at work in the folder.
         """
@@ -91,11 +88,7 @@ class RunFolder:
         return self._lock
 
     def refuse_finished_work(self) -> None:
-        """Keep an earlier run from being overwritten.
-
-        Raises:
-            UserError: the folder holds a run.
-        """
+        """Keep an earlier run from being overwritten."""
         names = (CHECKPOINT, PREVIOUS, METRICS, RESULT, FINAL_MODEL)
         held = [name for name in names if (self.path / name).exists()]
         if held:
@@ -149,14 +142,7 @@ class RunFolder:
         return state
 
     def refuse_another_run(self, arguments: Mapping[str, Any], fingerprints: Mapping[str, Any]) -> None:
-        """Refuse what :meth:`load_checkpoint` would refuse, before a teacher is trained for it.
-
-        Args:
-            fingerprints: those that are known so far.
-
-        Raises:
-            UserError: the checkpoint is of a run with other arguments, data or teacher.
-        """
+        """Refuse another run, as :meth:`load_checkpoint` does, by the fingerprints that are known so far."""
         self._newest(arguments, fingerprints)
 
     def _newest(
@@ -209,13 +195,6 @@ class Lock:
 
     The file stays, since a lock on a file that another process removes would guard nothing. Where the file system
     (some network ones) or the system (Windows) has no flock, a warning is logged and nothing is held.
-
-    Args:
-        folder: exists.
-
-    Raises:
-        FolderInUse: it is held already, with the holder's process number.
-        UserError: the file cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -294,10 +273,7 @@ class _Damaged(Exception):
 
 
 def _seal(state: Mapping[str, Any]) -> memoryview:
-    """The bytes of a checkpoint file.
-
-    In memory, because ``torch.save`` to a file on a full disk raises errors that do not say so.
-    """
+    """The bytes of a checkpoint file: ``torch.save`` to a file on a full disk raises errors that do not say so."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     with buffer.getbuffer() as body:
@@ -312,11 +288,7 @@ def _seal_of(body: bytes | memoryview) -> bytes:
 
 
 def _unseal(content: bytes) -> dict[str, Any]:
-    """The state in the bytes of a checkpoint file.
-
-    Raises:
-        _Damaged: a bit is another than was written, or the checksum is missing.
-    """
+    """The state in the bytes of a checkpoint file; raises _Damaged."""
     if not content:
         raise _Damaged("is empty")
     body = memoryview(content)[:-_SEAL_SIZE]

@@ -82,11 +82,7 @@ class FrozenTeacher(nn.Module):
         return output if self.maps else without_maps(output)
 
     def answer(self, batch: Any, images: Tensor) -> Output:
-        """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache.
-
-        Args:
-            images: what the network is called with.
-        """
+        """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache."""
         recalled: Output | None = getattr(batch, "recalled", None)
         if recalled is not None:
             return recalled

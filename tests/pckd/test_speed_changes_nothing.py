@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 from pathlib import Path
@@ -17,7 +16,7 @@ from pckd.device import Device
 from pckd.display import Display
 from pckd.engine.compiling import WORTH_IT, resolve_compile
 from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
-from registry import BACKBONES, LOSSES, Absent, Context, Output, Term, UserError, function_loss
+from registry import BACKBONES, Absent, Context, Output, Term, UserError, function_loss
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "compile": False}
@@ -132,17 +131,6 @@ def test_warm_cache_does_not_ask_the_teacher(tiny_data: pckd.Data, tmp_path: Pat
     # Another seed, another student, another length: the answers are the same.
     run(tiny_data, epochs=3, seed=7, student="resnet14", **options)
     assert (cold, asked.count(16)) == (6, 0)
-
-
-@pytest.mark.parametrize("loss", [name for name in LOSSES.names() if name != "network_losses"])
-def test_cache_serves_a_loss_or_says_why_not(loss: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
-    terms = [Term("cross_entropy"), Term(loss, views="all", name="probed")]
-    with contextlib.suppress(UserError):
-        value = run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path).history[0]["probed"]
-        assert value == value
-        return
-    with pytest.raises(UserError, match=r"^.*teacher cache.*$"):
-        run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path)
 
 
 @pytest.mark.parametrize(
