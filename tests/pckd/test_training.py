@@ -172,6 +172,8 @@ def test_a_run_cut_anywhere_goes_on_bit_by_bit(method: Any, tiny_data: pckd.Data
     for place in ((1, 3), (2, 1), (2, 3)):
         with pytest.raises(Interrupted):
             run(tiny_data, output=tmp_path / "cut", resume=True, display=StopAt(*place), **options)
+        # As if the kill had come after the epoch's row, and before its checkpoint.
+        RunFolder(tmp_path / "cut").append_metrics({"epoch": place[0]})
     display = Recorder()
     resumed = run(tiny_data, output=tmp_path / "cut", resume=True, display=display, **options)
     assert f"resuming after step 2 of epoch 2 of {len(whole.history)}" in display.notes
@@ -595,6 +597,21 @@ def test_term_of_both_stages_counts_epochs_within_each(tiny_data: pckd.Data, obj
     seen = objectives[0][0].losses["marker"].seen
     assert [moment[:2] for moment in seen[::3]] == [("initial", 1), ("initial", 2), ("main", 1), ("main", 2)]
     assert [progress for *_, progress in seen] == pytest.approx(2 * [k / 6 for k in range(6)])
+
+
+def test_the_schedule_begins_without_the_momentum_of_the_initial_stage(
+    tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still: list[bool] = []
+    step = loop.train_step
+
+    def spy(*args: Any, optimizer: torch.optim.SGD, **options: Any) -> Any:
+        still.append(not any(state["momentum_buffer"].any() for state in optimizer.state.values()))
+        return step(*args, optimizer=optimizer, **options)
+
+    monkeypatch.setattr(loop, "train_step", spy)
+    run(tiny_data, method=[Term("cross_entropy", initial=240)], epochs=1)
+    assert still == [True, False, False, True, False, False]
 
 
 def test_warm_up_raises_the_weight_linearly(tiny_data: pckd.Data) -> None:
