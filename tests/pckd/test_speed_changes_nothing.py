@@ -15,6 +15,7 @@ import pckd
 from pckd.device import Device
 from pckd.display import Display
 from pckd.engine.compiling import WORTH_IT, resolve_compile
+from pckd.engine.lean import compiled
 from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
 from registry import BACKBONES, Absent, Context, Output, Term, UserError, function_loss
 
@@ -188,6 +189,17 @@ def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_compile(None, WORTH_IT, CPU) == (False, f"not compiled: {said} (no compiler found)")
     with pytest.raises(UserError, match=f"{said}: no compiler found; leave out --compile"):
         resolve_compile(True, 1, CPU)
+
+
+def test_a_compiled_network_returns_maps_only_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    network, images = teacher_net(), torch.randn(2, 3, 8, 8)
+    assert compiled(network, network, maps=True) is network
+    lean = compiled(network, network, maps=False)
+    assert torch.equal(lean(images).logits, network(images).logits)
+    assert isinstance(lean(images).maps, Absent)
+    assert lean.classifier is network.classifier
+    assert len(list(lean.parameters())) == len(list(network.parameters()))
 
 
 @pytest.mark.slow
