@@ -12,7 +12,7 @@ from torch.profiler import record_function
 from pckd.device import Device
 from pckd.distributed import gather_output, gather_rows
 from pckd.engine.teacher import FrozenTeacher
-from pckd.tasks import DistillationTask, Step
+from pckd.tasks import Step
 from registry import Progress
 
 __all__ = ["train_step"]
@@ -46,14 +46,8 @@ def train_step(
         with record_function("pckd.optimizer"):
             optimizer.step()
         with record_function("pckd.centers"):
-            update_centers(model, step)
+            inner: Any = getattr(model, "module", model)
+            if inner.objective.updates_centers:
+                rows = gather_output(step.student.detach()), gather_output(step.teacher)
+                inner.objective.update_centers(*rows, gather_rows(step.instances.labels))
     return step
-
-
-def update_centers(model: nn.Module, step: Step) -> None:
-    """Tell the center rule what the step has seen, on all processes together."""
-    inner = getattr(model, "module", model)
-    assert isinstance(inner, DistillationTask)
-    if inner.objective.updates_centers:
-        seen = gather_output(step.student.detach()), gather_output(step.teacher), gather_rows(step.instances.labels)
-        inner.objective.update_centers(*seen)
