@@ -17,11 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_trainable(student: nn.Module) -> None:
-    """Refuse a student whose weights no step could change as they are.
-
-    Raises:
-        UserError: they are not in float32, or were made in inference mode.
-    """
+    """Refuse a student whose weights no step could change: not in float32, or made in inference mode."""
     for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
         if tensor.is_inference():
             raise UserError(
@@ -35,11 +31,7 @@ def check_trainable(student: nn.Module) -> None:
 
 
 def check_gradients(student: nn.Module, objective: Objective) -> None:
-    """Refuse a student that is frozen as a whole, unless a loss trains a head that answers for it.
-
-    Raises:
-        UserError: says what to call.
-    """
+    """Refuse a student that is frozen as a whole, unless a loss trains a head that answers for it."""
     if not any(p.requires_grad for p in student.parameters()) and objective.predictor(student) is student:
         raise UserError(
             "no parameter of the student requires gradients, so that there is nothing to train: "
@@ -48,11 +40,7 @@ def check_gradients(student: nn.Module, objective: Objective) -> None:
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuse a student whose training would change the teacher.
-
-    Raises:
-        UserError: the two have parameters or buffers in common.
-    """
+    """Refuse a student that has parameters or buffers in common with its teacher, which its training would change."""
     if student is teacher:
         raise UserError("student and teacher are the same object; give the student a copy")
     theirs = {_place_in_memory(tensor) for tensor in [*teacher.parameters(), *teacher.buffers()]}

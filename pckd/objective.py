@@ -251,11 +251,7 @@ class Objective(nn.Module):
         return Predictor(student, self._head[0]) if self._head else student
 
     def find_centers(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
-        """The category centers now, by the center rule.
-
-        Raises:
-            PluginError: the rule failed, or broke its contract.
-        """
+        """The category centers now, by the center rule."""
         centers = ask(self._rule_says, self.centers, student_net, teacher_net)
         if "centers" not in self._checked:
             check_centers(self._rule_says, centers, self._center_shapes)
@@ -269,11 +265,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def update_centers(self, student: Output, teacher: Output, labels: Tensor) -> None:
-        """Tell the center rule what a step has seen.
-
-        Args:
-            student, teacher: [N, ...], of all processes. labels: [N].
-        """
+        """Tell the center rule what a step has seen: [N, ...] of all processes, labels [N]."""
         ask(self._rule_says, self.centers.update, student, teacher, labels)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Data: loaders, the view pipeline, parts of splits, and one module for each registered data set.
+"""Data: loaders, the view pipeline, parts of splits, and the registered data sets.
 
-A data set is one file: a function registered in ``registry.DATASETS`` that returns a ``registry.DataSplit``. Modules
-without a registered function (``folder``, ``vision``, ...) hold what several of these files share.
+A data set is a function registered in ``registry.DATASETS`` that returns a ``registry.DataSplit``; a file has one, or a
+family. Modules without a registered function (``folder``, ``vision``, ...) hold what several of these files share.
 """
 
 from pckd.data.loader import Loader

@@ -19,7 +19,8 @@ from torchvision.transforms.v2 import functional as change
 
 from pckd.data.check import check_on_bad_image
 from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD
-from pckd.data.loader import Loader, _as_is, _mix, _Plan, _Stream, check_loading
+from pckd.data.loader import Loader, _as_is, _Plan, _Stream, check_loading
+from pckd.data.views import mixed
 from registry import UserError
 
 __all__ = [
@@ -264,7 +265,7 @@ class AnnotatedLoader(Loader):
             objects=sent(read.objects).split(read.counts),
             masks=None if masks is None else torch.where(masks == IGNORED, -1, masks),
             index=sent(share),
-            seeds=tuple(_mix(self.seed, _TASK, tag, i) for i in share.tolist()),
+            seeds=tuple(mixed(self.seed, _TASK, tag, i) for i in share.tolist()),
             scale=sent(read.scale),
         )
 

@@ -1,18 +1,18 @@
-"""What a data set returns, held to the contract before anything is trained on it, and what is to be said of it."""
+"""Checks of what a data set returns, before anything is trained on it, and warnings that are given once."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from registry import BadImages, DataSplit, UserError, ask
 
-__all__ = ["check_alike", "check_item", "check_on_bad_image", "check_split", "first_item", "say_once"]
+__all__ = ["check_alike", "check_item", "check_on_bad_image", "check_split", "first_item", "name_of", "say_once"]
 
 log = logging.getLogger("pckd")
 _SAID: set[str] = set()
@@ -20,13 +20,14 @@ _SAID: set[str] = set()
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def check_split(split: DataSplit) -> None:
-    """Labels, images in memory, mean and standard deviation of a split.
+def name_of(split: Any) -> str:
+    """What messages call a split."""
+    return split.name or "the data set"
 
-    Raises:
-        UserError: the split is empty or inconsistent; names it.
-    """
-    label, labels, images = split.name or "the data set", split.labels, split.images
+
+def check_split(split: DataSplit) -> None:
+    """Refuse a split that is empty, or whose labels, images in memory, mean or std do not fit together."""
+    label, labels, images = name_of(split), split.labels, split.images
     if isinstance(labels, Tensor) and labels.shape == (0,):
         _refuse(label, "the split has no images")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in _WHOLE:
@@ -35,11 +36,8 @@ def check_split(split: DataSplit) -> None:
         _refuse(label, f"{len(images)} images but {len(labels)} labels; give one label an image")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= split.num_classes:
-        _refuse(
-            label,
-            f"labels run from {low} to {high}, and there are {split.num_classes} classes: "
-            f"each must be 0 to {split.num_classes - 1}",
-        )
+        count = split.num_classes
+        _refuse(label, f"labels run from {low} to {high}, and there are {count} classes: each must be 0 to {count - 1}")
     check_on_bad_image(split.on_bad_image)
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4:
@@ -48,15 +46,9 @@ def check_split(split: DataSplit) -> None:
 
 
 def check_item(split: DataSplit) -> tuple[int, int, int]:
-    """(C, H, W) of the first image (:func:`first_item`), which of a streamed split is read.
-
-    Raises:
-        UserError: it cannot be read, or it is no uint8 tensor [C, H, W]; names the split.
-    """
-    label = split.name or "the data set"
-    item = first_item(split)
-    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
-        _refuse(label, f"an image must be uint8 [C, H, W], not {_kind(item)}")
+    """(C, H, W) of the first image, checked; of a streamed split it is read."""
+    label, item = name_of(split), first_item(split)
+    _check_image(label, item)
     channels, height, width = item.shape
     if min(item.shape) < 1:
         _refuse(label, f"its images are {height}x{width} with {channels} channels: there is nothing to see")
@@ -65,30 +57,20 @@ def check_item(split: DataSplit) -> tuple[int, int, int]:
 
 
 def first_item(split: DataSplit) -> Tensor:
-    """The first image of a split; where images that cannot be read are skipped, the first that can.
-
-    Raises:
-        BadImages: it cannot be read.
-        UserError: reading it failed otherwise, or none can be read; names the split.
-    """
+    """The first image of a split; where images that cannot be read are skipped, the first that can."""
     reasons: list[str] = []
     for position in range(len(split)):
         try:
-            what = f"{split.name or 'the data set'}: image {position}"
-            return ask(what, split.images.__getitem__, position)
+            return ask(f"{name_of(split)}: image {position}", split.images.__getitem__, position)
         except BadImages as error:
             if split.on_bad_image != "skip":
                 raise
             reasons += error.reasons
-    raise UserError(f"{split.name or 'the data set'}: none of its images can be read ({BadImages(*reasons).listed()})")
+    raise UserError(f"{name_of(split)}: none of its images can be read ({BadImages(*reasons).listed()})")
 
 
 def check_on_bad_image(value: object) -> None:
-    """Refuse what is not said of images that cannot be read.
-
-    Raises:
-        UserError: names the two that are.
-    """
+    """Refuse an unknown policy for images that cannot be read."""
     if value not in ("stop", "skip"):
         raise UserError(f"on_bad_image must be stop or skip, not {value!r}")
 
@@ -100,20 +82,18 @@ def say_once(text: str) -> None:
         log.warning("%s", text)
 
 
-def check_alike(item: object, first: object, position: int) -> None:
-    """Refuse an image that no batch can hold together with the first one.
-
-    Args:
-        position: of ``item`` in the data set.
-
-    Raises:
-        UserError: it is no uint8 tensor [C, H, W] of the same shape.
-    """
-    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
-        _refuse(f"image {position} of the data set", f"it must be uint8 [C, H, W], not {_kind(item)}")
-    if isinstance(first, Tensor) and item.shape != first.shape:
+def check_alike(item: Tensor, first: Tensor, position: int) -> None:
+    """Refuse the image at a position if no batch can hold it together with the first one."""
+    label = f"image {position} of the data set"
+    _check_image(label, item, "it")
+    if item.shape != first.shape:
         shapes = f"{list(item.shape)}, and another one {list(first.shape)}"
-        _refuse(f"image {position} of the data set", f"its shape is {shapes}; all must have the same")
+        _refuse(label, f"its shape is {shapes}; all must have the same")
+
+
+def _check_image(label: str, item: object, what: str = "an image") -> None:
+    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
+        _refuse(label, f"{what} must be uint8 [C, H, W], not {_kind(item)}")
 
 
 def _check_statistics(label: str, split: DataSplit, channels: int) -> None:

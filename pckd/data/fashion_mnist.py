@@ -8,8 +8,7 @@ from pathlib import Path
 from pckd.data.vision import DEFAULT_ROOT, find_or_download
 from registry import DATASETS, DataSplit, UserError
 
-_MEAN = 0.2860
-_STD = 0.3530
+_MEAN, _STD = 0.2860, 0.3530
 
 
 @DATASETS.register
@@ -44,24 +43,19 @@ def fashion_mnist(
         into=raw,
         download=download,
     )
-    images = data.data.unsqueeze(1).repeat(1, channels, 1, 1)
-    classes = tuple(data.classes)
-    return DataSplit(
-        images, data.targets.long(), classes, (_MEAN,) * channels, (_STD,) * channels, name="fashion_mnist"
-    )
+    images, mean, std = data.data.unsqueeze(1).repeat(1, channels, 1, 1), (_MEAN,) * channels, (_STD,) * channels
+    return DataSplit(images, data.targets.long(), tuple(data.classes), mean, std, name="fashion_mnist")
 
 
 def _check_whole(file: Path) -> None:
-    """Refuse an IDX file that is shorter than its header says: torchvision only checks that it is there."""
+    """Refuse an IDX file of another length than its header says: torchvision only checks that it is there."""
     if not file.is_file():
         return
     with file.open("rb") as stream:
         head = stream.read(16)
-    dims = head[3] if len(head) > 3 else 3
+    dims, size = head[3] if len(head) > 3 else 3, file.stat().st_size
     shape = [int.from_bytes(head[4 + 4 * d : 8 + 4 * d], "big") for d in range(dims)]
-    expected = 4 + 4 * dims + prod(shape)
-    if len(head) < min(16, 4 + 4 * dims) or file.stat().st_size != expected:
-        size = file.stat().st_size
+    if len(head) < min(16, 4 + 4 * dims) or size != 4 + 4 * dims + prod(shape):
         raise UserError(
             f"fashion_mnist: {file} is damaged ({size:,} bytes); delete it and run again with download=True"
         )

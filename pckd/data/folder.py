@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,22 +19,6 @@ from pckd.data.check import say_once
 from registry import BadImages, UserError
 from registry.errors import is_out_of_memory
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Files",
-    "ImageFiles",
-    "Square",
-    "decode_all",
-    "find_split",
-    "image_size_of",
-    "image_statistics",
-    "list_files",
-    "read_image",
-    "same_classes",
-    "spread",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -44,22 +28,19 @@ _SUFFIXES = (
     *(".avif", ".heic", ".heif", ".hif", ".jxl"),
 )
 """Of image files. Those that this Pillow cannot open are left out by name."""
-_SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
-)
+_SYSTEM_FOLDERS = ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")
 """Hold thumbnails and the like, no classes and no images of one. In lower case."""
-_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini")
 """Of no interest to anyone. In lower case."""
-_SPLITS = ("train", "test", "val")
 
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 _TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 """``PIL.Image.Transpose`` that makes an image of this EXIF orientation upright."""
 _ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_UNKNOWN = "the file does not say which value is white"
 _MOST_OF_14_BITS = 2**14 - 1
 """Images of 10, 12 and 14 bits are stored in 16 without a word. None of their values is above this one."""
-
 
 _HIDDEN = "hidden folders"
 Left = defaultdict[str, list[str]]
@@ -78,11 +59,7 @@ class Files(NamedTuple):
 
 
 def find_split(root: str | Path, names: Sequence[str]) -> Path:
-    """The first of ``root/names`` that is a folder.
-
-    Raises:
-        UserError: the root or all of them are missing; says what is there.
-    """
+    """The first of ``root/names`` that is a folder; where none is, the error says what is there."""
     base = Path(root).expanduser()
     # Unlike Path.is_dir, os.path.isdir takes a name that no file can have for one that none has.
     if not os.path.isdir(base):
@@ -90,19 +67,15 @@ def find_split(root: str | Path, names: Sequence[str]) -> Path:
     for name in names:
         if (base / name).is_dir():
             return base / name
-    there = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in base.iterdir())
-    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
-    raise UserError(f"no folder {' or '.join(f'{n}/' for n in names)} in {base}; there is: {shown or 'nothing'}")
+    there = [entry.name + ("/" if entry.is_dir() else "") for entry in base.iterdir()]
+    wanted = " or ".join(f"{name}/" for name in names)
+    raise UserError(f"no folder {wanted} in {base}; there is: {_few(there, 8) or 'nothing'}")
 
 
 def class_folders(split: Path) -> dict[str, str]:
     """The class folders of a split, sorted: name in Unicode's form NFC to the folder as the disk spells it.
 
     One name has several spellings: macOS and the programs that pack its archives write ``é`` as two characters.
-
-    Raises:
-        UserError: none is there, two spell one name, or one holds another, by a link, so that images would have two
-            labels.
     """
     spelled: dict[str, str] = {}
     for entry in _scan(split):
@@ -110,34 +83,31 @@ def class_folders(split: Path) -> dict[str, str]:
             continue
         name = unicodedata.normalize("NFC", entry.name)
         if name in spelled:
-            raise UserError(
-                f"{split} has two class folders {name}, spelled in two forms of Unicode; "
-                "move the images of one into the other"
-            )
+            text = f"{split} has two class folders {name}, spelled in two forms of Unicode"
+            raise UserError(f"{text}; move the images of one into the other")
         spelled[name] = entry.name
     if not spelled:
         raise UserError(f"no class folders in {split}: it must have one folder of images a class")
     places = {os.path.realpath(split / spelled[name]): name for name in sorted(spelled, reverse=True)}
-    for name in spelled:
-        place = os.path.realpath(split / spelled[name])
-        for outer in (place, *_parents(place)):
+    for name, folder in spelled.items():
+        for outer in _path_up(os.path.realpath(split / folder)):
             if places.get(outer, name) != name:
                 raise UserError(
-                    f"class folder {split / spelled[name]} is the class folder {places[outer]} or lies in it, by a "
-                    "link: its images would have two labels; remove the link"
+                    f"class folder {split / folder} is the class folder {places[outer]} or lies in it, by a link: its "
+                    "images would have two labels; remove the link"
                 )
-    return {name: spelled[name] for name in sorted(spelled)}
+    return dict(sorted(spelled.items()))
 
 
 def list_files(split: Path) -> Files:
     """All image files below ``split/<class>/``, in a fixed order.
 
     Links to folders are followed, but for those that lead back into the data set. Hidden folders and those of systems
-    (``.ipynb_checkpoints``, ``@eaDir``, ``__MACOSX``) are not looked into. A warning counts what is left out.
-
-    Raises:
-        UserError: no class folder, or one without an image; a folder cannot be read.
+    (``.ipynb_checkpoints``, ``@eaDir``, ``__MACOSX``) are not looked into. A warning counts what is left out. A class
+    folder without an image is refused.
     """
+    from PIL import Image
+
     folders = class_folders(split)
     left: Left = defaultdict(list)
     for entry in _scan(split):
@@ -148,8 +118,10 @@ def list_files(split: Path) -> Files:
             left["images beside the class folders"].append(entry.name)
     # What has its label already: a link into it, or to a folder that holds it, would give its images a second one.
     known = {os.path.realpath(split / folder) for folder in folders.values()}
-    known |= {os.path.realpath(split.parent / name) for name in _SPLITS}
-    readable = _readable_suffixes()
+    known |= {os.path.realpath(split.parent / name) for name in ("train", "test", "val")}
+    formats = Image.registered_extensions()
+    # What this Pillow, with the plug-ins that it has now, can open.
+    readable = [suffix for suffix in _SUFFIXES if formats.get(suffix) in Image.OPEN]
     paths: list[str] = []
     counts: list[int] = []
     for folder in folders.values():
@@ -157,8 +129,8 @@ def list_files(split: Path) -> Files:
         found = sorted(_images_below(os.path.join(split, folder), readable, known, here))
         if not found:
             there = f"; there are {_counted(here)}" if here else ""
-            usual = ", ".join(suffix for suffix in _SUFFIXES if suffix in readable)
-            raise UserError(f"no images in {split / folder}: each class folder must have one ({usual}){there}")
+            usual = f"each class folder must have one ({', '.join(readable)})"
+            raise UserError(f"no images in {split / folder}: {usual}{there}")
         paths += found
         counts.append(len(found))
         for reason, names in here.items():
@@ -170,7 +142,7 @@ def list_files(split: Path) -> Files:
 
 
 def _images_below(top: str, readable: Container[str], known: set[str], left: Left) -> Iterator[str]:
-    """The image files below a folder; ``known`` grows by where links led, ``left`` by what is left out."""
+    """The image files below a folder; adds to ``known`` where links led, and to ``left`` what is left out."""
     folders = [top]
     while folders:
         for entry in sorted(_scan(folders.pop()), key=lambda entry: entry.name):
@@ -198,15 +170,7 @@ def _images_below(top: str, readable: Container[str], known: set[str], left: Lef
 def _leads_back(place: str, known: set[str]) -> bool:
     """Whether a folder is one of the known, lies in one, or holds one."""
     below = os.path.join(place, "")
-    return not known.isdisjoint([place, *_parents(place)]) or any(other.startswith(below) for other in known)
-
-
-def _readable_suffixes() -> set[str]:
-    """Those of :data:`_SUFFIXES` that this Pillow, with the plug-ins that it has now, can open."""
-    from PIL import Image
-
-    formats = Image.registered_extensions()
-    return {suffix for suffix in _SUFFIXES if formats.get(suffix) in Image.OPEN}
+    return not known.isdisjoint(_path_up(place)) or any(other.startswith(below) for other in known)
 
 
 def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -231,17 +195,18 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _parents(path: str) -> list[str]:
-    return [str(parent) for parent in Path(path).parents]
+def _path_up(path: str) -> list[str]:
+    """A folder and all that it lies in."""
+    return [path, *map(str, Path(path).parents)]
 
 
 def _counted(left: Left) -> str:
     """``"hidden folders: 3 (.cache, @eaDir); other files: 1 (.txt)"``."""
-    parts = []
-    for reason, names in left.items():
-        shown = sorted(set(names))
-        parts.append(f"{reason}: {len(names):,} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})")
-    return "; ".join(parts)
+    return "; ".join(f"{reason}: {len(names):,} ({_few(set(names))})" for reason, names in left.items())
+
+
+def _few(names: Collection[str], most: int = 5) -> str:
+    return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
 def same_classes(one: Path, other: Path) -> None:
@@ -249,8 +214,7 @@ def same_classes(one: Path, other: Path) -> None:
     first, second = (set(class_folders(split)) for split in (one, other))
     for split, missing in ((other, first - second), (one, second - first)):
         if missing:
-            shown = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
-            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {shown}")
+            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {_few(missing)}")
 
 
 def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: float | None = None) -> np.ndarray:
@@ -263,31 +227,26 @@ def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: fl
 
     Raises:
         BadImages: the file cannot be read as an image.
-        UserError: it does not say which value is white, and ``white`` is not given or is exceeded.
+        UserError: which value is white is not known, or exceeded.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             picture = _plain(image, white)
-            if arrange is not None:
-                picture = arrange(picture)
-            return np.asarray(picture)
+            return np.asarray(picture if arrange is None else arrange(picture))
     except UserError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = "the file is empty" if _is_empty(path) else " ".join(str(error).split()) or type(error).__name__
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        reason = "the file is empty" if empty else " ".join(str(error).split()) or type(error).__name__
         raise BadImages(f"{path}: not a readable image ({reason})") from error
 
 
 def _plain(image: Any, white: float | None) -> Any:
-    """An opened ``PIL.Image`` upright, on white, as RGB of 8 bits a channel.
-
-    Raises:
-        UserError: it has more than 8 bits, and which value is white is not known.
-    """
+    """An opened ``PIL.Image`` upright, on white, as RGB of 8 bits a channel."""
     from PIL import Image
 
     # How the pixels lie in the file; forgotten when they are decoded.
@@ -303,9 +262,8 @@ def _plain(image: Any, white: float | None) -> Any:
         highest = max(high for _, high in picture.getextrema())
         if 0 < highest <= _MOST_OF_14_BITS >> 8 and white != 65535:
             raise UserError(
-                f"{image.filename}: a 16-bit color image of values up to {highest * 256 + 255}, and the file does not "
-                "say which value is white; convert the image to 8 bits, or say imagefolder(white=65535) where it uses "
-                "all 16 bits"
+                f"{image.filename}: a 16-bit color image of values up to {highest * 256 + 255}, and {_UNKNOWN}; "
+                "convert the image to 8 bits, or say imagefolder(white=65535) where it uses all 16 bits"
             )
         if isinstance(clear, tuple):
             picture.info["transparency"] = tuple(value >> 8 for value in clear)
@@ -327,21 +285,16 @@ def _orientation(image: Any) -> int:
 
 
 def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float | None) -> np.ndarray:
-    """Gray values of 16 or 32 bits [H, W] as uint8.
-
-    Args:
-        image: whose they are. packing: how they lie in its file. white: given by the user.
-
-    Raises:
-        UserError: which value is white is not known.
-    """
+    """Gray values of 16 or 32 bits [H, W] of an image as uint8; ``packing``: how they lie in its file."""
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
     low, high = values.min(), values.max()
     tags = image.tag_v2 if image.format == "TIFF" else {}
     floating = image.mode == "F"
     of_16_bits = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-    advice = f"say it, as in imagefolder(white={_usual_white(high)}), or convert the image to 8 bits"
+    # The white of the smallest usual range that has the brightest value.
+    usual = next((white for white in (1, 255, 1023, 4095, 16383, 65535) if high <= white), int(high))
+    advice = f"say it, as in imagefolder(white={usual}), or convert the image to 8 bits"
     top: float
     if tags.get(_TIFF_BITS) == (12,):
         top = 4095
@@ -360,7 +313,7 @@ def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float |
     beyond = top / 510 if floating else 0  # is rounded away
     if low < -beyond or high > top + beyond:
         kind = "a floating-point" if floating else "a 16-bit" if of_16_bits else "an integer"
-        known = "the file does not say which value is white" if white is None else f"white is {white:g}"
+        known = _UNKNOWN if white is None else f"white is {white:g}"
         if low < -beyond:
             known, advice = "black is 0", "convert the image to 8 bits"
         raise UserError(
@@ -376,21 +329,8 @@ def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float |
     return pixels
 
 
-def _usual_white(high: float) -> int:
-    """The white of the smallest usual range that a value lies in."""
-    return next((white for white in (1, 255, 1023, 4095, 16383, 65535) if high <= white), int(high))
-
-
-def _is_empty(path: str) -> bool:
-    return os.path.isfile(path) and os.path.getsize(path) == 0
-
-
 def image_size_of(path: str) -> tuple[int, int]:
-    """(height, width) of the upright image, read from the file's head where that is enough.
-
-    Raises:
-        BadImages: the file cannot be read as an image.
-    """
+    """(height, width) of the upright image, read from the file's head where that is enough."""
     from PIL import Image
 
     try:
@@ -434,18 +374,11 @@ def decode_all(
     white: float | None = None,
     skip: bool = False,
 ) -> tuple[Tensor, dict[int, str]]:
-    """Decode files with a few threads.
-
-    Args:
-        paths: M files. size: (H, W) of each after ``arrange``. arrange, white: see :func:`read_image`.
-        skip: leave out those that cannot be read.
+    """Decode files with a few threads, each of ``size`` (H, W) once arranged.
 
     Returns:
-        uint8 [M, 3, H, W] (in memory [M, H, W, 3]) without those left out, and these: position to reason.
-
-    Raises:
-        BadImages: files that are no image: all of them.
-        UserError: one of another size.
+        uint8 [M, 3, H, W] (in memory [M, H, W, 3]), and the files that cannot be read: position to reason. ``skip``
+        leaves these out; otherwise they are raised, all at once.
     """
     out = np.empty((len(paths), *size, 3), dtype=np.uint8)
     bad: dict[int, str] = {}
@@ -460,8 +393,7 @@ def decode_all(
     # Several pieces a thread, so that one of large files does not hold up the rest.
     pieces = [range(start, min(start + 256, len(paths))) for start in range(0, len(paths), 256)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(work, pieces):
-            pass
+        list(pool.map(work, pieces))
     bad = dict(sorted(bad.items()))
     if bad and not skip:
         raise BadImages(*bad.values())

@@ -10,21 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from pckd.data import folder
 from pckd.data.check import check_on_bad_image, say_once
-from pckd.data.folder import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Files,
-    ImageFiles,
-    Square,
-    decode_all,
-    find_split,
-    image_size_of,
-    image_statistics,
-    list_files,
-    same_classes,
-    spread,
-)
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles, Square
 from pckd.data.vision import crop_padding
 from registry import DATASETS, BadImages, DataSplit, UserError
 
@@ -92,19 +80,19 @@ def imagefolder(
         numbers = len(value) if isinstance(value, (list, tuple)) else 1
         if value is not None and numbers != 3:
             raise UserError(f"imagefolder: {option} has {numbers} numbers; give 3, for red, green and blue")
-    training = find_split(root, ("train",))
+    training = folder.find_split(root, ("train",))
     split = training
     try:
-        testing = find_split(root, ("test", "val"))
+        testing = folder.find_split(root, ("test", "val"))
     except UserError:
         if not train:
             raise
     else:
-        same_classes(training, testing)
+        folder.same_classes(training, testing)
         split = training if train else testing
     # What the training images are like decides for both splits, so that they are prepared alike.
-    source = list_files(training)
-    files = source if train else list_files(split)
+    source = folder.list_files(training)
+    files = source if train else folder.list_files(split)
     name = f"imagefolder {split.parent.name}/{split.name}"
     size, unreadable = ((image_size, image_size), []) if image_size else _common_size(source)
     arrange = Square(image_size) if image_size else None
@@ -113,45 +101,31 @@ def imagefolder(
     images: Any
     labels = files.labels
     if memory:
-        decode = partial(decode_all, size=size, arrange=arrange, white=white, skip=on_bad_image == "skip")
+        decode = partial(folder.decode_all, size=size, arrange=arrange, white=white, skip=on_bad_image == "skip")
         images, bad = decode(files.paths)
-        kept = torch.ones(len(labels), dtype=torch.bool)
-        kept[list(bad)] = False
+        kept = torch.tensor([i not in bad for i in range(len(labels))])
         labels = labels[kept]
         if bad:
             _say_left_out(name, files, bad, labels)
         if mean is None or std is None:
-            some = torch.tensor(spread(len(source.paths), 10_000))
+            some = torch.tensor(folder.spread(len(source.paths), 10_000))
             if train:
                 sample = images[(kept.cumsum(0) - 1)[some[kept[some]]]]
             else:
                 sample, _ = decode([source.paths[i] for i in some.tolist()])
-            mean, std = image_statistics(sample)
+            mean, std = folder.image_statistics(sample)
     else:
         if unreadable and on_bad_image == "stop":
             raise BadImages(*unreadable)
         images = ImageFiles(files.paths, size, arrange, white=white)
         if mean is None or std is None:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
-    padding = crop_padding(min(size))
-    return DataSplit(
-        images,
-        labels,
-        files.classes,
-        tuple(mean),
-        tuple(std),
-        padding=padding,
-        name=name,
-        on_bad_image=on_bad_image,
-    )
+    options: dict[str, Any] = {"padding": crop_padding(min(size)), "name": name, "on_bad_image": on_bad_image}
+    return DataSplit(images, labels, files.classes, tuple(mean), tuple(std), **options)
 
 
 def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Tensor) -> None:
-    """Warn of files that could not be decoded; ``labels`` are those of the others.
-
-    Raises:
-        BadImages: a class has no others.
-    """
+    """Warn of files that could not be decoded; ``labels`` are those of the others, which each class must have."""
     left = set(labels.tolist())
     for position, reason in bad.items():
         label = int(files.labels[position])
@@ -165,17 +139,13 @@ def _common_size(files: Files) -> tuple[tuple[int, int], list[str]]:
     """(H, W) shared by a sample of the files, and the reasons of those of them that cannot be read.
 
     The others are checked as they are decoded.
-
-    Raises:
-        BadImages: none of them can be read.
-        UserError: they have several sizes.
     """
     sizes: dict[tuple[int, int], str] = {}
     bad: list[str] = []
-    for position in spread(len(files.paths), 100):
+    for position in folder.spread(len(files.paths), 100):
         path = files.paths[position]
         try:
-            sizes.setdefault(image_size_of(path), path)
+            sizes.setdefault(folder.image_size_of(path), path)
         except BadImages as error:
             bad += error.reasons
     if not sizes:

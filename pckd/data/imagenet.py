@@ -57,14 +57,5 @@ def imagenet(
     plain: Any = v2.Compose([v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)])
     crop: Any = v2.RandomResizedCrop(image_size, scale=(min_area, 1.0)) if train else plain
     images = ImageFiles(files.paths, (image_size, image_size), crop, plain)
-    name = f"imagenet {split.name}"
-    return DataSplit(
-        images,
-        files.labels,
-        files.classes,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        padding=0,
-        name=name,
-        on_bad_image=on_bad_image,
-    )
+    options: dict[str, Any] = {"padding": 0, "name": f"imagenet {split.name}", "on_bad_image": on_bad_image}
+    return DataSplit(images, files.labels, files.classes, IMAGENET_MEAN, IMAGENET_STD, **options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from model_zoo import Preprocessing
-from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, say_once
+from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, name_of, say_once
 from pckd.data.subset import hold_out, limit
 from registry import DATASETS, DataSplit, PluginError, UserError, ask, build, options_of, parse
 
@@ -62,7 +62,7 @@ class Data:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as the network gets it in training."""
         channels, height, width = first_item(self.train).shape
-        return int(channels), int(height), int(width)
+        return channels, height, width
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -106,15 +106,14 @@ def load_data(
     """
     check_on_bad_image(on_bad_image)
     if isinstance(data, Data):
-        train, test, name, measured_on = data.train, data.test, data.name, data.measured_on
+        train, test, name, measured_on, task = data.train, data.test, data.name, data.measured_on, data.task
         if on_bad_image == "skip":
             train, test = (replace(split, on_bad_image=on_bad_image) for split in (train, test))
     else:
         train = read_split(data, root, True, on_bad_image)
         # With a validation split the test split is not even read.
         test = train if val_fraction else read_split(data, root, False, on_bad_image)
-        name, measured_on = data, "test"
-    task = data.task if isinstance(data, Data) else DATASETS.facts(parse(data)[0]).get("task", "classification")
+        name, measured_on, task = data, "test", DATASETS.facts(parse(data)[0]).get("task", "classification")
     if limit_train is not None:
         train = limited(train, limit_train)
     if val_fraction:
@@ -126,38 +125,26 @@ def load_data(
 
 
 def limited(split: DataSplit, n: int) -> DataSplit:
-    """The ``n`` images that every run takes of a split (:func:`pckd.data.limit`); warns of classes without any.
-
-    Raises:
-        UserError: it has fewer, or ``n`` is below 1.
-    """
+    """The ``n`` images that every run takes of a split (:func:`pckd.data.limit`); warns of classes without any."""
     part = limit(split, n, DATA_SEED)
     if not isinstance(split, DataSplit):
         return part
     missing = len(split.labels.unique()) - len(part.labels.unique())
     if missing:
-        name = split.name or "the data set"
-        say_once(f"{name}: {n} images are fewer than it has classes: {missing} of these are left without an image")
+        text = f"{n} images are fewer than it has classes: {missing} of these are left without an image"
+        say_once(f"{name_of(split)}: {text}")
     return part
 
 
 def read_split(name: str, root: str | None, train: bool, on_bad_image: Literal["stop", "skip"] = "stop") -> DataSplit:
-    """One split of a data set by name, as a whole.
-
-    Args:
-        on_bad_image: see :func:`load_data`.
-
-    Raises:
-        UserError: unknown name, missing or broken data.
-    """
-    options: dict[str, Any] = {}
-    if on_bad_image == "skip" and "on_bad_image" in options_of(DATASETS.get(parse(name)[0])):
-        options["on_bad_image"] = on_bad_image
+    """One split of a data set by name, as a whole; the arguments are those of :func:`load_data`."""
+    plain, skip = parse(name)[0], on_bad_image == "skip"
+    takes = skip and "on_bad_image" in options_of(DATASETS.get(plain))
+    options: dict[str, Any] = {"on_bad_image": on_bad_image} if takes else {}
     split = ask(f"data set {name!r}", build, DATASETS, name, root, train, **options)
-    if isinstance(split, DataSplit) == bool(DATASETS.facts(parse(name)[0]).get("task")):
+    if isinstance(split, DataSplit) == bool(DATASETS.facts(plain).get("task")):
         raise PluginError(
             f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit, or be "
             "registered with task=..."
         )
-    skip = on_bad_image == "skip" and isinstance(split, DataSplit)
-    return replace(split, on_bad_image=on_bad_image) if skip else split
+    return replace(split, on_bad_image=on_bad_image) if skip and isinstance(split, DataSplit) else split

@@ -13,19 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pckd.data.check import check_alike, check_split, log
+from pckd.arguments import LARGEST_POOL, MOST_WORKERS
+from pckd.data.check import check_alike, check_split, log, name_of
 from pckd.data.strong import strong_augment
-from pckd.data.views import apply_views, draw_pool, draw_views
+from pckd.data.views import apply_views, draw_pool, draw_views, mixed, seeded
 from registry import BadImages, Batch, DataSplit, Output, UserError, ask
 
 __all__ = ["Loader", "check_loading"]
 
 # What a random number is for: streams of one seed that never meet.
 _ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
-
-LARGEST_POOL = 65535
-MOST_WORKERS = 1024
-"""More processes than any machine has use for, and fewer than bring one down."""
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
@@ -96,54 +93,41 @@ class Loader:
         recall: Callable[[Tensor, Tensor, int], Output | None] | None = None,
     ) -> None:
         check_split(split)
-        label = split.name or "the data set"
+        label = name_of(split)
         check_loading(split, batch_size, train, num_workers, rank, world_size)
         if not 1 <= views <= 4:
             raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
         if not 0 <= pool <= LARGEST_POOL:
             raise UserError(f"pool={pool}: an image has 1 to {LARGEST_POOL} augmentations, or 0 for ever new ones")
+        streamed = not isinstance(split.images, Tensor)
         if pool and train and strong:
-            raise UserError(
-                f"pool={pool}: the strongly augmented view is drawn anew each time; leave out the pool, "
-                "or the terms that look at that view"
-            )
-        if pool and train and not isinstance(split.images, Tensor):
-            raise UserError(
-                f"pool={pool}: {label} is streamed and augmented anew as it is read; leave out the pool, "
-                "or use a data set that is held in memory"
-            )
+            advice = "leave out the pool, or the terms that look at that view"
+            raise UserError(f"pool={pool}: the strongly augmented view is drawn anew each time; {advice}")
+        if pool and train and streamed:
+            advice = "leave out the pool, or use a data set that is held in memory"
+            raise UserError(f"pool={pool}: {label} is streamed and augmented anew as it is read; {advice}")
         if recall is not None and not pool:
             raise TypeError("Loader(recall=...) needs a pool")
-        self.split = split
-        self.batch_size = batch_size
-        self.train = train
-        self.views = views
+        self.split, self.batch_size, self.train, self.views = split, batch_size, train, views
+        self.seed, self.flip, self.rank, self.world_size = seed, flip, rank, world_size
+        self.device, self.num_workers = torch.device(device), num_workers
         self.strong = strong and train
-        self.seed = seed
-        self.device = torch.device(device)
-        self.flip = flip
-        self.rank = rank
-        self.world_size = world_size
-        self.num_workers = num_workers
-        self.pool = pool if train else 0
-        self.recall = recall
+        self.pool, self.recall = pool if train else 0, recall
         if self.pool:
             # The entry of its pool that each image shows in the first epoch.
-            self._first = torch.randint(self.pool, (len(split),), generator=_generator(seed, _POOL))
-        self.prefetched = num_workers > 0 and not isinstance(split.images, Tensor)
+            self._first = torch.randint(self.pool, (len(split),), generator=seeded(seed, _POOL))
+        self.prefetched = num_workers > 0 and streamed
         self.bad: dict[int, str] = {}
         self._said = 0
         self._pixels: Tensor | None = None
         self._labels = split.labels.to(torch.int64)
-        if isinstance(split.images, Tensor):
-            small = split.images.numel() <= _RESIDENT_BYTES
-            if resident or (resident is None and self.device.type != "cpu" and small):
-                self._pixels = split.images.to(self.device)
-            else:
-                self._pixels = split.images
+        if not streamed:
+            if resident is None:
+                resident = self.device.type != "cpu" and split.images.numel() <= _RESIDENT_BYTES
+            pixels = split.images.to(self.device) if resident else split.images
             # [M, H, W, C], in which a pixel's channels and a row's pixels are neighbors, as the view pipeline likes it.
-            self._pixels = self._pixels.permute(0, 2, 3, 1).contiguous()
-            self._labels = self._labels.to(self._pixels.device)
+            self._pixels = pixels.permute(0, 2, 3, 1).contiguous()
+            self._labels = self._labels.to(pixels.device)
         else:
             self._plan = _Plan()
             self._workers: Any = DataLoader(
@@ -181,7 +165,7 @@ class Loader:
         size = len(self.split)
         if not self.train:
             return torch.arange(self.rank, size, self.world_size).split(self.batch_size)
-        order = torch.randperm(size, generator=_generator(self.seed, _ORDER, epoch))
+        order = torch.randperm(size, generator=seeded(self.seed, _ORDER, epoch))
         share = min(self.batch_size, size // self.world_size)
         steps = order[: len(self) * share * self.world_size].split(share * self.world_size)
         return [step[self.rank * share : (self.rank + 1) * share] for step in steps]
@@ -189,19 +173,13 @@ class Loader:
     def _from_memory(self, pixels: Tensor, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         for number, index in enumerate(shares, start):
             there = index.to(pixels.device, non_blocking=True)
-            yield self._batch(
-                pixels.index_select(0, there).permute(0, 3, 1, 2),
-                self._labels.index_select(0, there),
-                there,
-                index,
-                epoch,
-                number,
-            )
+            images = pixels.index_select(0, there).permute(0, 3, 1, 2)
+            yield self._batch(images, self._labels.index_select(0, there), there, index, epoch, number)
 
     def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
         tag = epoch if self.train else 0
-        self._plan.batches = [[(i, _mix(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
+        self._plan.batches = [[(i, mixed(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
         for number, read in enumerate(self._workers, start):
             if isinstance(read, UserError):
                 try:
@@ -225,40 +203,33 @@ class Loader:
         if len(self.bad) > self._said:
             self._said = len(self.bad)
             bad = BadImages(*(self.bad[position] for position in sorted(self.bad)))
-            label = self.split.name or "the data set"
             who = f"process {self.rank + 1} of {self.world_size}: " if self.world_size > 1 else ""
             done = "others take their place" if self.train else "they are not counted"
-            log.warning(
-                "%s%s: %s of %s images cannot be read, and %s: %s",
-                *(who, label, f"{self._said:,}", f"{len(self.split):,}", done, bad.listed()),
-            )
+            count = f"{self._said:,} of {len(self.split):,} images cannot be read"
+            log.warning("%s%s: %s, and %s: %s", who, name_of(self.split), count, done, bad.listed())
 
     def _batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
         """One batch of the images at ``index``; ``share`` is the same on the CPU."""
         split = self.split
         images, labels, index = (t.to(self.device, non_blocking=True) for t in (images, labels, index))
         draw, drawn, recalled = None, None, None
+        how: dict[str, Any] = {"padding": split.padding, "flip": self.flip}
         if self.pool:
             drawn = (self._first[share] + epoch - 1) % self.pool
-            draw = draw_pool(share, drawn, self.views, padding=split.padding, flip=self.flip)
-            recalled = None if self.recall is None else self.recall(share, drawn, self.views)
-            recalled = None if recalled is None else recalled.apply(self._sent)
+            draw = draw_pool(share, drawn, self.views, **how)
+            recalled = self.recall and self.recall(share, drawn, self.views)
+            recalled = recalled and recalled.apply(self._sent)
         elif self.train:
             # Drawn for the batches of all ranks, of which this rank takes its own.
-            mine = images.shape[0]
-            draw = draw_views(
-                mine * self.world_size,
-                self.views,
-                padding=split.padding,
-                flip=self.flip,
-                generator=_generator(self.seed, _VIEWS, epoch, number),
-            ).rows(self.rank * mine, (self.rank + 1) * mine)
+            mine, generator = len(images), seeded(self.seed, _VIEWS, epoch, number)
+            draw = draw_views(mine * self.world_size, self.views, generator=generator, **how)
+            draw = draw.rows(self.rank * mine, (self.rank + 1) * mine)
         show = partial(apply_views, mean=split.mean, std=split.std, padding=split.padding)
         views = show(images, views=self.views, draw=draw)
         if self.strong:
-            generator = _generator(self.seed, _STRONG, epoch, number, self.rank)
+            generator = seeded(self.seed, _STRONG, epoch, number, self.rank)
             strong = strong_augment(images, generator=generator)
-            draw = draw_views(len(images), 1, padding=split.padding, flip=self.flip, generator=generator)
+            draw = draw_views(len(images), 1, generator=generator, **how)
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
@@ -291,22 +262,14 @@ def check_loading(split: Any, batch_size: int, train: bool, num_workers: int, ra
 class _Plan:
     """A batch sampler whose batches are set before each epoch: (position, seed) pairs."""
 
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
+    batches: Sequence[list[tuple[int, int]]] = ()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.batches)
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
 
 class _Stream(Dataset):
-    """Reads items of a data set, each with its own random seed, whatever process does it.
-
-    Args:
-        images: the data set. skip: leave out images that cannot be read. replace: put the next readable ones there.
-    """
+    """Reads items of a data set, each with its own random seed, whatever process does it."""
 
     def __init__(self, images: Any, *, skip: bool, replace: bool) -> None:
         self.images, self.skip, self.replace = images, skip, replace
@@ -370,13 +333,3 @@ def _seeded(seed: int) -> Iterator[None]:
         generator.set_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
-
-
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed that depends on every number and on their places."""
-    words = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mix(*numbers))

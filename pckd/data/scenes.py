@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from pckd.data.annotated import AnnotatedSplit, Annotation
 from pckd.data.drawing import PATTERNS, SHAPES, class_names, clutter, color_apart, covering, figure, painted
-from pckd.data.loader import _generator
+from pckd.data.views import seeded
 from registry import DATASETS, UserError
 
 __all__ = ["scenes"]
@@ -99,7 +99,7 @@ def scenes(
             noise,
             occlusion,
             contrast,
-            _generator(seed, 0 if train else 1, first),
+            seeded(seed, 0 if train else 1, first),
         )
         for first in range(0, count, _PIECE)
     ]

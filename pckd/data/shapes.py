@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pckd.data.drawing import PATTERNS, SHAPES, class_names, clutter, color_apart, covering, figure, painted
+from pckd.data.views import seeded
 from pckd.data.vision import crop_padding
 from registry import DATASETS, DataSplit, UserError
 
@@ -150,7 +150,7 @@ def draw(
             torch.arange(first, min(first + _PIECE, count)) % num_classes,
             image_size,
             num_classes > len(SHAPES),
-            _generator(seed, stream, 0, first),
+            seeded(seed, stream, 0, first),
             noise,
             occlusion,
             contrast,
@@ -162,17 +162,12 @@ def draw(
     wrong = round(label_noise * count)
     if not wrong:
         return drawing
-    generator = _generator(seed, stream, 1, 0)
+    generator = seeded(seed, stream, 1, 0)
     at = torch.randperm(count, generator=generator)[:wrong]
     labels, difficulty = drawing.labels.clone(), drawing.difficulty.clone()
     labels[at] = (labels[at] + torch.randint(1, num_classes, (wrong,), generator=generator)) % num_classes
     difficulty[at] = 1.0
     return drawing._replace(labels=labels, difficulty=difficulty)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    word = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word >> np.uint64(1)))
 
 
 def _piece(
@@ -221,7 +216,7 @@ def _piece(
     image = clutter(base, coarse, 0.1, uniform(0, 1, 2, 8), grid)
     color = color_apart(base, uniform(-1, 1, 3), 0.65)
     # A stream of its own, so that the rest of an image is the same with and without the cue.
-    chance = torch.rand(full, generator=_generator(generator.initial_seed(), 2))[: len(labels)]
+    chance = torch.rand(full, generator=seeded(generator.initial_seed(), 2))[: len(labels)]
     own = _own_color(kind) + 0.1 * (color - base)
     color = torch.where((chance < color_cue)[:, None], own.clamp(0, 1), color)
     other = color + 0.35 * (color_apart(base, uniform(-1, 1, 3), 0.65) - color)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
-from pckd.data.vision import DEFAULT_ROOT, crop_padding, find_or_download, resize
-from registry import DATASETS, DataSplit
+from pckd.data.vision import DEFAULT_ROOT, crop_padding, find_or_download
+from registry import DATASETS, DataSplit, UserError
 
 _MEAN = (0.4467, 0.4398, 0.4066)
 _STD = (0.2603, 0.2566, 0.2713)
@@ -27,7 +28,9 @@ def stl10(root: str | None = None, train: bool = True, *, download: bool = True,
     """
     from torchvision import datasets
 
-    folder = root or DEFAULT_ROOT
+    if image_size < 1:
+        raise UserError(f"image_size={image_size}: it must be at least 1")
+    folder, size = root or DEFAULT_ROOT, (image_size, image_size)
     data = find_or_download(
         lambda fetch: datasets.STL10(folder, "train" if train else "test", download=fetch),
         name="stl10",
@@ -36,6 +39,10 @@ def stl10(root: str | None = None, train: bool = True, *, download: bool = True,
         into=folder,
         download=download,
     )
-    images = resize(torch.from_numpy(data.data), image_size)
+    images = torch.from_numpy(data.data)
+    if images.shape[-2:] != size:
+        # In pieces, to keep memory small.
+        pieces = (F.interpolate(piece.float(), size, mode="bilinear", antialias=True) for piece in images.split(512))
+        images = torch.cat([piece.round_().clamp_(0, 255).byte() for piece in pieces])
     labels = torch.from_numpy(data.labels).long()
     return DataSplit(images, labels, _CLASSES, _MEAN, _STD, padding=crop_padding(image_size), name="stl10")

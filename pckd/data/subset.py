@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from pckd.data.check import name_of
 from registry import DataSplit, UserError
 
 __all__ = ["hold_out", "limit"]
@@ -25,8 +26,7 @@ def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
         UserError: ``n`` is below 1 or above the split's size.
     """
     if not 1 <= n <= len(split):
-        name = split.name or "the data set"
-        raise UserError(f"cannot take {n} images of {name}: it has {len(split)}; give 1 to {len(split)}")
+        raise UserError(f"cannot take {n} images of {name_of(split)}: it has {len(split)}; give 1 to {len(split)}")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     if not isinstance(split, DataSplit):
         return split.part(order[:n].sort().values, split.name)
@@ -63,7 +63,7 @@ def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSpli
         held[order[: round(fraction * len(split))]] = True
     if not held.any() or held.all():
         raise UserError(
-            f"cannot hold out the fraction {fraction} of {split.name or 'the data set'}: "
+            f"cannot hold out the fraction {fraction} of {name_of(split)}: "
             f"with {len(split)} images in {split.num_classes} classes one part would be empty"
         )
     train, validation = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
@@ -79,10 +79,8 @@ def _part(split: Any, index: Tensor, name: str, evaluation: bool = False) -> Any
         # Indexed as [M, H, W, C], so that the memory keeps that layout where it has it.
         images = split.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
     else:
-        whole = split.images
-        if evaluation and hasattr(whole, "evaluation"):
-            whole = whole.evaluation()
-        images = _Part(whole, index.tolist())
+        images = _Part(split.images, index.tolist())
+        images = images.evaluation() if evaluation else images
     difficulty = None if split.difficulty is None else split.difficulty[index]
     return dataclasses.replace(split, images=images, labels=split.labels[index], difficulty=difficulty, name=name)
 

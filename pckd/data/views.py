@@ -11,10 +11,21 @@ from torch import Tensor
 
 from registry import UserError
 
-__all__ = ["POOL_VERSION", "Draw", "apply_views", "draw_pool", "draw_views", "make_views"]
+__all__ = ["POOL_VERSION", "Draw", "apply_views", "draw_pool", "draw_views", "make_views", "mixed", "seeded"]
 
 POOL_VERSION = 1
 """Raise it when the entries of :func:`draw_pool` change: what was remembered about the old ones is then not used."""
+
+
+def mixed(*numbers: int) -> int:
+    """A 63-bit seed that depends on every number and on their places."""
+    words = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator whose seed depends on every number and on their places."""
+    return torch.Generator().manual_seed(mixed(*numbers))
 
 
 class Draw(NamedTuple):
@@ -41,15 +52,11 @@ def draw_views(images: int, views: int, *, padding: int, flip: bool, generator: 
 
 
 def draw_pool(index: Tensor, entry: Tensor, views: int, *, padding: int, flip: bool) -> Draw:
-    """Look up augmentations in each image's fixed pool: the same in every run, on every machine.
+    """The augmentations of entries (0 to 65535) of images' fixed pools; both int64 [B], on the CPU.
 
-    An entry is a flip and four crops, of which the first ``views`` are taken. It is computed from its two numbers, so
-    that a pool of any size takes no memory; neither the size of the pool nor ``flip`` changes the crops.
-
-    Args:
-        index: [B], int64, on the CPU: the position of each image in the data set.
-        entry: [B], likewise, 0 to 65535: which entry of its pool.
-        views: V, 1 to 4. padding, flip: see :func:`make_views`.
+    They are the same in every run, on every machine. An entry is a flip and four crops, of which the first ``views``
+    are taken. It is computed from its two numbers, so that a pool of any size takes no memory; neither the size of the
+    pool nor ``flip`` changes the crops.
     """
     first = (index.numpy().astype(np.uint64) << np.uint64(16) | entry.numpy().astype(np.uint64)) << np.uint64(4)
     words = _scrambled(first[:, None] + np.arange(9, dtype=np.uint64)) >> np.uint64(32)
@@ -98,8 +105,7 @@ def make_views(
         Float [B, V, C, H, W]; viewed as [B * V, C, H, W] it is contiguous in the channels_last memory format.
 
     Raises:
-        UserError: ``views`` is not 1 to 4, rotated views of images that are not square, or a mean or std of another
-            length than the images have channels.
+        UserError: ``views`` is not 1 to 4, or above 1 for images that are not square; mean or std do not fit.
     """
     draw = None
     if train:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pckd.data.check import name_of
 from pckd.data.views import POOL_VERSION
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from registry import Absent, Batch, DataSplit, Output, UserError
@@ -32,6 +33,7 @@ __all__ = ["NO_MAPS", "TeacherCache", "cache_key"]
 FORMAT = 1
 META, ANSWERS, CHECKS, LOCK = "meta.json", "answers.f16", "checks.u32", "lock"
 VIEWS = 4
+_ADVICE = "choose another folder, or leave out the cache"
 
 NO_MAPS = Absent(
     "the teacher cache holds logits and embeddings, not feature maps: leave out the teacher cache, "
@@ -49,18 +51,13 @@ class TeacherCache:
     at each reading, so that an answer that is torn or damaged counts as missing. Processes may share a cache.
 
     Attributes:
-        path: the folder.
         hits: answers recalled. misses: answers that were asked for in vain: of a batch all, where one is missing.
         damaged: answers that failed their checksum.
 
     Args:
-        folder: where caches are kept.
-        key: all that the answers depend on, as JSON (:func:`cache_key`).
+        folder: where caches are kept. key: all that the answers depend on, as JSON (:func:`cache_key`).
         samples: M. pool: P, at least 1. classes: K. embedding: D.
         say: told, in one line each, what is wrong with the files and what is done about it.
-
-    Raises:
-        UserError: no pool, or the folder cannot be read or written.
     """
 
     def __init__(
@@ -100,13 +97,10 @@ class TeacherCache:
             say(f"teacher cache {self.path}: to fill it takes {_size(missing)}, and {_size(free)} are free")
 
     def recall(self, index: Tensor, drawn: Tensor, views: int) -> Output | None:
-        """What the teacher answered, or None where any of the rows is missing.
+        """What the teacher answered, float32 on the CPU without maps; None where any of the rows is missing.
 
         Args:
             index: [B], int64, on the CPU: images. drawn: [B], likewise: entries of their pools. views: V, 1 to 4.
-
-        Returns:
-            logits [N, K] and embedding [N, D], float32 on the CPU; the maps are :data:`NO_MAPS`.
         """
         images, entries = index.numpy(), drawn.numpy()
         checks = self._checks[images, entries, :views]
@@ -126,19 +120,10 @@ class TeacherCache:
         return Output(both[:, : self._classes].float(), both[:, self._classes :].float(), NO_MAPS, NO_MAPS)
 
     def store(self, index: Tensor, drawn: Tensor, views: int, output: Output) -> Output:
-        """Keep the teacher's answer, but for rows in which a value does not fit in float16.
+        """Keep the teacher's answer for all N rows, but for those in which a value does not fit in float16.
 
-        Waits for the device, where the output is on one.
-
-        Args:
-            index, drawn, views: as in :meth:`recall`. output: the answer for all N rows; its maps are not kept.
-
-        Returns:
-            The same answer on its device as :meth:`recall` will give it: a run that finds the cache empty sees the
-            numbers of one that finds it full.
-
-        Raises:
-            UserError: the files cannot be written, as on a full disk.
+        Waits for the device, where the output is on one. Returns the answer as :meth:`recall` will give it: a run that
+        finds the cache empty sees the numbers of one that finds it full.
         """
         both = torch.cat([output.logits.detach(), output.embedding.detach()], 1)
         half = both.to(torch.float16)
@@ -168,10 +153,8 @@ class TeacherCache:
     def describe(self) -> str:
         """Where it is, how full, and how large: one line."""
         filled = np.count_nonzero(self._checks) / self._checks.size
-        return (
-            f"teacher cache {self.path}: {100 * filled:.1f} % of {self._checks.size:,} answers, "
-            f"{_size(self._bytes_used())} of {_size(sum(self._sizes.values()))}"
-        )
+        size = f"{_size(self._bytes_used())} of {_size(sum(self._sizes.values()))}"
+        return f"teacher cache {self.path}: {100 * filled:.1f} % of {self._checks.size:,} answers, {size}"
 
     def _prepare(self, meta: str) -> None:
         """See that the files are there and are this cache's; make them anew otherwise."""
@@ -188,7 +171,7 @@ class TeacherCache:
             with open(self.path / name, "xb") as file:
                 file.truncate(size)
         # The last of the files: with it the others are complete.
-        write_atomically(self.path / META, meta.encode(), then="choose another folder, or leave out the cache")
+        write_atomically(self.path / META, meta.encode(), then=_ADVICE)
 
     def _trouble(self, meta: str) -> str | None:
         if not (self.path / META).exists():
@@ -213,9 +196,7 @@ class TeacherCache:
         return sum(os.stat(file.fileno()).st_blocks * 512 for file in self._files.values())
 
     def _refusal(self, error: OSError) -> UserError:
-        return UserError(
-            f"teacher cache {self.path}: {error.strerror or error}; choose another folder, or leave out the cache"
-        )
+        return UserError(f"teacher cache {self.path}: {error.strerror or error}; {_ADVICE}")
 
 
 def cache_key(
@@ -227,17 +208,12 @@ def cache_key(
 
     Args:
         teacher: by its modules, their settings as they print them, their code, and all parameters and buffers; where
-            it carries a record of its normalization, that counts instead of the split's. split: by every byte.
-            precision: what the teacher runs in. pool, flip: of the loader. more: anything else, as JSON.
-
-    Raises:
-        UserError: the split is streamed, so that its images are never the same.
+            it carries a record of its normalization, that counts instead of the split's. split: by every byte; it may
+            not be streamed. precision: what the teacher runs in. pool, flip: of the loader. more: anything, as JSON.
     """
     if not isinstance(split.images, Tensor):
-        raise UserError(
-            f"{split.name or 'the data set'} is streamed and augmented anew as it is read; leave out the teacher "
-            "cache, or use a data set that is held in memory"
-        )
+        advice = "leave out the teacher cache, or use a data set that is held in memory"
+        raise UserError(f"{name_of(split)} is streamed and augmented anew as it is read; {advice}")
     network = network_fingerprint(teacher)
     shown = {name: network[name] for name in ("mean", "std") if network[name] is not None}
     return {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pckd.device import Device
-from pckd.engine.lean import Head, WithoutMaps
+from pckd.engine.lean import compiled
 from pckd.engine.teacher import FrozenTeacher
 from pckd.tasks import DistillationTask
 from registry import UserError
@@ -54,18 +54,10 @@ def prepare(
     compile_student: bool,
     device: Device,
 ) -> nn.Module:
-    """Make the networks ready for the loop; returns what runs in the student's place, with the same weights.
-
-    Args:
-        teachers: answer from here on through faster copies (:meth:`FrozenTeacher.prepare`). batch: any one.
-    """
+    """Prepare the teachers (:meth:`FrozenTeacher.prepare`) on any batch; returns what runs in the student's place."""
     images, maps = model.task.images(batch), model.objective.reads_maps
     if images is None:
         return model.student
     for teacher in teachers:
         teacher.prepare(images, device, maps=maps, compile=compile_teacher)
-    if not compile_student:
-        return model.student
-    # A map that is returned must be written, and its gradient, which is zero where nobody reads it, added up.
-    compiled: Any = torch.compile(model.student if maps else Head(model.student))
-    return compiled if maps else WithoutMaps(compiled, model.student)
+    return compiled(model.student, model.student, maps=maps) if compile_student else model.student

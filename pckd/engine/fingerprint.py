@@ -48,9 +48,6 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
     Images in memory count with every byte. Of image files that are read as they are needed count all names, relative
     to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images. Of a split
     that another task than classification takes count all its attributes.
-
-    Raises:
-        UserError: a file is gone, or an image cannot be read.
     """
     if not isinstance(split, DataSplit):
         return {"split": digest({key: value for key, value in vars(split).items() if key != "name"})}
@@ -79,8 +76,7 @@ def code_fingerprint(network: nn.Module) -> str:
 
     Of PyTorch's own classes, and of those whose source cannot be read, the names count. Where a class lies does not.
     """
-    # Where a function is printed, its address differs from run to run.
-    structure = _without_addresses(repr(network))
+    structure = _printed(network)
     names = [f"{name} {type(part).__qualname__}" for name, part in network.named_modules()]
     sources = sorted({_source(type(part)) for part in network.modules()})
     return digest({"printed": structure, "classes": names, "sources": sources})
@@ -96,8 +92,9 @@ def _source(kind: type) -> str:
         return name
 
 
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+def _printed(value: object) -> str:
+    """How it is printed, without the addresses of functions, which differ from run to run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _images(images: Any) -> str:
@@ -117,13 +114,15 @@ def _files(images: ImageFiles) -> str:
     # Where the folder that all have in common ends.
     start = first.rfind(os.sep, 0, alike) + 1
     pieces = [paths[begin : begin + _PIECE] for begin in range(0, len(paths), _PIECE)]
-    found = hashlib.sha256(f"{images.size} {_without_addresses(repr(images.arrange))}\n".encode())
+    found = hashlib.sha256(f"{images.size} {_printed(images.arrange)}\n".encode())
+
+    def listed(piece: Sequence[str]) -> str:
+        return "".join(f"{path[start:].replace(os.sep, '/')}\0{os.stat(path).st_size}\n" for path in piece)
+
     try:
         # Several at once, because a network's file system takes its time for each.
         with ThreadPoolExecutor(16) as pool:
-            for piece, sizes in zip(pieces, pool.map(_sizes, pieces), strict=True):
-                names = (path[start:].replace(os.sep, "/") for path in piece)
-                lines = "".join(f"{name}\0{size}\n" for name, size in zip(names, sizes, strict=True))
+            for lines in pool.map(listed, pieces):
                 found.update(lines.encode(errors="surrogateescape"))
         for position in spread(len(paths), SAMPLE):
             with open(paths[position], "rb") as file:
@@ -131,10 +130,6 @@ def _files(images: ImageFiles) -> str:
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}); restore the file") from None
     return found.hexdigest()
-
-
-def _sizes(paths: Sequence[str]) -> list[int]:
-    return [os.stat(path).st_size for path in paths]
 
 
 def _item(images: Any, position: int) -> Any:

@@ -49,7 +49,7 @@ class FiniteGuard:
     def __init__(self, device: torch.device, action: Literal["stop", "skip"]) -> None:
         self.device = device
         self.action = action
-        self.valid: Tensor | None = None
+        self.valid = torch.tensor(True)
         """Whether the newest step counts: a bool on the device."""
         self.skipped: Tensor | int = 0
         self.names: list[str] = []
@@ -57,11 +57,9 @@ class FiniteGuard:
         self._kept: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were left out."""
         return {"skipped": int(self.skipped)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over what :meth:`state_dict` gave."""
         self.skipped = state["skipped"]
 
     def before(self, trainee: nn.Module) -> None:
@@ -72,7 +70,7 @@ class FiniteGuard:
     @torch.no_grad()
     def after(self, trainee: nn.Module) -> None:
         """Put back the buffers that the step has changed, where it does not count."""
-        if not self._kept or self.valid is None or (self.device.type == "cpu" and bool(self.valid)):
+        if not self._kept or (self.device.type == "cpu" and bool(self.valid)):
             return
         for name, buffer in trainee.named_buffers():
             kept = self._kept.get(name)
@@ -98,37 +96,27 @@ class FiniteGuard:
             self.look()
             self.names, self._first = list(values), None
         self.valid = finite.all()
-        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
-            if bool(self.valid):
-                return True
-            self._note(finite, epoch, step)
-            self.skipped += 1
-            if self.action == "stop":
-                self.look()
-            return False
-        optimizer.found_inf = (~self.valid).float()
+        waits = self.device.type == "cpu" or not optimizer.defaults.get("fused")
+        if waits and bool(self.valid):
+            return True
+        if not waits:
+            optimizer.found_inf = (~self.valid).float()
         self.skipped = self.skipped + (~self.valid).long()
         self._note(finite, epoch, step)
-        if self.action == "stop" and step % LOOK_EVERY == 0:
+        if self.action == "stop" and (waits or step % LOOK_EVERY == 0):
             self.look()
-        return True
+        return not waits
 
     def _note(self, finite: Tensor, epoch: int, step: int) -> None:
         """Keep which terms of which step were the first not to be finite."""
         # Filled on the device: a copy from the host could wait for it.
         place = [torch.full((1,), number, device=finite.device) for number in (epoch, step + 1)]
         now = torch.cat([*place, (~finite).long()])
-        if self._first is None:
-            self._first = torch.where(finite.all(), 0, now)
-        else:
-            self._first = torch.where((self._first[0] == 0) & ~finite.all(), now, self._first)
+        first = torch.zeros_like(now) if self._first is None else self._first
+        self._first = torch.where((first[0] == 0) & ~finite.all(), now, first)
 
     def look(self) -> None:
-        """Raise if a step so far was not finite, unless such steps are left out.
-
-        Raises:
-            NonFinite: see :meth:`check`.
-        """
+        """Raise NonFinite if a step so far was not finite, unless such steps are left out."""
         if self.action == "skip" or self._first is None:
             return
         epoch, step, *broken = self._first.tolist()
@@ -141,14 +129,7 @@ class FiniteGuard:
 
     @torch.no_grad()
     def look_before_saving(self, trainee: nn.Module, epoch: int, step: int) -> None:
-        """Keep a checkpoint that no run could go on from out of the way of the last good one.
-
-        Args:
-            epoch, step: the newest, both counted from 1.
-
-        Raises:
-            NonFinite: a step was not finite (:meth:`look`), or a weight is not.
-        """
+        """Raise NonFinite instead of saving what no run could go on from (epoch and step are counted from 1)."""
         self.look()
         if not bool(torch.stack([parameter.isfinite().all() for parameter in trainee.parameters()]).all()):
             raise NonFinite(
@@ -197,11 +178,7 @@ class EndOnSignals(Handlers):
         self._process = os.getpid()
 
     def handle(self, number: int) -> None:
-        """Raise.
-
-        Raises:
-            Interrupted: always, but in a forked process.
-        """
+        """Raise Interrupted, but in a forked process."""
         if os.getpid() == self._process:
             raise Interrupted(number, "interrupted" if number == signal.SIGINT else "terminated")
         if number != signal.SIGINT:
@@ -268,22 +245,19 @@ def _deaths_seen_by_waiting() -> Iterator[None]:
     Its handler of that signal raises wherever the main thread happens to be: in the middle of a step or of a file, or
     where Python can but print the error and go on.
     """
-    flag, before = "_SIGCHLD_handler_set", getattr(signal_handling, "_SIGCHLD_handler_set", None)
-    number = getattr(signal, "SIGCHLD", None)
-    theirs = None
-    if number is not None and threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(number)
-        if getattr(handler, "__module__", None) == signal_handling.__name__:
-            theirs = signal.signal(number, signal.SIG_DFL)
-    if before is not None:
-        setattr(signal_handling, flag, True)
+    in_main = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD) if in_main else None
+    is_theirs = getattr(handler, "__module__", None) == signal_handling.__name__
+    if is_theirs:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = getattr(signal_handling, "_SIGCHLD_handler_set", False)
+    signal_handling._SIGCHLD_handler_set = True
     try:
         yield
     finally:
-        if before is not None:
-            setattr(signal_handling, flag, before)
-        if number is not None and theirs is not None:
-            signal.signal(number, theirs)
+        signal_handling._SIGCHLD_handler_set = before
+        if is_theirs:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _is_of_a_dead_reader(error: BaseException) -> bool:

@@ -5,6 +5,9 @@ A map that is returned has to be written and kept; and a compiled network adds u
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from registry import Absent, Output
@@ -19,6 +22,13 @@ UNREAD = Absent(
 def without_maps(output: Output) -> Output:
     """Logits and embedding only."""
     return Output(output.logits, output.embedding, UNREAD, UNREAD)
+
+
+def compiled(network: nn.Module, original: nn.Module, *, maps: bool) -> nn.Module:
+    """A network through torch.compile, with or without its feature maps, in the place of the ``original``."""
+    if maps:
+        return cast(nn.Module, torch.compile(network))
+    return WithoutMaps(cast(nn.Module, torch.compile(Head(network))), original)
 
 
 class Head(nn.Module):

@@ -11,6 +11,8 @@ import torch
 
 __all__ = ["keep_freed", "kept_for"]
 
+SETTINGS = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""Variables with settings of one's own, which are left alone."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 KEPT = 2**31 - 1, 2**30
@@ -28,21 +30,17 @@ def keep_freed(keep: bool) -> bool:
 
     Returns:
         Whether this had an effect: not where the C library is another one, and not where the environment has settings
-        for it (``GLIBC_TUNABLES``, ``MALLOC_..._``).
+        for it (:data:`SETTINGS`).
     """
-    trim, mapping = KEPT if keep else USUAL
-    done = _change(M_MMAP_THRESHOLD, mapping) and _change(M_TRIM_THRESHOLD, trim)
-    if done and not keep:
-        ctypes.CDLL(None).malloc_trim(0)
-    return done
-
-
-def _change(parameter: int, value: int) -> bool:
-    own = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    if any(name in os.environ for name in own):
+    if any(name in os.environ for name in SETTINGS):
         return False
+    trim, mapping = KEPT if keep else USUAL
     with contextlib.suppress(OSError, TypeError, AttributeError):
-        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+        libc = ctypes.CDLL(None)
+        done = libc.mallopt(M_MMAP_THRESHOLD, mapping) and libc.mallopt(M_TRIM_THRESHOLD, trim)
+        if done and not keep:
+            libc.malloc_trim(0)
+        return bool(done)
     return False
 
 

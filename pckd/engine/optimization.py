@@ -55,11 +55,7 @@ class Optimization:
         return optimizer
 
     def at(self, epoch: int, step: int, steps: int) -> tuple[Progress, float]:
-        """Where in the run a step is, and its learning rate.
-
-        Args:
-            epoch: counted from 1, over both stages. step: counted from 0, of the ``steps`` of an epoch.
-        """
+        """Where in the run a step (counted from 0) of an epoch (from 1, over both stages) is, and its learning rate."""
         if epoch <= self.initial:
             share = (epoch - 1 + step / steps) / self.initial
             return Progress(epoch, self.initial, share, "initial"), self.lr
@@ -70,11 +66,7 @@ class Optimization:
 
 
 def learning_rate(progress: float, base: float, milestones: Sequence[float], decay: float = 0.1) -> float:
-    """Step schedule: ``base`` times ``decay`` for every milestone reached.
-
-    Args:
-        progress: share of the run done, 0 to 1. base: the rate at the start. milestones: shares of the run.
-    """
+    """Step schedule: ``base`` times ``decay`` for every milestone (a share of the run, as progress is) reached."""
     return base * decay ** sum(progress >= milestone for milestone in milestones)
 
 

@@ -36,11 +36,9 @@ class History:
     """How many of its steps are done."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
         vars(self).update(state)
 
 
@@ -57,14 +55,12 @@ class Meter:
         self.total: Tensor | None = None
         self.count: Tensor | int = 0
 
-    def add(self, values: dict[str, Tensor], valid: Tensor | None = None) -> None:
+    def add(self, values: dict[str, Tensor], valid: Tensor) -> None:
         """Add a step's values; a step that is not ``valid`` (a bool on the device) counts for nothing."""
-        row = torch.stack([v.detach().float() for v in values.values()]).double()
-        if valid is not None:
-            row = torch.where(valid, row, 0)
+        row = torch.where(valid, torch.stack([v.detach().float() for v in values.values()]).double(), 0)
         self.names = list(values)
         self.total = row if self.total is None else self.total + row
-        self.count = self.count + (1 if valid is None else valid.long())
+        self.count = self.count + valid.long()
 
     def means(self) -> dict[str, float]:
         """Over the steps so far, of all processes."""
@@ -75,15 +71,13 @@ class Meter:
         return {name: value / count if count else float("nan") for name, value in zip(self.names, sums, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors only."""
         return {"names": self.names, "total": self.total, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
-        self.names, self.count = state["names"], state["count"]
-        self.total = None if state["total"] is None else state["total"].to(self.device)
-        if isinstance(self.count, Tensor):
-            self.count = self.count.to(self.device)
+        self.names = state["names"]
+        self.total, self.count = (
+            value.to(self.device) if isinstance(value, Tensor) else value for value in (state["total"], state["count"])
+        )
 
 
 class OwnBuffers:
@@ -98,7 +92,6 @@ class OwnBuffers:
         return {name: buffer.cpu() for name, buffer in named}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put them there."""
         self.module.load_state_dict(state, strict=False)
 
 
@@ -109,34 +102,23 @@ class RandomState:
         self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        """Where they are."""
-        return random_state(self.device)
+        _, keys, *rest = np.random.get_state()
+        on_cpu = self.device.type == "cpu"
+        return {
+            "torch": torch.get_rng_state(),
+            "device": None if on_cpu else torch.get_device_module(self.device).get_rng_state(self.device),
+            "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+            "python": random.getstate(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put them there."""
-        set_random_state(state, self.device)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of every global generator, in tensors and numbers."""
-    _, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device),
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the global generators where :func:`random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    if device.type != "cpu" and state["device"] is not None:
-        torch.get_device_module(device).set_rng_state(state["device"], device)
-    keys, *rest = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(state["torch"])
+        if self.device.type != "cpu" and state["device"] is not None:
+            torch.get_device_module(self.device).set_rng_state(state["device"], self.device)
+        keys, *rest = state["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
 
 
 @contextlib.contextmanager
@@ -152,14 +134,15 @@ def own_random_state(device: torch.device) -> Iterator[None]:
             "train one after the other, or each in a process of its own"
         )
     try:
-        before = random_state(device)
+        generators = RandomState(device)
+        before = generators.state_dict()
         # Seeding one accelerator seeds all.
         others = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
             yield
         finally:
             torch.cuda.set_rng_state_all(others)
-            set_random_state(before, device)
+            generators.load_state_dict(before)
     finally:
         ALONE.release()
 

@@ -41,11 +41,7 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """This process's part of a batch.
-
-        Raises:
-            UserError: the processes cannot have equal parts.
-        """
+        """This process's part of a batch; refuses parts that are not equal."""
         if batch_size % self.size:
             raise UserError(
                 f"batch_size={batch_size} cannot be shared by {self.size} processes; "
@@ -139,11 +135,7 @@ def these() -> Ranks:
 
 
 def launched() -> Ranks:
-    """Which process a launcher such as ``torchrun`` has made of this one, as its environment says.
-
-    Raises:
-        UserError: a variable is missing, or is not what it must be.
-    """
+    """Which process a launcher such as ``torchrun`` has made of this one, as its environment says."""
     size = _number("WORLD_SIZE", 1) if os.environ.get("WORLD_SIZE") else 1
     # Some clusters set WORLD_SIZE for every job, also for one that no launcher has started.
     if size == 1 or not {"RANK", "MASTER_ADDR"} & os.environ.keys():
@@ -308,9 +300,6 @@ def _meet(store: Any, own: Ranks) -> str:
     new processes would connect to them. The count of restarts does not tell old from new, because each machine counts
     its own. So the first process makes up a name. Each other process writes a word of its own under the name that it
     finds, and knows that the name is not an old one when the first process has repeated that word.
-
-    Raises:
-        UserError: some have not come for a long time.
     """
     word = uuid.uuid4().hex
     if own.first:

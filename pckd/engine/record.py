@@ -19,7 +19,7 @@ import platform
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -78,9 +78,6 @@ class RunFolder:
 
         What a killed process left half written is removed.
 
-        Returns:
-            The lock: a context manager, or to be released with ``release()``.
-
         Raises:
             FolderInUse: another process, or another run of this one, is at work in the folder.
         """
@@ -91,11 +88,7 @@ class RunFolder:
         return self._lock
 
     def refuse_finished_work(self) -> None:
-        """Keep an earlier run from being overwritten.
-
-        Raises:
-            UserError: the folder holds a run.
-        """
+        """Keep an earlier run from being overwritten."""
         names = (CHECKPOINT, PREVIOUS, METRICS, RESULT, FINAL_MODEL)
         held = [name for name in names if (self.path / name).exists()]
         if held:
@@ -134,8 +127,7 @@ class RunFolder:
             UserError: none of those there can be read, or it was written by a run with other arguments, data or
                 teacher.
         """
-        state, problems = self._newest()
-        path = self.path / (CHECKPOINT if not problems else PREVIOUS)
+        state, problems = self._newest(arguments, fingerprints)
         if state is None:
             if problems == ["is missing"] * 2:
                 return None
@@ -143,7 +135,6 @@ class RunFolder:
                 f"cannot resume from {self.path / CHECKPOINT}: it {problems[0]}, and {PREVIOUS} {problems[1]}; "
                 "restore one of them from a copy, or start anew in another --output"
             )
-        _refuse_another_run(path, state, arguments, fingerprints)
         if problems:
             self._newest_is_broken = problems[0] != "is missing"
             state["note"] = f"{self.path / CHECKPOINT} {problems[0]}: going on from {PREVIOUS}, the one before"
@@ -151,33 +142,34 @@ class RunFolder:
         return state
 
     def refuse_another_run(self, arguments: Mapping[str, Any], fingerprints: Mapping[str, Any]) -> None:
-        """Refuse what :meth:`load_checkpoint` would refuse, before a teacher is trained for it.
+        """Refuse another run, as :meth:`load_checkpoint` does, by the fingerprints that are known so far."""
+        self._newest(arguments, fingerprints)
 
-        Args:
-            fingerprints: those that are known so far.
-
-        Raises:
-            UserError: the checkpoint is of a run with other arguments, data or teacher.
-        """
-        state, problems = self._newest()
-        if state is not None:
-            _refuse_another_run(self.path / (CHECKPOINT if not problems else PREVIOUS), state, arguments, fingerprints)
-
-    def _newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest whole checkpoint, and what is wrong with those that should come before it."""
+    def _newest(
+        self, now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest whole checkpoint, if it is of this run, and what is wrong with those that should come before."""
         problems: list[str] = []
-        state: dict[str, Any] | None = None
         for name in (CHECKPOINT, PREVIOUS):
+            path = self.path / name
             try:
-                state = _unseal((self.path / name).read_bytes())
-                break
+                state = _unseal(path.read_bytes())
             except FileNotFoundError:
                 problems.append("is missing")
             except OSError as error:
                 problems.append(f"cannot be read ({error.strerror or error})")
             except _Damaged as error:
                 problems.append(str(error))
-        return state, problems
+            else:
+                asked = {key: value for key, value in now.items() if key not in arguments.may_change()}
+                changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
+                if changed:
+                    raise UserError(
+                        f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
+                        "give the same ones or another --output"
+                    )
+                return state, problems
+        return None, problems
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of metrics.jsonl after ``epochs``: they belong to what a resumed run does again.
@@ -203,13 +195,6 @@ class Lock:
 
     The file stays, since a lock on a file that another process removes would guard nothing. Where the file system
     (some network ones) or the system (Windows) has no flock, a warning is logged and nothing is held.
-
-    Args:
-        folder: exists.
-
-    Raises:
-        FolderInUse: it is held already, with the holder's process number.
-        UserError: the file cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -253,9 +238,7 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -290,10 +273,7 @@ class _Damaged(Exception):
 
 
 def _seal(state: Mapping[str, Any]) -> memoryview:
-    """The bytes of a checkpoint file.
-
-    In memory, because ``torch.save`` to a file on a full disk raises errors that do not say so.
-    """
+    """The bytes of a checkpoint file: ``torch.save`` to a file on a full disk raises errors that do not say so."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     with buffer.getbuffer() as body:
@@ -308,11 +288,7 @@ def _seal_of(body: bytes | memoryview) -> bytes:
 
 
 def _unseal(content: bytes) -> dict[str, Any]:
-    """The state in the bytes of a checkpoint file.
-
-    Raises:
-        _Damaged: a bit is another than was written, or the checksum is missing.
-    """
+    """The state in the bytes of a checkpoint file; raises _Damaged."""
     if not content:
         raise _Damaged("is empty")
     body = memoryview(content)[:-_SEAL_SIZE]
@@ -368,15 +344,3 @@ def find_changes(
         if differing:
             changes.append(f"{name} has other {', '.join(differing)} than before")
     return changes
-
-
-def _refuse_another_run(
-    path: Path, state: Mapping[str, Any], now: Mapping[str, Any], fingerprints: Mapping[str, Any] | None
-) -> None:
-    asked = {key: value for key, value in now.items() if key not in arguments.may_change()}
-    changed = find_changes(state["arguments"], asked, state.get("fingerprints"), fingerprints)
-    if changed:
-        raise UserError(
-            f"cannot resume from {path}: the arguments differ ({'; '.join(changed)}); "
-            "give the same ones or another --output"
-        )

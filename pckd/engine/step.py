@@ -12,7 +12,7 @@ from torch.profiler import record_function
 from pckd.device import Device
 from pckd.distributed import gather_output, gather_rows, uneven_rows
 from pckd.engine.teacher import FrozenTeacher
-from pckd.tasks import DistillationTask, Step
+from pckd.tasks import Step
 from registry import Progress
 
 __all__ = ["train_step"]
@@ -46,16 +46,10 @@ def train_step(
         with record_function("pckd.optimizer"):
             optimizer.step()
         with record_function("pckd.centers"):
-            update_centers(model, step)
+            inner: Any = getattr(model, "module", model)
+            if inner.objective.updates_centers:
+                with uneven_rows(step.instances.uneven):
+                    rows = gather_output(step.student.detach()), gather_output(step.teacher)
+                    labels = gather_rows(step.instances.labels)
+                inner.objective.update_centers(*rows, labels)
     return step
-
-
-def update_centers(model: nn.Module, step: Step) -> None:
-    """Tell the center rule what the step has seen, on all processes together."""
-    inner = getattr(model, "module", model)
-    assert isinstance(inner, DistillationTask)
-    if inner.objective.updates_centers:
-        with uneven_rows(step.instances.uneven):
-            labels = gather_rows(step.instances.labels)
-            seen = gather_output(step.student.detach()), gather_output(step.teacher)
-        inner.objective.update_centers(*seen, labels)

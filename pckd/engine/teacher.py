@@ -16,7 +16,7 @@ from torch.profiler import record_function
 from model_zoo.probe import copied
 from pckd.device import Device, channels_last
 from pckd.engine.cache import TeacherCache
-from pckd.engine.lean import Head, WithoutMaps, without_maps
+from pckd.engine.lean import compiled, without_maps
 from registry import Output
 
 log = logging.getLogger("pckd")
@@ -82,11 +82,7 @@ class FrozenTeacher(nn.Module):
         return output if self.maps else without_maps(output)
 
     def answer(self, batch: Any, images: Tensor) -> Output:
-        """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache.
-
-        Args:
-            images: what the network is called with.
-        """
+        """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache."""
         recalled: Output | None = getattr(batch, "recalled", None)
         if recalled is not None:
             return recalled
@@ -121,18 +117,18 @@ class FrozenTeacher(nn.Module):
         if has_hooks(self.network):
             log.debug("the teacher answers as it is: it has hooks, which a copy would not call as it does")
             return False
-        for compiled, make in itertools.product(dict.fromkeys((compile, False)), (fold_batch_norms, copied)):
+        for fast, make in itertools.product(dict.fromkeys((compile, False)), (fold_batch_norms, copied)):
             # What is done here for speed fails in as many ways as there are networks.
             try:
                 candidate = make(self.network)
                 if same_answers(self.network, candidate, self.renormalized(images[:4]).contiguous()):
-                    self._answer_with(candidate, images, device, compiled)
+                    self._answer_with(candidate, images, device, fast)
                     return make is fold_batch_norms
                 reason = "it answers otherwise"
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
             self.answering = self.network
-            how = f"{make.__name__}{', compiled' if compiled else ''}"
+            how = f"{make.__name__}{', compiled' if fast else ''}"
             log.debug("the teacher cannot answer with a faster copy (%s): %s", how, reason)
         return False
 
@@ -147,12 +143,10 @@ class FrozenTeacher(nn.Module):
         channels_last(prepared.eval())
         self.answering = prepared
         if compile:
-            compiled: Any = torch.compile(prepared if self.maps else Head(prepared))
-            self.answering = compiled if self.maps else WithoutMaps(compiled, self.network)
+            self.answering = compiled(prepared, self.network, maps=self.maps)
             # Compiled at the first call. The weights of a network that never changes become constants, which on the
             # CPU are laid out as the kernels like them; the setting is looked up before torch.compile's own options.
-            frozen = torch._inductor.config.patch(freezing=images.device.type == "cpu")
-            with frozen, device.autocast():
+            with torch._inductor.config.patch(freezing=images.device.type == "cpu"), device.autocast():
                 self(images)
         else:
             with device.autocast():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,7 @@ class Report(Protocol):
     ) -> dict[str, Any]: ...
 
 
+@dataclass(eq=False)
 class Trainer:
     """Trains a student in place.
 
@@ -60,41 +62,34 @@ class Trainer:
         own_parts: likewise, of those that differ from process to process.
     """
 
-    def __init__(
-        self,
-        model: DistillationTask,
-        teachers: Sequence[FrozenTeacher],
-        train_loader: BatchLoader,
-        test_loader: BatchLoader,
-        *,
-        optimization: Optimization,
-        device: Device,
-        seed: int,
-        arguments: dict[str, Any],
-        fingerprints: Mapping[str, Any],
-        folder: RunFolder | None,
-        display: Display,
-        title: str,
-        resume: bool = False,
-        compile: bool | None = None,
-        checkpoint_every: int | Literal["epoch"] = "epoch",
-        on_nonfinite: Literal["stop", "skip"] = "stop",
-        reports: Mapping[str, Report] | None = None,
-    ) -> None:
-        self.model, self.teachers = model, list(teachers)
-        self.train_loader, self.test_loader = train_loader, test_loader
-        self.optimization, self.device, self.seed = optimization, device, seed
-        self.arguments, self.fingerprints = arguments, dict(fingerprints)
-        self.folder, self.display, self.title = folder, display, title
-        self.compile, self.checkpoint_every, self.reports = compile, checkpoint_every, dict(reports or {})
-        self.ranks, self.steps = these(), len(train_loader)
+    model: DistillationTask
+    teachers: Sequence[FrozenTeacher]
+    train_loader: BatchLoader
+    test_loader: BatchLoader
+    _: KW_ONLY
+    optimization: Optimization
+    device: Device
+    seed: int
+    arguments: dict[str, Any]
+    fingerprints: Mapping[str, Any]
+    folder: RunFolder | None
+    display: Display
+    title: str
+    resume: InitVar[bool] = False
+    compile: bool | None = None
+    checkpoint_every: int | Literal["epoch"] = "epoch"
+    on_nonfinite: InitVar[Literal["stop", "skip"]] = "stop"
+    reports: Mapping[str, Report] = field(default_factory=dict)
 
-        student, objective = model.student, model.objective
+    def __post_init__(self, resume: bool, on_nonfinite: Literal["stop", "skip"]) -> None:
+        device, target = self.device, self.device.target
+        student, objective = self.model.student, self.model.objective
+        self.ranks, self.steps = these(), len(self.train_loader)
         device.place(student)
-        objective.to(device.target)
-        self.ranks.synchronize_statistics(objective, device.target)
-        self.optimizer = optimization.optimizer((student, objective), device.target)
-        self.history, self.meter, self.guard = History(), Meter(device.target), FiniteGuard(device.target, on_nonfinite)
+        objective.to(target)
+        self.ranks.synchronize_statistics(objective, target)
+        self.optimizer = self.optimization.optimizer((student, objective), target)
+        self.history, self.meter, self.guard = History(), Meter(target), FiniteGuard(target, on_nonfinite)
         self.parts: dict[str, Stateful] = {
             "student": student,
             "objective": objective,
@@ -105,7 +100,7 @@ class Trainer:
         self.own_parts: dict[str, Stateful] = {
             "meter": self.meter,
             "buffers": OwnBuffers(objective, self.ranks.size),
-            "random": RandomState(device.target),
+            "random": RandomState(target),
         }
         self._resume(resume)
 
@@ -186,8 +181,7 @@ class Trainer:
                 self._checkpoint(time.perf_counter() - started)
             if stop:
                 raise Interrupted(stop, f"stopped in epoch {epoch} after step {history.step} of {self.steps}")
-        if hasattr(self.train_loader, "say_bad"):
-            self.train_loader.say_bad()
+        self.train_loader.say_bad()
         guard.look_before_saving(self.model, epoch, self.steps)
         return progress, time.perf_counter() - started
 
@@ -229,9 +223,9 @@ class Trainer:
             )
         running = model if student is model.student else DistillationTask(model.task, student, model.objective)
         wrapped = self.ranks.wrap(running, device.target)
-        for name, state in self._own.items():
-            # Preparing draws random numbers, and wrapping gives all processes the buffers of the first.
-            self.own_parts[name].load_state_dict(state)
+        # Only now: preparing draws random numbers, and wrapping gives all processes the buffers of the first.
+        if self._own:
+            _load(self.own_parts, self._own)
         return wrapped
 
     def _checkpoint(self, seconds: float = 0.0) -> None:
@@ -240,31 +234,21 @@ class Trainer:
         if self.folder is not None:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             state["history"]["seconds"] += seconds
-            self.folder.save_checkpoint(
-                {
-                    "arguments": self.arguments,
-                    "fingerprints": self.fingerprints,
-                    "parts": state,
-                    "processes": processes,
-                }
-            )
+            about = {"arguments": self.arguments, "fingerprints": dict(self.fingerprints)}
+            self.folder.save_checkpoint({**about, "parts": state, "processes": processes})
 
     def _resume(self, resume: bool) -> None:
         """Go on from the folder's checkpoint, where there is one."""
         self._own: dict[str, Any] = {}
+        """The states of this process's own parts, until they are loaded."""
         folder = self.folder if resume else None
         with self.ranks.alike():
             state = None if folder is None else folder.load_checkpoint(self.arguments, self.fingerprints)
         state = self.ranks.same(state)
         if state is not None:
             processes = state["processes"]
-            own = processes[self.ranks.rank if len(processes) == self.ranks.size else 0]
-            for states, parts in ((state["parts"], self.parts), (own, self.own_parts)):
-                for name, part in parts.items():
-                    # The same names may stand for other plug-ins than when the checkpoint was written.
-                    another = f"the {name} is another than before (give the same plug-ins, or another --output)"
-                    ask(f"cannot resume: {another}: it", part.load_state_dict, states[name])
-            self._own = own
+            self._own = processes[self.ranks.rank if len(processes) == self.ranks.size else 0]
+            _load(self.parts, state["parts"])
             history, epochs = self.history, self.optimization.all_epochs
             if (history.epoch, history.step) > (epochs + 1, 0):
                 done = f"{history.epoch - 1} epochs" + (f" and {history.step} steps" if history.step else "")
@@ -276,3 +260,10 @@ class Trainer:
             self.display.note(f"resuming after {where}epoch {history.epoch - (not history.step)} of {epochs}")
         if folder is not None:
             folder.keep_metrics(len(self.history.rows))
+
+
+def _load(parts: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    for name, part in parts.items():
+        # The same names may stand for other plug-ins than when the checkpoint was written.
+        another = f"the {name} is another than before (give the same plug-ins, or another --output)"
+        ask(f"cannot resume: {another}: it", part.load_state_dict, states[name])

@@ -72,6 +72,9 @@ class BatchLoader(Protocol):
         """The batches of an epoch (counted from 1), without the first ``start`` of them."""
         ...
 
+    def say_bad(self) -> None:
+        """Log what could not be read, after an epoch of training; what derives from this class need not."""
+
 
 class Task:
     """Base class of tasks. A subclass is registered in ``TASKS``; its keyword arguments are the task's options.

@@ -6,6 +6,8 @@ The first process writes what it found to a file.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from pckd.plan import make_objective
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
 from pckd.testing.cases import losses_of_views
-from registry import BACKBONES, LOSSES, Batch, Progress, Setup, Term, UserError
+from registry import BACKBONES, LOSSES, Batch, Progress, Setup, Term, UserError, function_loss
 
 IMAGES, VIEWS, CLASSES, SIDE, SAMPLES = 8, 4, 5, 16, 64
 TERMS = [*losses_of_views(), "category_contrast(gather=True)"]
@@ -76,27 +78,44 @@ def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = 
     }
 
 
-class FailsInTheLast(nn.Module):
+def fails_in_the_last() -> Callable[..., Any]:
     """A loss that breaks in the third step of the last process."""
+    steps = count(1)
 
-    needs_teacher = False
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, student: Any, teacher: Any, context: Any) -> torch.Tensor:
-        self.calls += 1
+    def loss(student: Any, teacher: Any, context: Any) -> torch.Tensor:
         mine = launched()
-        if self.calls == 3 and mine.rank == mine.size - 1:
+        if next(steps) == 3 and mine.rank == mine.size - 1:
             raise UserError("broken")
-        return student.logits.sum(1) * 0
+        zero: torch.Tensor = student.logits.sum(1) * 0
+        return zero
+
+    return function_loss(loss, needs_teacher=False)
+
+
+def trained() -> list[dict[str, Any]]:
+    """The rows of a training whose terms are all means over the images."""
+    torch.manual_seed(0)
+    return pckd.distill(
+        student="resnet8",
+        teacher=BACKBONES.get("resnet8")(4),
+        method="pckd(beta=0)",
+        difficulty="cross_entropy",
+        data="shapes(num_classes=4, image_size=12)",
+        limit_train=64,
+        limit_test=33,
+        epochs=2,
+        batch_size=16,
+        precision="fp32",
+        device="cpu",
+        flip=False,
+        compile=False,
+    ).history
 
 
 def calls() -> dict[str, Any]:
     """What comes of a script's calls."""
     data = pckd.load_data("shapes(num_classes=4, image_size=8)", limit_train=64, limit_test=9)
-    options: dict[str, Any] = {"student": "resnet8", "data": data, "epochs": 1, "batch_size": 16, "precision": "fp32"}
+    training: dict[str, Any] = {"data": data, "epochs": 1, "batch_size": 16, "precision": "fp32"}
     free = RunFolder.lock
 
     def busy(folder: RunFolder) -> Any:
@@ -105,22 +124,21 @@ def calls() -> dict[str, Any]:
 
     # The first process meets another one that trains the same teacher, and all wait for it.
     RunFolder.lock, api.POLL_SECONDS = busy, 0.01  # type: ignore[method-assign]
-    training: dict[str, Any] = {"teacher": "resnet8", "data": data, "epochs": 1, "batch_size": 16, "precision": "fp32"}
-    teacher = pckd.train_teacher(**training)
+    teacher = pckd.train_teacher(teacher="resnet8", **training)
     groups = [dist.group.WORLD]
-    result = pckd.distill(**options, teacher=teacher)
+    result = pckd.distill(student="resnet8", teacher=teacher, **training)
     groups.append(dist.group.WORLD)
     first = launched().first
     # The first process alone measures; the others do not come.
     alone = pckd.evaluate(result.student, data) if first else None
     cost = pckd.profile(student="resnet8", teacher="resnet8", batch_size=4, image_size=8, rounds=0) if first else None
     errors = []
-    for broken in ({"batch_size": 7}, {"method": [Term("cross_entropy"), Term(FailsInTheLast)]}):
+    for broken in ({"batch_size": 7}, {"method": [Term("cross_entropy"), Term(fails_in_the_last())]}):
         try:
-            pckd.distill(**{**options, **broken})
+            pckd.distill(student="resnet8", **{**training, **broken})
         except UserError as error:
             errors.append(str(error))
-    again = pckd.distill(**options, teacher=pckd.train_teacher(**training))
+    again = pckd.distill(student="resnet8", teacher=pckd.train_teacher(teacher="resnet8", **training), **training)
     return {
         "groups": [group is groups[0] and group is not None for group in groups],
         "histories": [result.history, again.history],
@@ -128,6 +146,7 @@ def calls() -> dict[str, Any]:
         "samples": None if alone is None else alone.samples,
         "profiled": cost is not None,
         "errors": errors,
+        "trained": trained(),
     }
 
 

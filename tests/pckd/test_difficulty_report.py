@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,27 +29,17 @@ def test_rank_correlation_by_hand() -> None:
     assert math.isnan(rank_correlation(torch.ones(4), rising))
 
 
-def distilled(output: Path | None = None, **options: object) -> pckd.Result:
-    return pckd.distill(
-        student="resnet8",
-        data=SHAPES,
-        epochs=2,
-        batch_size=16,
-        precision="fp32",
-        device="cpu",
-        report_difficulty=True,
-        output=output,
-        **options,  # type: ignore[arg-type]
-    )
+OPTIONS: dict[str, Any] = {"student": "resnet8", "data": SHAPES, "epochs": 2, "batch_size": 16, "device": "cpu"}
 
 
-def test_every_metric_is_reported_each_epoch(tmp_path: Path) -> None:
-    teacher = pckd.train(student="resnet8", data=SHAPES, epochs=1, batch_size=16, device="cpu").student
-    result = distilled(tmp_path, teacher=teacher, method="kd")
+def test_every_metric_is_reported_each_epoch_and_nothing_else_changes(tmp_path: Path) -> None:
+    options = {**OPTIONS, "teacher": pckd.train(**OPTIONS).student, "method": "pckd"}
+    result = pckd.distill(report_difficulty=True, output=tmp_path, **options)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["difficulty_report"] for row in result.history] == [row["difficulty_report"] for row in rows]
-    for row in rows:
-        report = row["difficulty_report"]
+    assert result.history == rows
+    reports = [row.pop("difficulty_report") for row in rows]
+    assert rows == pckd.distill(**options).history
+    for row, report in zip(rows, reports, strict=True):
         assert report["edges"] == list(EDGES)
         assert set(report["metrics"]) == set(DIFFICULTY_METRICS.names())
         for metric in report["metrics"].values():
@@ -59,29 +50,12 @@ def test_every_metric_is_reported_each_epoch(tmp_path: Path) -> None:
         easy, middle, hard = report["top1_by_truth"]
         assert (11 * easy + 10 * middle + 10 * hard) / 31 == pytest.approx(row["top1"])
     # The teacher does not change, and its images are shown without augmentation.
-    first, last = (row["difficulty_report"]["metrics"]["teacher_cross_entropy"] for row in rows)
-    assert first == last
-    assert rows[0]["difficulty_report"]["metrics"]["entropy"] != rows[1]["difficulty_report"]["metrics"]["entropy"]
+    first, last = (report["metrics"] for report in reports)
+    assert first["teacher_cross_entropy"] == last["teacher_cross_entropy"]
+    assert first["entropy"] != last["entropy"]
 
 
 def test_without_a_teacher_its_metrics_are_left_out() -> None:
-    report = distilled(method="vanilla").history[-1]["difficulty_report"]
+    report = pckd.distill(method="vanilla", report_difficulty=True, **OPTIONS).history[-1]["difficulty_report"]
     assert {"cross_entropy", "entropy", "margin"} <= set(report["metrics"])
     assert not {"teacher_cross_entropy", "teacher_student_gap"} & set(report["metrics"])
-
-
-def test_reporting_changes_nothing_else() -> None:
-    teacher = pckd.train(student="resnet8", data=SHAPES, epochs=1, batch_size=16, device="cpu").student
-    reported = distilled(teacher=teacher, method="pckd")
-    plain = pckd.distill(
-        student="resnet8",
-        teacher=teacher,
-        data=SHAPES,
-        method="pckd",
-        epochs=2,
-        batch_size=16,
-        precision="fp32",
-        device="cpu",
-    )
-    for row, other in zip(reported.history, plain.history, strict=True):
-        assert {key: value for key, value in row.items() if key != "difficulty_report"} == other

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, repeat
@@ -43,23 +42,27 @@ def normalized(data: pckd.Data, record: Preprocessing) -> pckd.Data:
     return replace(data, train=train, test=test)
 
 
-class Notes(logging.Handler):
-    """A display, and a log, that keep what they are told."""
+class Notes:
+    """A display that keeps what it is told."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.said: list[str] = []
 
     def note(self, text: str) -> None:
         self.said.append(text)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.note(record.getMessage())
+    def begin(self, *_: object) -> None:
+        self.note("training")
 
-    def begin(self, *_: object) -> None: ...
-    def advance(self, *_: object) -> None: ...
-    def epoch(self, *_: object) -> None: ...
-    def end(self) -> None: ...
+    def nothing(self, *_: object) -> None: ...
+
+    advance = epoch = end = nothing
+
+
+def distill(data: pckd.Data, **options: Any) -> tuple[pckd.Result, list[str]]:
+    """A run of one epoch, and its notes."""
+    display = Notes()
+    return pckd.distill(**{"student": "resnet8", "data": data, "display": display, **SMALL, **options}), display.said
 
 
 # Where it is written
@@ -69,7 +72,7 @@ class Notes(logging.Handler):
 def test_the_student_its_file_and_the_result_have_it(method: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
     """Also where the student answers with the head of a loss."""
     student = net(THEIRS, seed=1)
-    result = pckd.distill(student=student, teacher=net(), method=method, data=tiny_data, output=tmp_path, **SMALL)
+    result, _ = distill(tiny_data, student=student, teacher=net(), method=method, output=tmp_path)
     assert preprocessing_of(result.student) == preprocessing_of(student) == OWN
     meta = torch.load(tmp_path / "model_final.pth", weights_only=True)["meta"]
     assert Preprocessing.from_metadata(meta) == OWN
@@ -108,17 +111,15 @@ def test_a_network_is_measured_with_its_own_normalization(
 
 def test_the_same_test_pictures_beside_other_training_pictures(tmp_path: Path) -> None:
     """Of small pictures the data set takes mean and std from whatever lies in ``train``."""
-    noise = np.random.default_rng(0)
-    for root, brightness in (("a", 1.0), ("b", 0.1)):
-        for split, scale in (("train", brightness), ("test", 1.0)):
-            random = np.random.default_rng(1) if split == "test" else noise
-            for k in range(2):
-                folder = tmp_path / root / split / f"class {k}"
-                folder.mkdir(parents=True)
-                for i in range(12):
-                    pixels = random.integers(0, 120, (8, 8, 3))
-                    pixels[..., k] += 100
-                    Image.fromarray((scale * pixels).astype(np.uint8)).save(folder / f"{i}.png")
+    for name, scale, seed in (("a/train", 1.0, 0), ("b/train", 0.1, 2), ("a/test", 1.0, 1), ("b/test", 1.0, 1)):
+        random = np.random.default_rng(seed)
+        for k in range(2):
+            folder = tmp_path / name / f"class {k}"
+            folder.mkdir(parents=True)
+            for i in range(12):
+                pixels = random.integers(0, 120, (8, 8, 3))
+                pixels[..., k] += 100
+                Image.fromarray((scale * pixels).astype(np.uint8)).save(folder / f"{i}.png")
     options = {**SMALL, "epochs": 6, "batch_size": 8, "data": "imagefolder", "data_root": str(tmp_path / "a")}
     result = pckd.train(student="resnet8", output=tmp_path / "run", **options)
     again = BACKBONES.get("resnet8")(2)
@@ -131,28 +132,23 @@ def test_the_same_test_pictures_beside_other_training_pictures(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (CLASSES[::-1], "was trained on the same classes in another order than tiny has: class 0 is 'class 2' there"),
-        (
-            ("class 0", "dog", "class 2"),
-            "was trained on other classes than tiny has: class 1 is 'dog' there and 'class",
-        ),
-        (CLASSES[:2], "was trained on 2 classes, and tiny has 3"),
+        (CLASSES[::-1], "the same classes in another order than tiny has: class 0 is 'class 2' there"),
+        (("class 0", "dog", "class 2"), "other classes than tiny has: class 1 is 'dog' there and 'class"),
+        (CLASSES[:2], "2 classes, and tiny has 3"),
     ],
 )
 def test_other_classes_are_refused(classes: tuple[str, ...], said: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
     network = net(replace(OWN, classes=classes))
-    save_weights(network, tmp_path / "teacher.pth")
+    path = str(save_weights(network, tmp_path / "teacher.pth"))
     calls: dict[str, Callable[[], object]] = {
         "the network": lambda: pckd.evaluate(network, tiny_data),
-        "the teacher": lambda: pckd.distill(student="resnet8", teacher=network, data=tiny_data, **SMALL),
-        str(tmp_path / "teacher.pth"): lambda: pckd.distill(
-            student="resnet8", teacher="resnet8", teacher_weights=tmp_path / "teacher.pth", data=tiny_data, **SMALL
-        ),
+        "the teacher": lambda: distill(tiny_data, teacher=network),
+        path: lambda: distill(tiny_data, teacher="resnet8", teacher_weights=path),
     }
     for what, call in calls.items():
         with pytest.raises(UserError) as caught:
             call()
-        assert str(caught.value).startswith(f"{what}: {said}")
+        assert str(caught.value).startswith(f"{what}: was trained on {said}")
         assert "\n" not in str(caught.value)
 
 
@@ -173,14 +169,12 @@ def test_the_students_batch_is_renormalized_for_the_teacher(prepared: bool, tiny
     """Crops too, which are padded with black before they are normalized."""
 
     def views(record: Preprocessing) -> Tensor:
-        return make_views(
-            tiny_data.train.images[:6],
-            views=2,
-            mean=record.mean,
-            std=record.std,
-            train=True,
-            generator=torch.Generator().manual_seed(0),
-        ).flatten(0, 1)
+        options: dict[str, Any] = {
+            "mean": record.mean,
+            "std": record.std,
+            "generator": torch.Generator().manual_seed(0),
+        }
+        return make_views(tiny_data.train.images[:6], views=2, train=True, **options).flatten(0, 1)
 
     teacher = FrozenTeacher(net(THEIRS), THEIRS.renormalization(OWN.mean, OWN.std))
     torch.testing.assert_close(teacher.renormalized(views(OWN)), views(THEIRS), rtol=1e-5, atol=1e-5)
@@ -204,41 +198,33 @@ class ByHand(nn.Module):
 
 
 def test_a_teacher_teaches_with_its_own_normalization(tiny_data: pckd.Data, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"student": "resnet8", "method": "pckd", "data": tiny_data, **SMALL, "epochs": 2}
-    by_hand = pckd.distill(teacher=ByHand(net(), THEIRS), **options)
-    display = Notes()
-    found = pckd.distill(teacher=net(THEIRS), display=display, **options)
+    options: dict[str, Any] = {"method": "pckd", "epochs": 2}
+    by_hand, _ = distill(tiny_data, teacher=ByHand(net(), THEIRS), **options)
+    found, said = distill(tiny_data, teacher=net(THEIRS), **options)
     assert found.teacher_top1 == pckd.evaluate(net(THEIRS), tiny_data).top1
-    assert [note for note in display.said if "normalized" in note and "warning" not in note] == [
+    assert [note for note in said if "normalized" in note and "warning" not in note] == [
         "the teacher: is shown images normalized as in its own training (mean 0.2 0.3 0.4, std 0.5 0.25 1), "
         "not as tiny says (mean 0.5 0.5 0.5, std 0.25 0.25 0.25)"
     ]
     for one, other in zip(by_hand.history, found.history, strict=True):
         assert other["kd"] == pytest.approx(one["kd"], rel=1e-3)
         assert other["feature_alignment"] == pytest.approx(one["feature_alignment"], rel=1e-3)
-    plain = pckd.distill(teacher=net(), **options)
-    assert plain.history[0]["kd"] != pytest.approx(found.history[0]["kd"], rel=1e-2)
     # By its file, and with its answers kept.
-    save_weights(net(THEIRS), tmp_path / "teacher.pth")
-    named = pckd.distill(teacher="resnet8", teacher_weights=tmp_path / "teacher.pth", **options)
+    path = save_weights(net(THEIRS), tmp_path / "teacher.pth")
+    named, _ = distill(tiny_data, teacher="resnet8", teacher_weights=path, **options)
     assert named.history == found.history
-    kept = [
-        pckd.distill(**{**options, "method": "kd"}, teacher=teacher, teacher_cache=tmp_path / "cache").history[0]["kd"]
-        for teacher in (net(), net(THEIRS))
-    ]
+    cache = {"method": "kd", "teacher_cache": tmp_path / "cache"}
+    kept = [distill(tiny_data, teacher=teacher, **cache)[0].history[0]["kd"] for teacher in (net(), net(THEIRS))]
     assert kept[0] != pytest.approx(kept[1], rel=1e-2)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_a_student_that_inherits_layers_of_another_normalization_is_warned_of(tiny_data: pckd.Data) -> None:
-    said = {}
-    for record in (OWN, THEIRS):
-        display = Notes()
-        pckd.distill(
-            student="resnet8", teacher=net(record), method="pckd_plus", data=tiny_data, display=display, **SMALL
-        )
-        said[record] = any("layers of the teacher, which were trained on images" in note for note in display.said)
-    assert said == {OWN: False, THEIRS: True}
+@pytest.mark.parametrize(("record", "warned"), [(OWN, False), (THEIRS, True)])
+def test_a_student_that_inherits_layers_of_another_normalization_is_warned_of(
+    record: Preprocessing, warned: bool, tiny_data: pckd.Data
+) -> None:
+    _, said = distill(tiny_data, teacher=net(record), method="pckd_plus")
+    assert any("layers of the teacher, which were trained on images" in note for note in said) == warned
 
 
 # A teacher that knows nothing
@@ -253,21 +239,14 @@ def test_a_teacher_near_chance_is_a_mistake_and_not_one_that_was_trained_too_bri
     """Of three classes chance is a third, and half is one and a half times as much."""
     found = chain([teacher], repeat(90.0))
     monkeypatch.setattr(Classification, "scores", lambda *_: Scores(next(found), 100.0, 1.0, 30))
-
-    class Order(Notes):
-        def begin(self, *_: object) -> None:
-            self.note("training")
-
-    display = Order()
-    pckd.distill(student="resnet8", teacher=net(), method="kd", data=tiny_data, display=display, **SMALL)
-    before = display.said[: display.said.index("training")]
+    _, said = distill(tiny_data, teacher=net(), method="kd")
+    before = said[: said.index("training")]
     expected = "classes may be in another order than the data's, its images may have been normalized in another way, or"
     assert any(expected in note and "chance (33.33 %)" in note for note in before) == warned
-    assert any("a better teacher" in note for note in display.said) == advised
+    assert any("a better teacher" in note for note in said) == advised
 
 
 def test_a_backbone_by_name_still_works_where_its_file_has_no_record(tiny_data: pckd.Data, tmp_path: Path) -> None:
     path = save_weights(build(BACKBONES, "resnet8", 3), tmp_path / "teacher.pth")
-    display = Notes()
-    pckd.distill(student="resnet8", teacher="resnet8", teacher_weights=path, data=tiny_data, display=display, **SMALL)
-    assert not any("normalized as in its own" in note for note in display.said)
+    _, said = distill(tiny_data, teacher="resnet8", teacher_weights=path)
+    assert not any("normalized as in its own" in note for note in said)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import json
 import os
 import socket
 import subprocess
@@ -50,20 +50,16 @@ OF_THE_BATCH = {
 """Losses that are no mean over samples, so that half the batch is another question."""
 
 
-def torchrun(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run([*launch, *command], capture_output=True, text=True, env=environment, check=False)
-
-
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    path = folder / "found.pt"
-    done = torchrun(str(Path(worker.__file__)), str(path), PCKD_CACHE=str(folder))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PCKD_CACHE": str(folder)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, worker.__file__, str(folder / "found.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    found: dict[str, Any] = torch.load(path, weights_only=True)
+    found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
     return found
 
 
@@ -88,62 +84,29 @@ def test_two_processes_with_half_the_batch_have_the_gradient_of_one_with_all(
         assert worst <= 1e-5 * scale
 
 
-def test_calls_one_after_the_other_use_one_group(together: dict[str, Any]) -> None:
+def test_calls_one_after_the_other(together: dict[str, Any]) -> None:
+    """They use one group; one process alone may measure; after an error of all or of one the next call goes on."""
     calls = together["calls"]
     assert calls["groups"] == [True, True]
+    assert calls["errors"] == [
+        "batch_size=7 cannot be shared by 2 processes; try 8",
+        "rank 0 of 2: another process of this run has died or given up; continue with --resume",
+    ]
     # The teacher was trained just now in one, and comes from the cache in the other.
     assert calls["histories"][1] == calls["histories"][0]
-
-
-def test_one_process_alone_measures_what_all_have_measured(together: dict[str, Any]) -> None:
-    calls = together["calls"]
     assert calls["top1"][1] == calls["top1"][0]
     assert calls["samples"] == 9
     assert calls["profiled"]
 
 
-def test_after_an_error_of_all_or_of_one_the_next_call_goes_on(together: dict[str, Any]) -> None:
-    refused, lost = together["calls"]["errors"]
-    assert refused == "batch_size=7 cannot be shared by 2 processes; try 8"
-    assert lost == "rank 0 of 2: another process of this run has died or given up; continue with --resume"
-
-
-def test_training_in_two_processes_is_training_in_one(tmp_path: Path) -> None:
-    given = (
-        "--student resnet8 --teacher resnet8 --method pckd(beta=0) --difficulty cross_entropy --precision fp32 "
-        "--epochs 2 --teacher-epochs 1 --batch-size 16 --limit-train 64 --limit-test 33 --no-flip --no-compile"
-    )
-    options = given.split()
-    command = ["tools/train_net.py", "--dataset", "shapes(num_classes=4, image_size=12)", *options]
-    rows, notes = {}, {}
-    for name in ("one", "two"):
-        output = tmp_path / name
-        run = [str(ROOT / command[0]), *command[1:], "--output", str(output)]
-        if name == "one":
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "PCKD_CACHE": str(tmp_path / f"cache-{name}")}
-            done = subprocess.run([sys.executable, *run], capture_output=True, text=True, env=environment, check=False)
-        else:
-            done = torchrun(*run, PCKD_CACHE=str(tmp_path / f"cache-{name}"))
-        assert done.returncode == 0, done.stderr[-3000:]
-        rows[name] = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        notes[name] = done.stdout
-    assert len(rows["two"]) == 2
-    for alone, shared in zip(rows["one"], rows["two"], strict=True):
+def test_training_in_two_processes_is_training_in_one(together: dict[str, Any]) -> None:
+    rows = together["calls"]["trained"]
+    assert len(rows) == 2
+    for alone, shared in zip(worker.trained(), rows, strict=True):
         assert shared.keys() == alone.keys()
         for key, value in alone.items():
             # Each epoch amplifies the rounding of sums in another order.
             assert shared[key] == pytest.approx(value, rel=0.02, abs=3.1 if "top" in key else 0.02), key
-    # The second process is silent.
-    assert notes["two"].count("top-1 after the last epoch") == 1
-    assert json.loads((tmp_path / "two" / "result.json").read_text())["processes"] == 2
-
-
-def test_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    done = torchrun(
-        str(ROOT / "tools" / "train_net.py"), "--student", "resnet8", "--method", "vanilla", "--batch-size", "7"
-    )
-    assert done.returncode != 0
-    assert "batch_size=7 cannot be shared by 2 processes; try 8" in done.stderr
 
 
 def test_alone_everything_is_as_it_was() -> None:
@@ -155,20 +118,14 @@ def test_alone_everything_is_as_it_was() -> None:
 
 
 def test_converted_batch_norm_keeps_names_statistics_and_answers() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Flatten(), nn.BatchNorm1d(64))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    images = torch.randn(5, 3, 4, 4)
-    parameters = list(network.parameters())
+    usual = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Flatten(), nn.BatchNorm1d(64))
+    network = copy.deepcopy(usual)
+    images, parameters = torch.randn(5, 3, 4, 4), list(network.parameters())
     converted = BatchNormOverRanks.convert(network)
     assert [type(m) for m in converted][1::2] == [BatchNormOverRanks] * 2
     assert all(a is b for a, b in zip(parameters, converted.parameters(), strict=True))
-    assert converted.state_dict().keys() == before.keys()
-    torch.manual_seed(0)
-    usual = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3), nn.Flatten(), nn.BatchNorm1d(64))
     assert torch.equal(converted(images), usual(images))
-    for name, value in usual.state_dict().items():
-        assert torch.equal(converted.state_dict()[name], value)
+    torch.testing.assert_close(converted.state_dict(), usual.state_dict(), rtol=0, atol=0)
 
 
 # How processes find one another
@@ -260,6 +217,7 @@ def group() -> Iterator[Any]:
 
 
 CLOSED = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [::1]:4: Connection reset by peer")
+GONE = "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"
 SLOW = RuntimeError("[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting for recv")
 INSIDE = PluginError("loss 'mine' raised RuntimeError")
 INSIDE.__cause__ = CLOSED
@@ -268,8 +226,8 @@ INSIDE.__cause__ = CLOSED
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
-        (CLOSED, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
-        (INSIDE, "^rank 0 of 1: another process of this run has died or given up; continue with --resume$"),
+        (CLOSED, GONE),
+        (INSIDE, GONE),
         (SLOW, r"^rank 0 of 1: cannot reach the other processes of this run \(\[third_party.* Timed out"),
         (UserError("a reason"), "^a reason$"),
     ],

@@ -9,7 +9,6 @@ import inspect
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -98,14 +97,10 @@ def test_the_newest_and_the_one_before(tmp_path: Path) -> None:
     assert loaded(folder.path) == 2
 
 
-def test_torch_itself_reads_the_file(tmp_path: Path) -> None:
+def test_torch_itself_reads_the_file_and_the_seal_is_the_hash_of_what_is_before_it(tmp_path: Path) -> None:
     RunFolder(tmp_path).save_checkpoint(state_of(7))
     assert check(torch.load(tmp_path / CHECKPOINT, weights_only=True)) == 7
     assert check(torch.load(tmp_path / CHECKPOINT, weights_only=True, mmap=True)) == 7
-
-
-def test_the_seal_is_the_hash_of_what_is_before_it(tmp_path: Path) -> None:
-    RunFolder(tmp_path).save_checkpoint(state_of(7))
     body, _, seal = (tmp_path / CHECKPOINT).read_bytes().rpartition(b"\npckd sha256 ")
     assert seal == hashlib.sha256(body).hexdigest().encode() + b"\n"
 
@@ -131,113 +126,51 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return status != 0
 
 
-def test_a_kill_at_any_step_of_saving_leaves_a_checkpoint(tmp_path: Path) -> None:
-    found, killed, step = [], True, 0
-    while killed:
-        step += 1
-        path = tmp_path / str(step)
-        folder = RunFolder(path)
-        folder.save_checkpoint(state_of(1))
-        folder.save_checkpoint(state_of(2))
-        killed = killed_at(step, lambda folder=folder: folder.save_checkpoint(state_of(3)))  # type: ignore[misc]
-        found.append(loaded(path))
-        # And the next save makes good what the kill left.
-        again = RunFolder(path)
-        again.load_checkpoint(ARGUMENTS)
-        again.save_checkpoint(state_of(4))
-        assert loaded(path) == 4
-        os.unlink(path / CHECKPOINT)
-        assert loaded(path) in (2, 3)
-    assert found[0] == 2
-    assert found[-1] == 3
-    assert found == sorted(found)
-    assert len(found) >= 5
-
-
-def test_a_kill_at_any_step_of_the_first_save(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [0, 1, 2])
+def test_a_kill_at_any_step_of_saving_leaves_a_checkpoint(saved: int, tmp_path: Path) -> None:
     found, killed, step = [], True, 0
     while killed:
         step += 1
         folder = RunFolder(tmp_path / str(step))
-        killed = killed_at(step, lambda folder=folder: folder.save_checkpoint(state_of(1)))  # type: ignore[misc]
-        state = RunFolder(folder.path).load_checkpoint(ARGUMENTS)
+        for epoch in range(1, saved + 1):
+            folder.save_checkpoint(state_of(epoch))
+
+        def work(folder: RunFolder = folder) -> None:
+            folder.append_metrics({"epoch": saved + 1})
+            folder.save_checkpoint(state_of(saved + 1))
+
+        killed = killed_at(step, work)
+        again = RunFolder(folder.path)
+        state = again.load_checkpoint(ARGUMENTS)
         found.append(0 if state is None else check(state))
-    assert found[0] == 0
+        # And the next save makes good what the kill left.
+        again.keep_metrics(found[-1])
+        again.append_metrics({"epoch": 4})
+        again.save_checkpoint(state_of(4))
+        assert loaded(folder.path) == 4
+        assert json.loads((folder.path / METRICS).read_text().splitlines()[-1]) == {"epoch": 4}
+        with again.lock():
+            assert set(os.listdir(folder.path)) <= {METRICS, CHECKPOINT, PREVIOUS, LOCK}, "no temporary file is left"
+        os.unlink(folder.path / CHECKPOINT)
+        if saved:
+            assert loaded(folder.path) in (saved, saved + 1)
+    assert (found[0], found[-1]) == (saved, saved + 1)
     assert found == sorted(found)
-    assert found[-1] == 1
-
-
-def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
-    """The run loses at most the checkpoint that it was writing, and no line of metrics but those after it."""
-    draw = random.Random(0)
-    last = 0
-    for kill in range(20):
-        reader, writer = os.pipe()
-
-        def run(first: int, writer: int = writer) -> NoReturn:
-            folder = RunFolder(tmp_path)
-            with folder.lock():
-                state = folder.load_checkpoint(ARGUMENTS)
-                assert (0 if state is None else check(state)) == first
-                folder.keep_metrics(first)
-                epoch = first
-                while True:
-                    epoch += 1
-                    folder.append_metrics({"epoch": epoch, "text": "x" * 500})
-                    folder.save_checkpoint(state_of(epoch, size=20_000))
-                    os.write(writer, b"%d\n" % epoch)
-
-        child = forked(lambda first=last: run(first))  # type: ignore[misc]
-        os.close(writer)
-        with open(reader, "rb") as pipe:
-            # The first time a checkpoint is waited for, so that every later kill finds one.
-            told = [pipe.readline()] if kill == 0 else []
-            time.sleep(draw.uniform(0.005, 0.06))
-            os.kill(child, signal.SIGKILL)
-            assert finished(child) == -signal.SIGKILL
-            told += pipe.read().splitlines()
-        saved = int(told[-1]) if told else last
-        last = loaded(tmp_path)
-        assert last in (saved, saved + 1)
-        RunFolder(tmp_path).keep_metrics(last)
-        rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
-        assert [row["epoch"] for row in rows] == list(range(1, last + 1))
-    assert last >= 1
-    with RunFolder(tmp_path).lock():
-        files = {METRICS, CHECKPOINT, PREVIOUS, LOCK}
-        assert set(os.listdir(tmp_path)) <= files, "temporary files of killed processes are removed"
-
-
-def spoil_length(share: float, cut: int) -> Callable[[bytes], bytes]:
-    return lambda content: content[: int(len(content) * share) + cut]
-
-
-def flip(place: float) -> Callable[[bytes], bytes]:
-    def spoil(content: bytes) -> bytes:
-        position = min(int(len(content) * place), len(content) - 1)
-        return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
-
-    return spoil
+    assert len(found) >= 5
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {
-    "no byte": spoil_length(0, 0),
-    "one byte": spoil_length(0, 1),
-    "half": spoil_length(0.5, 0),
-    "all but one byte": spoil_length(1, -1),
-    "without half the seal": spoil_length(1, -40),
+    "no byte": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
     "without the seal": lambda content: content[: content.rindex(b"\npckd")],
-    "cut before the seal": spoil_length(1, -90),
     "longer": lambda content: content + b"\n",
     "twice": lambda content: content * 2,
-    "zeros": lambda content: bytes(len(content)),
     "text": lambda content: b"not a checkpoint",
-    **{f"flipped at {place}": flip(place) for place in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 1)},
+    "a flipped bit": lambda content: content[:-200] + bytes([content[-200] ^ 1]) + content[-199:],
 }
-spoiled = pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 
 
-@spoiled
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_a_damaged_newest_gives_way_to_the_one_before(
     spoil: Callable[[bytes], bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -286,7 +219,7 @@ def test_a_flipped_bit_and_a_missing_end_are_noticed_wherever(tmp_path: Path) ->
     assert unnoticed == []
 
 
-@spoiled
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 def test_no_good_checkpoint_is_one_line(spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_checkpoint(state_of(1))
@@ -305,6 +238,13 @@ def test_no_good_checkpoint_is_one_line(spoil: Callable[[bytes], bytes], tmp_pat
     assert (tmp_path / PREVIOUS).read_bytes() == content
 
 
+def sealed(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    body = buffer.getvalue()
+    return body + f"\npckd sha256 {hashlib.sha256(body).hexdigest()}\n".encode()
+
+
 def test_an_unreadable_newest_is_no_loss(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_checkpoint(state_of(1))
@@ -313,36 +253,31 @@ def test_an_unreadable_newest_is_no_loss(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).mkdir()
     state = folder.load_checkpoint(ARGUMENTS)
     assert check(state) == 1
-    assert state is not None
-    assert "cannot be read (Is a directory)" in state["note"]
+    assert "cannot be read (Is a directory)" in (state or {})["note"]
 
 
-def sealed(content: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    body = buffer.getvalue()
-    return body + f"\npckd sha256 {hashlib.sha256(body).hexdigest()}\n".encode()
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("trap",)
 
 
-def test_never_runs_code_from_a_checkpoint(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "trap"),)
-
-    (tmp_path / CHECKPOINT).write_bytes(sealed({**state_of(1), "x": Evil()}))
-    refused(lambda: RunFolder(tmp_path).load_checkpoint(ARGUMENTS), "it cannot be loaded (")
-    assert not (tmp_path / "trap").exists()
-
-
-@pytest.mark.parametrize("content", [[1], {"epoch": 1}, {"arguments": 1}, torch.zeros(2)])
-def test_what_is_no_checkpoint_of_a_run(content: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({**state_of(1), "x": Evil()}, "it cannot be loaded ("),
+        ([1], "it is no checkpoint of this program"),
+        ({"epoch": 1}, "it is no checkpoint of this program"),
+        ({"arguments": 1}, "it is no checkpoint of this program"),
+    ],
+)
+def test_what_is_no_checkpoint_of_a_run(
+    content: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(sealed(content))
-    refused(lambda: RunFolder(tmp_path).load_checkpoint(ARGUMENTS), "it is no checkpoint of this program")
-
-
-def test_a_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
-    torch.save(state_of(5), tmp_path / CHECKPOINT)
-    refused(lambda: RunFolder(tmp_path).load_checkpoint(ARGUMENTS), "no checkpoint of this version")
+    refused(lambda: RunFolder(tmp_path).load_checkpoint(ARGUMENTS), said)
+    # No code in it has run.
+    assert not (tmp_path / "trap").exists()
 
 
 # Arguments
@@ -395,26 +330,22 @@ def test_earlier_runs_had_the_defaults_of_later_arguments() -> None:
 
 
 def test_metrics_are_kept_up_to_an_epoch(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder, path = RunFolder(tmp_path), tmp_path / METRICS
     folder.keep_metrics(0)
-    assert (tmp_path / METRICS).read_bytes() == b""
+    assert path.read_bytes() == b""
     for epoch in (1, 2, 3):
         folder.append_metrics({"epoch": epoch, "loss": 0.5})
-    assert (tmp_path / METRICS).read_text() == "".join(f'{{"epoch": {e}, "loss": 0.5}}\n' for e in (1, 2, 3))
+    lines = [f'{{"epoch": {epoch}, "loss": 0.5}}\n' for epoch in (1, 2, 3)]
+    assert path.read_text() == "".join(lines)
     folder.keep_metrics(2)
-    assert [json.loads(line)["epoch"] for line in (tmp_path / METRICS).open()] == [1, 2]
+    assert path.read_text() == "".join(lines[:2])
+    for epochs in (3, 2):
+        # Half a line is removed.
+        path.write_text(path.read_text() + '{"epoch": 3, "lo')
+        folder.keep_metrics(epochs)
+        assert path.read_text() == "".join(lines[:2])
     folder.keep_metrics(0)
-    assert (tmp_path / METRICS).read_bytes() == b""
-
-
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_half_a_line_is_removed(epochs: int, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.append_metrics({"epoch": 1})
-    with (tmp_path / METRICS).open("a") as file:
-        file.write('{"epoch": 2, "lo')
-    folder.keep_metrics(epochs)
-    assert (tmp_path / METRICS).read_text() == '{"epoch": 1}\n'
+    assert path.read_bytes() == b""
 
 
 def test_result(tmp_path: Path) -> None:
@@ -543,6 +474,9 @@ def test_a_lock_is_released(tmp_path: Path) -> None:
     lock = folder.lock()
     assert folder.lock() is lock
     refused(RunFolder(tmp_path).lock, "is in use by another run of this process; wait")
+    for content, said in (("17 elsewhere\n", " (PID 17 on elsewhere)"), ("", "")):
+        (tmp_path / LOCK).write_text(content)
+        refused(RunFolder(tmp_path).lock, f"in use by another process{said}; wait")
     lock.release()
     lock.release()
     with contextlib.suppress(RuntimeError), RunFolder(tmp_path).lock():
@@ -550,14 +484,6 @@ def test_a_lock_is_released(tmp_path: Path) -> None:
     with RunFolder(tmp_path).lock():
         refused(folder.lock, "is in use")
     assert folder.lock().held
-
-
-def test_a_lock_of_another_machine_is_named(tmp_path: Path) -> None:
-    with RunFolder(tmp_path).lock():
-        (tmp_path / LOCK).write_text("17 elsewhere\n")
-        refused(RunFolder(tmp_path).lock, "in use by another process (PID 17 on elsewhere); wait")
-        (tmp_path / LOCK).write_text("")
-        refused(RunFolder(tmp_path).lock, "in use by another process; wait")
 
 
 def test_workers_of_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:

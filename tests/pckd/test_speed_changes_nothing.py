@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import pckd
 from pckd.device import Device
+from pckd.display import Display
 from pckd.engine.compiling import WORTH_IT, resolve_compile
+from pckd.engine.lean import compiled
 from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
-from pckd.testing.cases import losses_of_views
 from registry import BACKBONES, Absent, Context, Output, Term, UserError, function_loss
 
 CPU = torch.device("cpu")
@@ -35,21 +36,6 @@ def teacher_net(name: str = "resnet8", classes: int = 3) -> nn.Module:
 
 def run(data: pckd.Data, **options: Any) -> pckd.Result:
     return pckd.distill(**{"student": "resnet8", "teacher": teacher_net(), "data": data, **SMALL, **options})
-
-
-class Quiet:
-    """A display that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
-    def advance(self, epoch: int, step: int) -> None: ...
-    def epoch(self, row: dict[str, Any]) -> None: ...
-    def end(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -85,32 +71,6 @@ def test_prepared_teacher_answers_as_before(name: str) -> None:
     assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
     assert teacher.classifier is network.classifier
     assert not teacher.answering.training
-
-
-class Branches(nn.Module):
-    """Cannot be traced: what it does depends on the values it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.bn = nn.BatchNorm2d(4)
-        self.classifier = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Output:
-        x = self.bn(self.conv(x))
-        if x.sum() > 0:
-            x = -x
-        embedding = x.mean((2, 3))
-        return Output(self.classifier(embedding), embedding)
-
-
-def test_teacher_that_cannot_be_traced_answers_as_it_is(tiny_data: pckd.Data) -> None:
-    teacher = FrozenTeacher(Branches().eval())
-    images = torch.randn(2, 3, 8, 8)
-    before = teacher(images)
-    assert not teacher.prepare(images, Device(CPU))
-    torch.testing.assert_close(teacher(images).logits, before.logits)  # in another memory layout
-    assert len(run(tiny_data, teacher=Branches(), method="kd", epochs=1).history) == 1
 
 
 class Shared(nn.Module):
@@ -163,48 +123,25 @@ def test_cached_run_is_the_uncached_one_but_for_half_precision(
 
 def test_warm_cache_does_not_ask_the_teacher(tiny_data: pckd.Data, tmp_path: Path) -> None:
     asked: list[int] = []
-
-    class Counting(Branches):
-        def forward(self, x: Tensor) -> Output:
-            asked.append(len(x))
-            return super().forward(x)
-
-    def teacher() -> nn.Module:
-        torch.manual_seed(0)
-        return Counting()
-
-    options: dict[str, Any] = {"method": "kd", "view_pool": 2, "teacher_cache": tmp_path}
-    run(tiny_data, teacher=teacher(), epochs=2, **options)
+    teacher = teacher_net()
+    teacher.register_forward_hook(lambda module, shown, answer: asked.append(len(shown[0])))
+    options: dict[str, Any] = {"teacher": teacher, "method": "kd", "view_pool": 2, "teacher_cache": tmp_path}
+    run(tiny_data, epochs=2, **options)
     cold = asked.count(16)
     asked.clear()
     # Another seed, another student, another length: the answers are the same.
-    run(tiny_data, teacher=teacher(), epochs=3, seed=7, student="resnet14", **options)
+    run(tiny_data, epochs=3, seed=7, student="resnet14", **options)
     assert (cold, asked.count(16)) == (6, 0)
 
 
-@pytest.mark.parametrize("loss", losses_of_views())
-def test_cache_serves_a_loss_or_says_why_not(loss: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
-    terms = [Term("cross_entropy"), Term(loss, views="all", name="probed")]
-    message = ""
-    try:
-        rows = run(tiny_data, method=terms, epochs=1, teacher_cache=tmp_path).history
-    except UserError as error:
-        message = str(error)
-    if message:
-        assert "teacher cache" in message
-        assert "\n" not in message
-    else:
-        assert rows[0]["probed"] == rows[0]["probed"]
-
-
-def test_strong_view_is_not_cached(tiny_data: pckd.Data, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="strongly augmented view"):
-        run(tiny_data, method="mld", epochs=1, teacher_cache=tmp_path)
-
-
-def test_cache_without_a_pool_is_refused(tiny_data: pckd.Data, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="view_pool"):
-        run(tiny_data, epochs=1, teacher_cache=tmp_path, view_pool=0)
+@pytest.mark.parametrize(
+    ("options", "said"), [({"method": "mld"}, "strongly augmented view"), ({"view_pool": 0}, "view_pool")]
+)
+def test_what_is_not_cached_is_refused(
+    options: dict[str, Any], said: str, tiny_data: pckd.Data, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run(tiny_data, epochs=1, teacher_cache=tmp_path, **options)
 
 
 @pytest.mark.parametrize("claims", [{}, {"reads_maps": True}, {"reads_maps": False}])
@@ -229,12 +166,18 @@ def test_a_loss_that_reads_maps_and_says_it_does_not_is_refused(tiny_data: pckd.
         run(tiny_data, method=[Term("cross_entropy"), Term(function_loss(look, reads_maps=False))], epochs=1)
 
 
-def test_compiling_is_decided_by_the_length_of_the_run() -> None:
-    assert resolve_compile(None, WORTH_IT - 1, CPU) == (False, "")
-    assert resolve_compile(False, 10 * WORTH_IT, CPU) == (False, "")
-    assert resolve_compile(None, 10 * WORTH_IT, torch.device("meta")) == (False, "")
-    # Nothing would be compiled, so nothing is tried or said.
-    assert resolve_compile(None, 10 * WORTH_IT, CPU, teacher=False) == (False, "")
+@pytest.mark.parametrize(
+    ("compile", "steps", "device", "teacher"),
+    [
+        (None, WORTH_IT - 1, "cpu", True),
+        (False, 10 * WORTH_IT, "cpu", True),
+        (None, 10 * WORTH_IT, "meta", True),
+        # Nothing would be compiled, so nothing is tried or said.
+        (None, 10 * WORTH_IT, "cpu", False),
+    ],
+)
+def test_short_runs_are_not_compiled(compile: bool | None, steps: int, device: str, teacher: bool) -> None:
+    assert resolve_compile(compile, steps, torch.device(device), teacher=teacher) == (False, "")
 
 
 def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,12 +185,21 @@ def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no compiler\nfound")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert resolve_compile(None, WORTH_IT, CPU) == (
-        False,
-        "not compiled: torch.compile does not work here (no compiler found)",
-    )
-    with pytest.raises(UserError, match=r"torch\.compile does not work here: no compiler found; leave out --compile"):
+    said = "torch.compile does not work here"
+    assert resolve_compile(None, WORTH_IT, CPU) == (False, f"not compiled: {said} (no compiler found)")
+    with pytest.raises(UserError, match=f"{said}: no compiler found; leave out --compile"):
         resolve_compile(True, 1, CPU)
+
+
+def test_a_compiled_network_returns_maps_only_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    network, images = teacher_net(), torch.randn(2, 3, 8, 8)
+    assert compiled(network, network, maps=True) is network
+    lean = compiled(network, network, maps=False)
+    assert torch.equal(lean(images).logits, network(images).logits)
+    assert isinstance(lean(images).maps, Absent)
+    assert lean.classifier is network.classifier
+    assert len(list(lean.parameters())) == len(list(network.parameters()))
 
 
 @pytest.mark.slow
@@ -263,7 +215,7 @@ def test_nothing_is_left_over_from_step_to_step(tiny_data: pckd.Data) -> None:
     """Over 200 steps neither the number of live tensors nor their bytes grow."""
     seen: dict[int, tuple[int, int]] = {}
 
-    class Watch(Quiet):
+    class Watch(Display):
         steps = 0
 
         def advance(self, epoch: int, step: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import pckd
-from pckd.display import Silent
+from pckd.display import Display, Silent
 from pckd.tensorboard import TensorBoard, scalars
 from registry import UserError
 
@@ -37,26 +38,13 @@ ROW: dict[str, Any] = {
 }
 
 
-class Recorder(Silent):
+class Recorder(Display):
     """A display that keeps what it is told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
-
-    def note(self, text: str) -> None:
-        self.told.append(("note", text))
-
-    def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
-        self.told.append(("begin", title, epochs, steps, done))
-
-    def advance(self, epoch: int, step: int) -> None:
-        self.told.append(("advance", epoch, step))
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        self.told.append(("epoch", row))
-
-    def end(self) -> None:
-        self.told.append(("end",))
+        for name in ("note", "begin", "advance", "epoch", "end"):
+            setattr(self, name, lambda *what, name=name: self.told.append((name, *what)))
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -96,68 +84,56 @@ def test_numbers_of_a_row_in_groups_and_no_lists() -> None:
 
 
 def test_rows_are_read_back_and_everything_is_told_on(board: TensorBoard) -> None:
-    board.note("first")
-    board.begin("resnet8 by pckd", 2, 5, 0)
-    board.advance(1, 5)
-    board.epoch({**ROW, "epoch": 1, "top1": 50.0})
-    board.epoch(ROW)
-    board.end()
+    first = {**ROW, "epoch": 1, "top1": 50.0}
+    told: list[tuple[Any, ...]] = [("note", "first"), ("begin", "resnet8 by pckd", 2, 5, 0), ("advance", 1, 5)]
+    told += [("epoch", first), ("epoch", ROW), ("end",)]
+    for name, *what in told:
+        getattr(board, name)(*what)
     found = read(board.folder)
     assert found["accuracy/top1"] == [(1, 50.0), (2, 61.5)]
     assert found["loss/category_contrast"] == [(1, 35.5), (2, 35.5)]
     assert set(found) == dict(scalars(ROW)).keys()
-    display = board.display
-    assert isinstance(display, Recorder)
-    assert [what[0] for what in display.told] == ["note", "begin", "advance", "epoch", "epoch", "end"]
-    assert display.told[1] == ("begin", "resnet8 by pckd", 2, 5, 0)
-    assert display.told[4] == ("epoch", ROW)
+    assert board.display.told == told  # type: ignore[attr-defined]
 
 
-def test_an_epoch_that_a_resumed_run_does_again_is_there_once(board: TensorBoard) -> None:
-    board.begin("run", 3, 5, 0)
-    for epoch in (1, 2):
-        board.epoch({"epoch": epoch, "loss": float(epoch)})
-    # Killed before the checkpoint of epoch 2: it is not closed, and the next process begins after epoch 1.
+def show(board: TensorBoard, done: int, *losses: float, title: str = "run") -> None:
+    board.begin(title, 3, 5, done)
+    for epoch, loss in enumerate(losses, done + 1):
+        board.epoch({"epoch": epoch, "loss": loss})
+
+
+@pytest.mark.parametrize(
+    ("done", "losses", "expected"),
+    [(1, (20.0, 30.0), [(1, 1.0), (2, 20.0), (3, 30.0)]), (0, (4.0,), [(1, 4.0)])],
+    ids=["resumed", "begun anew"],
+)
+def test_an_epoch_that_is_done_again_is_there_once(
+    done: int, losses: tuple[float, ...], expected: list[tuple[int, float]], board: TensorBoard
+) -> None:
+    # Killed before the checkpoint of epoch 2: it is not closed.
+    show(board, 0, 1.0, 2.0)
     again = TensorBoard(board.folder, Silent())
-    again.begin("run", 3, 5, 1)
-    for epoch in (2, 3):
-        again.epoch({"epoch": epoch, "loss": 10.0 * epoch})
+    show(again, done, *losses)
     again.end()
-    assert read(board.folder) == {"loss/loss": [(1, 1.0), (2, 20.0), (3, 30.0)]}
+    assert read(board.folder) == {"loss/loss": expected}
 
 
-def test_a_run_that_begins_anew_hides_all_that_was_there(board: TensorBoard) -> None:
-    board.begin("run", 3, 5, 0)
-    board.epoch({"epoch": 1, "loss": 1.0})
-    board.end()
-    board.begin("run", 3, 5, 0)
-    board.epoch({"epoch": 1, "loss": 2.0})
-    board.end()
-    assert read(board.folder) == {"loss/loss": [(1, 2.0)]}
-
-
-def test_a_killed_process_loses_nothing_of_the_epochs_that_were_done(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    script = f"""
-import os, signal
-from pckd.display import Silent
-from pckd.tensorboard import TensorBoard
-board = TensorBoard({str(tmp_path / "board")!r}, Silent())
-board.begin("run", 9, 5, 0)
-for epoch in (1, 2):
-    board.epoch({{"epoch": epoch, "loss": 0.5 * epoch}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr
-    assert read(tmp_path / "board") == {"loss/loss": [(1, 0.5), (2, 1.0)]}
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills of POSIX")
+def test_a_killed_process_loses_nothing_of_the_epochs_that_were_done(board: TensorBoard) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            show(board, 0, 0.5, 1.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert read(board.folder) == {"loss/loss": [(1, 0.5), (2, 1.0)]}
 
 
 def test_a_teacher_that_is_trained_first_has_a_folder_of_its_own(board: TensorBoard) -> None:
-    for title, value in (("resnet20 by vanilla on shapes(seed=1)", 1.0), ("resnet8 by kd on shapes(seed=1)", 2.0)):
-        board.begin(title, 1, 5, 0)
-        board.epoch({"epoch": 1, "loss": value})
-        board.end()
+    for title in ("resnet20 by vanilla on shapes(seed=1)", "resnet8 by kd on shapes(seed=1)"):
+        show(board, 0, 1.0, title=title)
     names = sorted(path.name for path in board.folder.iterdir())
     assert names == ["resnet20_by_vanilla_on_shapes_seed=1_", "resnet8_by_kd_on_shapes_seed=1_"]
 

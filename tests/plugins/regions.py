@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pckd.device import Device
 from pckd.distributed import add_up
 from pckd.objective import Objective
-from pckd.tasks import Task
+from pckd.tasks import BatchLoader, Task
 from registry import BACKBONES, DATASETS, TASKS, Instances, Output, Rows, Shapes, Term, UserError
 
 HALVES, COLORS = 2, 4
@@ -84,7 +84,7 @@ class HalvesBatch:
         return len(self.images)
 
 
-class HalvesLoader:
+class HalvesLoader(BatchLoader):
     def __init__(self, split: Halves, batch_size: int, train: bool, *, seed: int = 0, device: Any, **ranks: int):
         self.split, self.size, self.train, self.seed, self.device = split, batch_size, train, seed, device
         self.rank, self.world_size = ranks.get("rank", 0), ranks.get("world_size", 1)

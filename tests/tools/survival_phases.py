@@ -1,8 +1,8 @@
 """A plug-in that changes nothing, shows in shared memory what a run is doing, and holds it; see test_survival.py.
 
 The board is a file of 64-bit numbers: the phase, how often each phase was entered, the nanoseconds spent in each, and a
-gate: whether the run waits at it, a phase, and how often that may be entered before the next step of training waits
-until the gate is opened (0).
+gate: how often the run has looked at it while it waits there, a phase, and how often that may be entered before the
+next step of training waits until the gate is opened (0).
 Beside the board lie the numbers of the processes that read the data. Of processes that train together each has a board,
 with its rank at the end of the name.
 """
@@ -58,7 +58,7 @@ def tell_readers() -> None:
 def pass_gate() -> None:
     longest = time.monotonic() + LONGEST
     while board[GATE + 2] and board[1 + board[GATE + 1]] >= board[GATE + 2] and time.monotonic() < longest:
-        board[GATE] = 1
+        board[GATE] += 1
         time.sleep(0.001)
     board[GATE] = 0
 

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import struct
 import unicodedata
 import zlib
@@ -15,6 +16,7 @@ from pckd.data.folder import Square, image_size_of, read_image
 from registry import DATASETS, BadImages, UserError, build
 
 COLORS = {"blue": (10, 20, 230), "green": (20, 220, 30), "red": (240, 15, 25)}
+LABELS = [0] * 4 + [1] * 4 + [2] * 4
 
 
 def make(root, splits=("train", "test"), size=(12, 12), count=4, suffix="png"):
@@ -46,30 +48,27 @@ def test_images_labels_and_classes(root, memory):
     for train in (True, False):
         split = load("imagefolder", root, train, memory=memory)
         assert split.classes == ("blue", "green", "red")
-        assert split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert split.labels.tolist() == LABELS
         assert items(split).shape == (12, 3, 12, 12)
         assert items(split)[5, :, 0, 0].tolist() == [19, 219, 29]
         assert isinstance(split.images, torch.Tensor) == (memory is not False)
 
 
-def test_val_serves_as_test(tmp_path):
-    assert len(load("imagefolder", make(tmp_path, ("train", "val"), count=1), train=False)) == 3
+def test_val_serves_as_test_and_training_needs_neither(tmp_path):
+    nested = make(tmp_path / "a", ("train", "val"), count=1) / "val" / "red" / "nested"
+    nested.mkdir()
+    (nested.parent / "0.png").rename(nested / "0.png")
+    assert load("imagefolder", tmp_path / "a", train=False).labels.tolist() == [0, 1, 2]
+    assert len(load("imagefolder", make(tmp_path / "b", ("train",)))) == 12
 
 
-def test_training_needs_no_test_folder(tmp_path):
-    assert len(load("imagefolder", make(tmp_path, ("train",)))) == 12
-
-
-def test_statistics_are_those_of_the_training_images_for_both_splits(root):
+def test_statistics_are_those_of_the_training_images_or_of_imagenet_or_given(root):
     Image.new("RGB", (12, 12), (255, 255, 255)).save(root / "test" / "red" / "odd.png")
     train, test = (load("imagefolder", root, part) for part in (True, False))
     pixels = train.images.double() / 255
     assert train.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert train.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
     assert (test.mean, test.std) == (train.mean, train.std)
-
-
-def test_statistics_can_be_given_and_are_those_of_imagenet_for_streamed_data(root):
     given = load("imagefolder", root, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (given.mean, given.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert load("imagefolder", root, memory=False).mean == (0.485, 0.456, 0.406)
@@ -91,41 +90,37 @@ def test_mixed_sizes_are_resized_and_cropped(root, memory):
     assert items(split)[0].min() == 200
 
 
-@pytest.mark.parametrize("which", ["0.png", "3.png"])
-def test_mixed_sizes_without_image_size_name_the_file(root, which):
-    Image.new("RGB", (9, 7)).save(root / "train" / "green" / which)
-    with pytest.raises(UserError, match=r"is 9x7 .*image_size"):
-        load("imagefolder", root)
-
-
-def test_a_streamed_image_of_another_size_is_named_in_training(tmp_path):
+@pytest.mark.parametrize("memory", [True, False])
+def test_mixed_sizes_without_image_size_name_the_file(tmp_path, memory):
+    """Of 180 files 100 are looked at when the data set is loaded, and 31.png is none of them."""
     root = make(tmp_path, ("train",), count=60)
     Image.new("RGB", (9, 7)).save(root / "train" / "green" / "31.png")
-    split = load("imagefolder", root, memory=False)
-    with pytest.raises(UserError, match=r"31\.png is 9x7"):
-        list(Loader(split, 60, train=True).epoch(1))
+    with pytest.raises(UserError, match=r"31\.png is 9x7 .*image_size"):
+        items(load("imagefolder", root, memory=memory))
+    Image.new("RGB", (9, 7)).save(root / "train" / "blue" / "0.png")
+    with pytest.raises(UserError, match=r"is 9x7.*image_size"):
+        load("imagefolder", root, memory=memory)
 
 
-def write(folder, name, image):
-    image.save(folder / name)
-    return read_image(str(folder / name))
-
-
-def test_every_mode_becomes_rgb(tmp_path):
-    def close(pixels, expected, within=0):
-        assert pixels.shape == (6, 5, 3)
-        assert pixels.dtype == np.uint8
-        assert np.abs(pixels[3, 3].astype(int) - expected).max() <= within
-
-    size = (5, 6)
-    close(write(tmp_path, "grey.png", Image.new("L", size, 77)), (77, 77, 77))
-    close(write(tmp_path, "alpha.png", Image.new("RGBA", size, (9, 8, 7, 100))), (159, 158, 158))
-    close(write(tmp_path, "grey_alpha.png", Image.new("LA", size, (50, 10))), (247, 247, 247))
-    close(write(tmp_path, "palette.png", Image.new("RGB", size, (200, 100, 0)).quantize(4)), (200, 100, 0))
-    close(write(tmp_path, "bits.png", Image.new("1", size, 1)), (255, 255, 255))
-    deep = Image.fromarray(np.full((6, 5), 0x8000, dtype=np.uint16))
-    close(write(tmp_path, "deep.png", deep), (128, 128, 128))
-    close(write(tmp_path, "print.jpg", Image.new("CMYK", size, (0, 255, 255, 0))), (255, 0, 0), within=4)
+@pytest.mark.parametrize(
+    ("suffix", "mode", "color", "expected"),
+    [
+        ("png", "L", 77, (77, 77, 77)),
+        ("png", "RGBA", (9, 8, 7, 100), (159, 158, 158)),
+        ("png", "LA", (50, 10), (247, 247, 247)),
+        ("png", "P", (200, 100, 0), (200, 100, 0)),
+        ("png", "1", 1, (255, 255, 255)),
+        ("jpg", "CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, suffix, mode, color, expected):
+    path = tmp_path / f"image.{suffix}"
+    image = Image.new("RGB", (5, 6), color).quantize(4) if mode == "P" else Image.new(mode, (5, 6), color)
+    image.save(path)
+    pixels = read_image(str(path))
+    assert pixels.shape == (6, 5, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels[3, 3].astype(int) - expected).max() <= (4 if suffix == "jpg" else 0)
 
 
 TURNED = np.random.default_rng(0).integers(0, 256, (18, 27, 3), dtype=np.uint8)
@@ -156,30 +151,23 @@ def test_a_damaged_exif_block_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "arrange"),
+    ("spec", "arrange", "orientations"),
     [
-        ("imagefolder(image_size=16, memory=True)", Square(16)),
-        ("imagefolder(image_size=16, memory=False)", Square(16)),
-        ("imagenet(image_size=14)", v2.Compose([v2.Resize(16), v2.CenterCrop(14)])),
+        ("imagefolder(image_size=16, memory=True)", Square(16), range(1, 9)),
+        ("imagefolder(image_size=16, memory=False)", Square(16), range(1, 9)),
+        ("imagenet(image_size=14)", v2.Compose([v2.Resize(16), v2.CenterCrop(14)]), range(1, 9)),
+        # All lie on their side, and the size is that of upright ones.
+        ("imagefolder(memory=True)", np.asarray, [6]),
+        ("imagefolder(memory=False)", np.asarray, [6]),
     ],
 )
-def test_turned_images_are_turned_back_before_they_are_cropped(tmp_path, spec, arrange):
-    expected = []
-    for split in ("train", "val"):
-        for name in "ab":
-            (tmp_path / split / name).mkdir(parents=True)
-            expected += [save_turned(tmp_path / split / name / f"{i}.png", i) for i in range(1, 9)]
+def test_turned_images_are_turned_back_before_they_are_cropped(tmp_path, spec, arrange, orientations):
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        upright = [save_turned(tmp_path / folder / f"{i}.png", i) for i in orientations]
+    shown = [np.asarray(arrange(image)).transpose(2, 0, 1) for image in upright]
     test = build(DATASETS, spec, str(tmp_path), False)
-    shown = [np.asarray(arrange(image)).transpose(2, 0, 1) for image in expected[16:]]
-    assert np.array_equal(items(test).numpy(), np.stack(shown))
-
-
-@pytest.mark.parametrize("memory", [True, False])
-def test_images_that_all_lie_on_their_side_have_the_size_of_upright_ones(tmp_path, memory):
-    for split in ("train", "test"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        save_turned(tmp_path / split / "a" / "0.jpg", 6)
-    assert items(load("imagefolder", tmp_path, memory=memory)).shape == (1, 3, 27, 18)
+    assert np.array_equal(items(test).numpy(), np.stack(shown * 2))
 
 
 def chunk(kind, data):
@@ -216,6 +204,12 @@ def drawing(mode, **info):
     return lambda path: image.save(path, **info)
 
 
+def half_hidden_png(color, channels):
+    """The same in 16 bits."""
+    values = np.repeat([[[0] * channels], [[50000] * channels]], 2, 1)
+    return lambda path: path.write_bytes(png_of_16_bits(color, values, struct.pack(">H", 50000) * channels))
+
+
 @pytest.mark.parametrize(
     ("name", "save"),
     [
@@ -229,18 +223,8 @@ def drawing(mode, **info):
         ("color.png", drawing("RGB", transparency=(9, 9, 9))),
         ("one_gray.png", drawing("L", transparency=9)),
         ("bits.png", drawing("1", transparency=1)),
-        (
-            "color16.png",
-            lambda path: path.write_bytes(
-                png_of_16_bits(2, np.repeat([[[0] * 3], [[50000] * 3]], 2, 1), struct.pack(">3H", *[50000] * 3))
-            ),
-        ),
-        (
-            "gray16.png",
-            lambda path: path.write_bytes(
-                png_of_16_bits(0, np.repeat([[[0]], [[50000]]], 2, 1), struct.pack(">H", 50000))
-            ),
-        ),
+        ("color16.png", half_hidden_png(2, 3)),
+        ("gray16.png", half_hidden_png(0, 1)),
     ],
 )
 def test_transparent_images_are_laid_on_white(tmp_path, name, save):
@@ -334,26 +318,21 @@ def test_of_several_frames_the_first_is_read(tmp_path, suffix):
     assert read_image(str(tmp_path / f"frames.{suffix}"))[0, 0].tolist() == [255, 0, 0]
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-60])
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize(
-    "damage", [lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"no image at all"), cut], ids=["0", "text", "cut"]
+    ("content", "reason"), [(b"", "the file is empty"), (b"no image", "cannot identify"), (None, "[Tt]runcated")]
 )
-def test_a_damaged_file_is_named(tmp_path, damage, part):
+def test_a_damaged_file_is_named(tmp_path, content, reason):
     root = make(tmp_path, size=(12, 13), suffix="jpg")
-    path = root / part / "green" / "2.jpg"
-    damage(path)
-    with pytest.raises(UserError, match=r"green.2\.jpg: not a readable image") as caught:
-        load("imagefolder", root, part == "train", image_size=12)
+    path = root / "train" / "green" / "2.jpg"
+    path.write_bytes(path.read_bytes()[:-60] if content is None else content)
+    with pytest.raises(UserError, match=rf"green.2\.jpg: not a readable image \(.*{reason}") as caught:
+        load("imagefolder", root, image_size=12)
     assert "\n" not in str(caught.value)
 
 
 def damage(root, *names):
     for name in names:
-        cut(root / name)
+        (root / name).write_bytes((root / name).read_bytes()[:-60])
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -370,22 +349,22 @@ def test_all_damaged_files_of_a_split_are_named_at_once(root, train):
 
 
 def test_of_many_damaged_files_the_first_are_named():
-    error = BadImages(*(f"{i}.png: not a readable image" for i in range(1000)))
-    assert str(error).startswith("1,000 images cannot be read: 0.png: ")
-    assert "4.png: not a readable image; and 995 more; repair or remove them" in str(error)
-    assert "5.png" not in str(error)
+    error = str(BadImages(*(f"{i}.png: bad" for i in range(1000))))
+    assert error.startswith("1,000 images cannot be read: 0.png: bad; ")
+    assert "; 4.png: bad; and 995 more; repair or remove them" in error
 
 
 def test_skipped_files_are_left_out_of_memory_with_their_labels_and_named(root, caplog):
     damage(root, "train/blue/1.png", "train/red/0.png", "train/red/3.png")
     whole = items(load("imagefolder", make(root / "whole")))
     train, test = (load("imagefolder", root, part, on_bad_image="skip") for part in (True, False))
-    assert train.labels.tolist() == [0] * 3 + [1] * 4 + [2] * 2
-    assert torch.equal(items(train), whole[[0, 2, 3, 4, 5, 6, 7, 9, 10]])
+    kept = [0, 2, 3, 4, 5, 6, 7, 9, 10]
+    assert train.labels.tolist() == [LABELS[i] for i in kept]
+    assert torch.equal(items(train), whole[kept])
     assert len(test) == 12
     assert (test.mean, test.std) == (train.mean, train.std)
     assert train.mean == pytest.approx((items(train).double() / 255).mean((0, 2, 3)).tolist())
-    (said,) = {record.getMessage() for record in caplog.records}
+    (said,) = set(caplog.messages)
     assert said.startswith(f"imagefolder {root.name}/train: 3 of 12 images cannot be read, and are left out: {root}")
 
 
@@ -406,139 +385,99 @@ def test_skipped_files_of_streamed_data_do_not_keep_it_from_being_loaded(tmp_pat
     assert batch.index.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
 
 
-def test_an_empty_file_is_called_empty(root):
-    (root / "train" / "red" / "3.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"3\.png: not a readable image \(the file is empty\)"):
-        load("imagefolder", root)
+def spell(root, name, form):
+    """Rename the red class of one split to ``café`` in one form of Unicode, NFC or NFD."""
+    (root / name / "red").rename(root / name / unicodedata.normalize(form, "café"))
+
+
+def spell_twice(root):
+    spell(root, "train", "NFC")
+    (root / "train" / unicodedata.normalize("NFD", "café")).mkdir()
+
+
+def rename(old, new):
+    return lambda root: (root / old).rename(root / new)
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
-class TestLayout:
-    @pytest.fixture
-    def root(self, tmp_path):
-        return make(tmp_path, ("train", "val"), count=1)
-
-    def fails(self, name, root, train, said):
-        with pytest.raises(UserError, match=said) as caught:
-            load(name, root, train)
-        assert "\n" not in str(caught.value)
-
-    def test_missing_root(self, name, tmp_path):
-        self.fails(name, tmp_path / "nowhere", True, r"no folder .*nowhere")
-
-    def test_no_root(self, name):
-        with pytest.raises(UserError, match=f"{name}: give the root folder"):
-            build(DATASETS, name, None, True)
-
-    def test_missing_split_says_what_is_there(self, name, root):
-        (root / "train").rename(root / "images")
-        self.fails(name, root, True, r"no folder train/ in .*there is: images/, val/")
-        (root / "images").rename(root / "train")
-        (root / "val").rename(root / "other")
-        self.fails(name, root, False, r"val/ in .*there is: other/, train/")
-
-    def test_no_classes(self, name, tmp_path):
-        (tmp_path / "train").mkdir()
-        (tmp_path / "train" / "loose.png").touch()
-        self.fails(name, tmp_path, True, r"no class folders in .*train")
-
-    def test_class_without_images(self, name, root):
-        (root / "train" / "red" / "0.png").rename(root / "train" / "red" / "0.txt")
-        self.fails(name, root, True, r"no images in .*red")
-
-    @pytest.mark.parametrize("train", [True, False])
-    def test_different_classes(self, name, root, train):
-        (root / "val" / "red").rename(root / "val" / "rouge")
-        self.fails(name, root, train, r"same class folders; .*val lacks red")
-        (root / "val" / "rouge").rename(root / "val" / "red")
-        (root / "val" / "more").mkdir()
-        self.fails(name, root, train, r"train lacks more")
-
-    def test_hidden_and_nested_files(self, name, root):
-        (root / "train" / ".cache").mkdir()
-        (root / "train" / "red" / "images").mkdir()
-        (root / "train" / "red" / "0.png").rename(root / "train" / "red" / "images" / "0.png")
-        (root / "train" / "red" / "._0.png").touch()
-        assert load(name, root).labels.tolist() == [0, 1, 2]
+@pytest.mark.parametrize(
+    ("change", "train", "said"),
+    [
+        (shutil.rmtree, True, "no folder .*data: give the root"),
+        (rename("train", "images"), True, "no folder train/ in .*there is: images/, val/"),
+        (rename("val", "other"), False, "val/ in .*there is: other/, train/"),
+        (
+            lambda root: [shutil.rmtree(path) for path in (root / "train").iterdir()],
+            True,
+            "no class folders in .*train",
+        ),
+        (rename("train/red/0.png", "train/red/0.txt"), True, "no images in .*red: .*; there are other files: 1 .*.txt"),
+        (rename("train/red/0.png", "train/red/0.heic"), True, "images that this Pillow cannot read: 1 .*.heic"),
+        (rename("val/red", "val/rouge"), True, "same class folders; .*val lacks red"),
+        (rename("val/red", "val/rouge"), False, "same class folders; .*val lacks red"),
+        (lambda root: (root / "val" / "more").mkdir(), True, "train lacks more"),
+        (lambda root: (root / "val" / "more").mkdir(), False, "train lacks more"),
+        (
+            lambda root: (root / "train" / "rouge").symlink_to("red"),
+            True,
+            "by a link: its images would have two labels",
+        ),
+        (lambda root: (root / "train" / "rouge").symlink_to("."), True, "by a link: its images would have two labels"),
+        (spell_twice, True, "train has two class folders café, spelled in two forms of Unicode"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused_in_one_line(tmp_path, name, change, train, said):
+    root = make(tmp_path / "data", ("train", "val"), count=1)
+    change(root)
+    with pytest.raises(UserError, match=said) as caught:
+        load(name, root, train)
+    assert "\n" not in str(caught.value)
 
 
-def add_hidden_folders(root, folder):
-    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
-        (folder / name).mkdir()
-        Image.new("RGB", (12, 12)).save(folder / name / "0.png")
-        (root / "train" / name).mkdir()
-        Image.new("RGB", (12, 12)).save(root / "train" / name / "0.png")
-    return "hidden folders: 6 (.ipynb_checkpoints, @eaDir, __MACOSX)"
-
-
-def add_link_to_itself(root, folder):
-    (folder / "here").symlink_to(".")
-    (folder / "nowhere").symlink_to("nowhere")
-    return "links to folders that are read already: 1 (here); other files: 1 (nowhere)"
-
-
-def add_links_to_other_labels(root, folder):
-    (folder / "deep").mkdir()
-    for name, target in {"up": "..", "root": "../..", "other": "../red", "test": "../../test/blue"}.items():
-        (folder / name).symlink_to(target)
-    (folder / "deep" / "up").symlink_to("../..")
-    return "links to folders that are read already: 5 (other, root, test, up)"
-
-
-def add_linked_folders(root, folder):
-    """A class that is a link, and a folder that two classes link to."""
-    pool = root / "pool"
-    (root / "train" / "red").rename(pool)
-    (root / "train" / "red").symlink_to(pool)
-    (pool / "up").symlink_to(root)
-    more = root / "more"
-    more.mkdir()
-    for name in ("blue", "green"):
-        (root / "train" / name / "0.png").rename(more / f"{name}.png")
-    (folder / "more").symlink_to(more)
-    (root / "train" / "green" / "more").symlink_to(more)
-    return "links to folders that are read already: 2 (more, up)"
-
-
-def add_other_files(root, folder):
-    for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "notes.txt", "labels.csv", "more.txt"):
-        (folder / name).touch()
-    (root / "train" / "classes.txt").touch()
-    return "hidden files: 1 (._0.png); other files: 3 (.csv, .txt)"
-
-
-def add_unreadable_formats(root, folder):
-    for name in ("0.heic", "1.HEIC", "0.jxl"):
-        (folder / name).touch()
-    return "images that this Pillow cannot read: 3 (.heic, .jxl)"
-
-
-def add_loose_images(root, folder):
-    (root / "train" / "loose.png").touch()
-    (root / "train" / "loose.heic").touch()
-    return "images beside the class folders: 2 (loose.heic, loose.png)"
+HIDDEN = (".ipynb_checkpoints", "@eaDir", "__MACOSX")
+OTHERS = ("Thumbs.db", ".DS_Store", "desktop.ini", "._0.png", "notes.txt", "labels.csv", "more.txt")
+LINKS = {"up": "..", "root": "../..", "other": "../red", "test": "../../test/blue", "deep/up": "../.."}
 
 
 @pytest.mark.parametrize(
-    "add",
+    ("said", "files", "links"),
     [
-        add_hidden_folders,
-        add_link_to_itself,
-        add_links_to_other_labels,
-        add_linked_folders,
-        add_other_files,
-        add_unreadable_formats,
-        add_loose_images,
+        (
+            f"hidden folders: 6 ({', '.join(HIDDEN)})",
+            [f"{at}/{name}/0.png" for at in ("blue", ".") for name in HIDDEN],
+            {},
+        ),
+        ("links to folders that are read already: 1 (here); other files: 1 (it)", [], {"here": ".", "it": "it"}),
+        ("links to folders that are read already: 5 (other, root, test, up)", [], LINKS),
+        ("hidden files: 1 (._0.png); other files: 3 (.csv, .txt)", ["list.txt", *(f"blue/{n}" for n in OTHERS)], {}),
+        ("images that this Pillow cannot read: 3 (.heic, .jxl)", ["blue/0.heic", "blue/1.HEIC", "blue/0.jxl"], {}),
+        ("images beside the class folders: 2 (loose.heic, loose.png)", ["loose.heic", "loose.png"], {}),
     ],
 )
-def test_what_is_no_image_of_a_class_is_left_out_and_said_once(root, add, caplog):
-    text = add(root, root / "train" / "blue")
-    labels = [0] * 4 + [1] * 4 + [2] * 4 if add is not add_linked_folders else [0] * 5 + [1] * 3 + [2] * 4
-    assert load("imagefolder", root).labels.tolist() == labels
-    assert load("imagefolder", root, train=False).labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{root}/train: 12 images are used, and left out are {text}"
-    ]
+def test_what_is_no_image_of_a_class_is_left_out_and_said_once(root, said, files, links, caplog):
+    for file in files:
+        (root / "train" / file).parent.mkdir(exist_ok=True)
+        (root / "train" / file).touch()
+    for name, target in links.items():
+        (root / "train" / "blue" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / "blue" / name).symlink_to(target)
+    for train in (True, True, False):
+        assert load("imagefolder", root, train).labels.tolist() == LABELS
+    assert caplog.messages == [f"{root}/train: 12 images are used, and left out are {said}"]
+
+
+def test_a_class_may_be_a_link_and_a_folder_that_two_classes_link_to_is_read_once(root, caplog):
+    train, pool, more = root / "train", root / "pool", root / "more"
+    (train / "red").rename(pool)
+    (train / "red").symlink_to(pool)
+    (pool / "up").symlink_to(root)
+    more.mkdir()
+    for name in ("blue", "green"):
+        (train / name / "0.png").rename(more / f"{name}.png")
+        (train / name / "more").symlink_to(more)
+    assert load("imagefolder", root).labels.tolist() == [0] * 5 + [1] * 3 + [2] * 4
+    (said,) = caplog.messages
+    assert said.endswith("left out are links to folders that are read already: 2 (more, up)")
 
 
 def test_every_suffix_that_pillow_reads_is_read(tmp_path):
@@ -556,33 +495,11 @@ def test_every_suffix_that_pillow_reads_is_read(tmp_path):
     assert (shown - torch.tensor([200, 100, 50]).view(3, 1, 1)).abs().max() <= 3
 
 
-def test_a_class_of_a_format_that_pillow_cannot_read_says_so(root):
-    for path in (root / "train" / "red").iterdir():
-        path.rename(path.with_suffix(".heic"))
-    with pytest.raises(
-        UserError, match=r"no images in .*red: .*; there are images that this Pillow cannot read: 4 \(.heic\)"
-    ):
-        load("imagefolder", root)
-
-
-@pytest.mark.parametrize("target", ["red", "."])
-def test_a_class_that_is_a_link_to_another_is_refused(root, target):
-    for split in ("train", "test"):
-        (root / split / "rouge").symlink_to(target)
-    with pytest.raises(UserError, match=r"class folder .* by a link: its images would have two labels"):
-        load("imagefolder", root)
-
-
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
 def test_a_folder_that_may_not_be_read_is_named(root):
     (root / "train" / "red" / "more").mkdir(0o000)
     with pytest.raises(UserError, match=r"red.more: Permission denied; its images cannot be listed"):
         load("imagefolder", root)
-
-
-def spell(root, name, form):
-    """Rename the red class of one split to ``café`` in one form of Unicode, NFC or NFD."""
-    (root / name / "red").rename(root / name / unicodedata.normalize(form, "café"))
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
@@ -596,82 +513,60 @@ def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path, name, forms):
     for train in (True, False):
         split = load(name, root, train, image_size=12)
         assert split.classes == ("blue", "cafz", unicodedata.normalize("NFC", "café"))
-        assert split.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert split.labels.tolist() == LABELS
         assert items(split)[8, 0, 0, 0] == COLORS["red"][0]
 
 
-def test_two_folders_of_one_name_in_two_forms_are_refused(root):
-    for split in ("train", "test"):
-        spell(root, split, "NFC")
-        (root / split / unicodedata.normalize("NFD", "café")).mkdir()
-    with pytest.raises(UserError, match="train has two class folders café, spelled in two forms of Unicode"):
-        load("imagefolder", root)
-
-
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("name", "options", "said"),
     [
-        ({"image_size": 0}, "image_size=0"),
-        ({"memory": "yes"}, "memory='yes'"),
-        ({"white": 0}, "white=0: it must be a finite number above 0"),
-        ({"white": float("inf")}, "white=inf"),
-        ({"on_bad_image": "ignore"}, "on_bad_image must be stop or skip, not 'ignore'"),
-        ({"mean": (0.5, 0.5, 0.5)}, "both mean and std"),
-        ({"mean": (0.5,), "std": (0.5,)}, "mean has 1 numbers"),
+        ("imagefolder", {"root": None}, "imagefolder: give the root folder"),
+        ("imagefolder", {"image_size": 0}, "image_size=0"),
+        ("imagefolder", {"memory": "yes"}, "memory='yes'"),
+        ("imagefolder", {"white": 0}, "white=0: it must be a finite number above 0"),
+        ("imagefolder", {"white": float("inf")}, "white=inf"),
+        ("imagefolder", {"on_bad_image": "ignore"}, "on_bad_image must be stop or skip, not 'ignore'"),
+        ("imagefolder", {"mean": (0.5, 0.5, 0.5)}, "both mean and std"),
+        ("imagefolder", {"mean": (0.5,), "std": (0.5,)}, "mean has 1 numbers"),
+        ("imagenet", {"root": None}, "imagenet: give the root folder"),
+        ("imagenet", {"image_size": 0}, "image_size=0"),
+        ("imagenet", {"min_area": 0.0}, "min_area=0"),
     ],
 )
-def test_imagefolder_options(root, options, said):
+def test_options_that_cannot_be_are_refused(root, name, options, said):
     with pytest.raises(UserError, match=said):
-        load("imagefolder", root, **options)
+        DATASETS.get(name)(**{"root": str(root), **options})
 
 
-def pictures(root):
+@pytest.fixture
+def pictures(tmp_path):
     """Two classes of large pictures of several sizes."""
     generator = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for name in ("a", "b"):
-            (root / split / name).mkdir(parents=True)
-            for i in range(3):
-                pixels = generator.integers(0, 256, (60 + 10 * i, 90, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.JPEG")
-    return root
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(3):
+            pixels = generator.integers(0, 256, (60 + 10 * i, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.JPEG")
+    return tmp_path
 
 
-def test_imagenet_is_streamed_at_one_size(tmp_path):
-    root = pictures(tmp_path)
-    train, test = (load("imagenet", root, part, image_size=28) for part in (True, False))
+def test_imagenet_crops_at_random_in_training_and_the_center_in_evaluation(pictures):
+    train, test = (load("imagenet", pictures, part, image_size=28) for part in (True, False))
     assert (train.mean, train.std, train.padding) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0)
     assert items(train).shape == items(test).shape == (6, 3, 28, 28)
     assert items(train).dtype == torch.uint8
     assert not torch.equal(items(train), items(train))
-    assert torch.equal(items(test), items(test))
-
-
-def test_imagenet_evaluation_resizes_and_crops_the_center(tmp_path):
-    root = pictures(tmp_path)
-    test = load("imagenet", root, train=False, image_size=28)
-    with Image.open(root / "val" / "a" / "1.JPEG") as image:
+    with Image.open(pictures / "val" / "a" / "1.JPEG") as image:
         expected = np.asarray(v2.CenterCrop(28)(v2.Resize(32)(image.convert("RGB"))))
     assert np.array_equal(test.images[1].permute(1, 2, 0).numpy(), expected)
+    # Held out images are read as in evaluation.
+    _, held = hold_out(limit(train, 6), 0.34)
+    assert torch.equal(items(held), items(held))
 
 
-def test_imagenet_batches_are_reproducible_across_processes(tmp_path):
-    split = load("imagenet", pictures(tmp_path), image_size=28)
+def test_imagenet_batches_are_reproducible_across_processes(pictures):
+    split = load("imagenet", pictures, image_size=28)
     here = list(Loader(split, 2, train=True, views=4, seed=5).epoch(1))
     random.seed(1)
     there = list(Loader(split, 2, train=True, views=4, seed=5, num_workers=1).epoch(1))
     assert all(torch.equal(a.views, b.views) for a, b in zip(here, there, strict=True))
-    again = list(Loader(split, 2, train=True, views=4, seed=5).epoch(2))
-    assert not torch.equal(here[0].views, again[0].views)
-
-
-def test_imagenet_held_out_images_are_read_as_in_evaluation(tmp_path):
-    split = load("imagenet", pictures(tmp_path), image_size=28)
-    _, held = hold_out(limit(split, 6), 0.34)
-    assert torch.equal(items(held), items(held))
-
-
-@pytest.mark.parametrize(("options", "said"), [({"image_size": 0}, "image_size=0"), ({"min_area": 0.0}, "min_area=0")])
-def test_imagenet_options(tmp_path, options, said):
-    with pytest.raises(UserError, match=said):
-        load("imagenet", tmp_path, **options)

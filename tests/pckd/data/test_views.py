@@ -8,8 +8,8 @@ from registry import UserError
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def random_images(batch=5, channels=3, height=8, width=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def random_images(batch=5, channels=3, height=8, width=8):
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8, generator=generator)
 
 
@@ -19,8 +19,12 @@ def normalized(images):
 
 
 def views_of(images, views=4, train=True, seed=0, **options):
-    generator = torch.Generator().manual_seed(seed)
-    return make_views(images, views=views, mean=MEAN, std=STD, train=train, generator=generator, **options)
+    options = {"mean": MEAN, "std": STD, "generator": torch.Generator().manual_seed(seed), **options}
+    return make_views(images, views=views, train=train, **options)
+
+
+def drawn(images, views, padding, flip=True, seed=3):
+    return draw_views(images, views, padding=padding, flip=flip, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4])
@@ -32,23 +36,17 @@ def test_view_k_is_rot90_k_of_its_own_image(views):
         torch.testing.assert_close(out[:, k], normalized(torch.rot90(images, k, (2, 3))))
 
 
-def test_rows_are_image_major():
-    images = random_images()
-    rows = views_of(images, 4, train=False).flatten(0, 1)
-    for n in (0, 3, 4, 19):
-        torch.testing.assert_close(rows[n], normalized(torch.rot90(images[n // 4], n % 4, (1, 2))))
-
-
 @pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize(("height", "width", "views"), [(8, 8, 4), (8, 8, 1), (6, 9, 1)])
-def test_training_flips_then_rotates_then_pads_and_cuts(flip, height, width, views):
+@pytest.mark.parametrize(
+    ("height", "width", "views", "padding"), [(8, 8, 4, 3), (8, 8, 1, 3), (6, 9, 1, 3), (8, 8, 1, 0)]
+)
+def test_training_flips_then_rotates_then_pads_with_black_and_cuts(flip, height, width, views, padding):
     images = random_images(12, height=height, width=width)
-    padding = 3
-    generator = torch.Generator().manual_seed(7)
-    draw = draw_views(12, views, padding=padding, flip=flip, generator=generator)
+    draw = drawn(12, views, padding, flip)
     assert draw.flips.any() == flip
     assert not draw.flips.all()
-    out = apply_views(images, views=views, mean=MEAN, std=STD, padding=padding, draw=draw)
+    out = views_of(images, views, seed=3, padding=padding, flip=flip)
+    assert torch.equal(out, apply_views(images, views=views, mean=MEAN, std=STD, padding=padding, draw=draw))
     for i in range(12):
         image = images[i].flip(-1) if draw.flips[i] else images[i]
         for k in range(views):
@@ -59,83 +57,40 @@ def test_training_flips_then_rotates_then_pads_and_cuts(flip, height, width, vie
             torch.testing.assert_close(out[i, k], normalized(cut))
 
 
-def test_make_views_draws_then_applies():
-    images = random_images()
-    draw = draw_views(5, 4, padding=4, flip=True, generator=torch.Generator().manual_seed(3))
-    expected = apply_views(images, views=4, mean=MEAN, std=STD, padding=4, draw=draw)
-    assert torch.equal(views_of(images, seed=3), expected)
-    assert not torch.equal(views_of(images, seed=4), expected)
-
-
 def test_offsets_reach_every_place_and_differ_between_views():
-    draw = draw_views(400, 4, padding=2, flip=True, generator=torch.Generator().manual_seed(0))
+    draw = drawn(400, 4, padding=2)
     assert set(draw.offsets.unique().tolist()) == {0, 1, 2, 3, 4}
     assert (draw.offsets[:, 0] != draw.offsets[:, 1]).any()
     assert 0.4 < draw.flips.float().mean() < 0.6
-
-
-def test_crops_do_not_depend_on_whether_flips_are_on():
-    with_flips, without = (
-        draw_views(9, 4, padding=4, flip=flip, generator=torch.Generator().manual_seed(1)) for flip in (True, False)
-    )
-    assert torch.equal(with_flips.offsets, without.offsets)
-    assert not without.flips.any()
-
-
-def test_padding_is_black_before_normalization():
-    white = torch.full((40, 3, 8, 8), 255, dtype=torch.uint8)
-    out = views_of(white, 1)
-    darkest = out.amin((0, 1, 3, 4))
-    torch.testing.assert_close(darkest, -torch.tensor(MEAN) / torch.tensor(STD))
-
-
-def test_evaluation_and_no_padding_leave_pixels_in_place():
-    images = random_images()
-    torch.testing.assert_close(views_of(images, 1, train=False)[:, 0], normalized(images))
-    torch.testing.assert_close(views_of(images, 1, padding=0, flip=False)[:, 0], normalized(images))
+    # Crops do not depend on whether flips are on.
+    assert torch.equal(drawn(400, 4, padding=2, flip=False).offsets, draw.offsets)
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_rows_are_channels_last(train, views, layout):
-    out = views_of(random_images().contiguous(memory_format=layout), views, train=train)
+def test_rows_are_channels_last_and_the_layout_of_the_images_does_not_matter(train, views, layout):
+    images = random_images()
+    out = views_of(images.contiguous(memory_format=layout), views, train=train)
     rows = out.view(-1, 3, 8, 8)
     assert rows.is_contiguous(memory_format=torch.channels_last)
     assert rows.dtype == torch.float32
-
-
-def test_the_memory_layout_of_the_images_does_not_matter():
-    images = random_images()
-    assert torch.equal(views_of(images), views_of(images.contiguous(memory_format=torch.channels_last)))
+    assert torch.equal(out, views_of(images, views, train=train))
+    # Nor is the input changed.
+    assert torch.equal(images, random_images())
 
 
 def test_one_channel():
-    images = random_images(channels=1)
-    generator = torch.Generator().manual_seed(0)
-    out = make_views(images, views=4, mean=(0.5,), std=(0.5,), train=True, generator=generator)
-    assert out.shape == (5, 4, 1, 8, 8)
-
-
-def test_the_input_is_not_changed():
-    images = random_images()
-    before = images.clone()
-    views_of(images)
-    assert torch.equal(images, before)
+    assert views_of(random_images(channels=1), mean=(0.5,), std=(0.5,)).shape == (5, 4, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
-    ("images", "views", "mean", "said"),
-    [
-        (random_images(height=6), 4, MEAN, "square"),
-        (random_images(), 5, MEAN, "1 to 4"),
-        (random_images(), 0, MEAN, "1 to 4"),
-        (random_images(), 1, (0.5,), "3 channels"),
-    ],
+    ("height", "views", "mean", "said"),
+    [(6, 4, MEAN, "square"), (8, 5, MEAN, "1 to 4"), (8, 0, MEAN, "1 to 4"), (8, 1, (0.5,), "3 channels")],
 )
-def test_errors_name_what_is_wrong(images, views, mean, said):
+def test_errors_name_what_is_wrong(height, views, mean, said):
     with pytest.raises(UserError, match=said):
-        make_views(images, views=views, mean=mean, std=STD[: len(mean)], train=False)
+        views_of(random_images(height=height), views, mean=mean, std=STD[: len(mean)], train=False)
 
 
 def pool_of(images=6, entries=10, views=4, flip=True, padding=4):
@@ -153,18 +108,13 @@ def test_an_entry_of_a_pool_is_always_the_same():
     assert POOL_VERSION == 1
     assert one.flips.tolist() == [False, True]
     assert one.offsets.tolist() == [[[1, 1], [8, 2], [1, 1], [1, 4]], [[1, 2], [1, 3], [4, 7], [7, 7]]]
-
-
-def test_fewer_views_of_an_entry_are_its_first_ones():
-    for views in (1, 2, 3):
-        assert torch.equal(pool_of(views=views).offsets, pool_of().offsets[:, :views])
-        assert torch.equal(pool_of(views=views).flips, pool_of().flips)
-    assert pool_of(views=2).offsets.is_contiguous()
-
-
-def test_without_flips_an_entry_has_the_same_crops():
-    assert torch.equal(pool_of(flip=False).offsets, pool_of().offsets)
-    assert not pool_of(flip=False).flips.any()
+    # Fewer views are the first ones, and without flips the crops are the same.
+    fewer, unflipped = pool_of(views=2), pool_of(flip=False)
+    assert torch.equal(fewer.offsets, whole.offsets[:, :2])
+    assert torch.equal(fewer.flips, whole.flips)
+    assert fewer.offsets.is_contiguous()
+    assert torch.equal(unflipped.offsets, whole.offsets)
+    assert not unflipped.flips.any()
 
 
 def test_entries_reach_every_place_and_differ_between_images_entries_and_views():
