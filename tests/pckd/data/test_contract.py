@@ -12,6 +12,7 @@ from pckd.testing import check_dataset
 from registry import DATASETS, build, options_of, parse
 
 WITH_OPTIONS = (
+    "scenes(train_size=12, test_size=9, image_size=48)",
     "shapes(train_size=40, test_size=30, image_size=16)",
     "shapes(num_classes=30, train_size=40, test_size=30, label_noise=0.2)",
     "imagefolder",
@@ -51,9 +52,10 @@ def test_it_keeps_its_contract(spec, folder):
 def test_a_built_in_split_has_a_name_and_difficulties_in_0_to_1(spec, train, folder):
     split = build(DATASETS, spec, folder, train)
     assert split.name
-    if split.difficulty is not None:
-        assert split.difficulty.min() >= 0
-        assert split.difficulty.max() <= 1
+    known = split.difficulty
+    for values in known.values() if isinstance(known, dict) else () if known is None else (known,):
+        assert values.min() >= 0
+        assert values.max() <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
