@@ -101,9 +101,9 @@ class _Outlines:
 
     def __init__(self, outlines: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
         try:
-            import pycocotools.mask  # type: ignore[import-untyped] # noqa: F401
+            import pycocotools.mask  # noqa: F401
         except ImportError as error:
-            raise UserError("coco: masks need pycocotools; pip install pycocotools, or leave out masks=True") from error
+            raise UserError("coco: masks need pycocotools: pip install 'pckd[detection]', or leave out masks=True") from error
         self.outlines, self.sizes = list(outlines), list(sizes)
 
     def __len__(self) -> int:

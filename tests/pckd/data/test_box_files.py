@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pckd import preflight
 from pckd.data import check
 from pckd.data.annotated import FROM_FILES, AnnotatedLoader
 from pckd.data.load import load_data
+from pckd.display import choose_display
 from pckd.engine.fingerprint import split_fingerprint
 from pckd.testing import check_dataset
 from registry import BadImages, UserError
@@ -149,6 +151,11 @@ def test_an_image_that_cannot_be_read_stops_or_is_skipped(kind, folders):
     with pytest.raises(BadImages, match=r"b\.png: not a readable image"):
         list(loaders[0].epoch(1))
     assert [batch.index.tolist() for batch in loaders[1].epoch(1)] == [[0]]
+    # --check reads every image, whatever limits are given.
+    options = {"data": kind, "data_root": str(folders / kind), "limit_train": 1}
+    with pytest.raises(BadImages, match=r"b\.png: not a readable image"):
+        preflight._load(options, choose_display(None))
+    assert len(preflight._load({**options, "on_bad_image": "skip"}, choose_display(None)).train) == 1
 
 
 def test_an_image_of_another_size_than_its_annotation_is_named(folders):
@@ -260,7 +267,7 @@ def test_coco_outlines_become_masks_with_small_objects_on_top(folders):
 
 def test_without_pycocotools_masks_are_refused(folders, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
-    with pytest.raises(UserError, match="pip install pycocotools"):
+    with pytest.raises(UserError, match=r"pip install 'pckd\[detection\]'"):
         load(folders, "coco(masks=True)")
 
 
