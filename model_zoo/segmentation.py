@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
-from torchvision.models.segmentation import FCN
 
-from model_zoo.detection import Norm, norm_layer, pyramid
-from registry import BACKBONES, Absent, Output, UserError
+from registry import Absent, Output, UserError
 
 __all__ = ["NO_PIXELS", "Segmenter"]
 
@@ -85,45 +83,6 @@ class Segmenter(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-class Finest(nn.Module):
-    """The finest level of a pyramid, as torchvision's segmentation networks ask for features."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.pyramid = backbone
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": self.pyramid(x)["0"]}
-
-
-def _fcn(layers: Sequence[int], width: int, channels: int, num_classes: int, norm: Norm) -> Segmenter:
-    layer = norm_layer(norm)
-    head = nn.Sequential(
-        nn.Conv2d(channels, 64, 3, padding=1, bias=False),
-        layer(64),
-        nn.ReLU(),
-        nn.Conv2d(64, num_classes + 1, 1),
-    )
-    network = FCN(Finest(pyramid(layers, width, channels, norm, stages=(1, 2, 3, 4))), head)
-    return Segmenter(network, ["classifier.3"], (0.5,) * 3, (0.25,) * 3)
-
-
-@BACKBONES.register("fcn_r10w16")
-def fcn_r10w16(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
-    """Lean segmenter for images of 100 to 300 pixels: one block a stage, width 16, pyramid of 32 channels, stride 4.
-
-    Args:
-        num_classes: K, without the background. norm: ``"batch"`` or ``"group"``, trained from scratch.
-    """
-    return _fcn((1, 1, 1, 1), 16, 32, num_classes, norm)
-
-
-@BACKBONES.register("fcn_r18w48")
-def fcn_r18w48(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
-    """The lean pair's teacher: two blocks a stage, width 48, pyramid of 96 channels. As fcn_r10w16."""
-    return _fcn((2, 2, 2, 2), 48, 96, num_classes, norm)
 
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -17,6 +17,7 @@ from pckd import testing
 from pckd.api import distill
 from pckd.arguments import check_arguments
 from pckd.data import Loader, limit
+from pckd.data.annotated import AnnotatedLoader, AnnotatedSplit
 from pckd.data.load import DATA_SEED, Data, load_data
 from pckd.device import Device, ready_to_train
 from pckd.display import Display, choose_display, watch
@@ -117,8 +118,9 @@ def _load(options: Mapping[str, Any], display: Display) -> Data:
     bad: list[str] = []
     count = 0
     for split in (loaded.train, loaded.test):
-        if isinstance(split, DataSplit) and not isinstance(split.images, Tensor):
-            loader = Loader(split, PIECE, train=False, num_workers=min(_cores(), len(split) // PIECE))
+        if isinstance(split, (DataSplit, AnnotatedSplit)) and not isinstance(split.images, Tensor):
+            reader: Any = AnnotatedLoader if isinstance(split, AnnotatedSplit) else Loader
+            loader = reader(split, PIECE, train=False, num_workers=min(_cores(), len(split) // PIECE))
             for _ in watch(loader.epoch(1), f"reading {split.name}", len(loader), display):
                 pass
             bad += [loader.bad[position] for position in sorted(loader.bad)]

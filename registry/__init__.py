@@ -100,6 +100,9 @@ DATASETS = Registry(
     "DATASETS",
     """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, classes, mean, std.
 
+    One of another task is registered with its name, ``register(task="detection")``, and returns that task's split: for
+    detection and segmentation :class:`pckd.data.annotated.AnnotatedSplit`, images with boxes or masks.
+
     An image that cannot be read is raised as :class:`registry.BadImages`. A data set that decodes its images when it is
     built takes the option ``on_bad_image``: ``"stop"`` raises for all of them at once, ``"skip"`` leaves them out.
     """,

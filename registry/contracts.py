@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -399,12 +398,12 @@ class Setup(NamedTuple):
     """The sets of rows that a term may ask for."""
     knows: tuple[str, ...] = ()
     """What is known of the rows beside labels: ``"boxes"``, ``"pixels"`` (:class:`Context`)."""
-    sets: Mapping[str, Setup] = MappingProxyType({})
+    sets: Mapping[str, Setup] | tuple[()] = ()
     """The setup of the sets of rows that another one holds for: that of ``"images"`` has their maps, for instance."""
 
     def of(self, rows: str) -> Setup:
         """The setup for a loss that is shown this set of rows."""
-        return self.sets.get(rows, self)
+        return dict(self.sets).get(rows, self)
 
     def require(self, fact: str, loss: str) -> None:
         """Refuse a loss that needs ``"boxes"`` or ``"pixels"``.

@@ -77,7 +77,7 @@ class Annotation:
 
 
 class Augment(NamedTuple):
-    """How training images are augmented, in this order. Boxes and masks follow."""
+    """How training images are augmented. Boxes and masks follow."""
 
     flip: bool = True
     """Mirror half of them left to right."""
@@ -356,8 +356,6 @@ def prepare(
     # Drawn whatever is asked for, so that one option does not change what another one does.
     drawn = torch.rand(8).tolist() if augment else []
     if augment:
-        if augment.flip and drawn[0] < 0.5:
-            each(change.horizontal_flip)
         if augment.crop < 1:
             tall, wide = (
                 max(1, round(x * (augment.crop + (1 - augment.crop) * u)))
@@ -376,6 +374,9 @@ def prepare(
         top, left = (int(drawn[k] * (max(0, x - most) + 1)) for k, x, most in ((6, tall, size[0]), (7, wide, size[1])))
         tall, wide = min(tall, size[0]), min(wide, size[1])
         each(change.crop, top, left, tall, wide)
+    # Late, when the image is small.
+    if augment and augment.flip and drawn[0] < 0.5:
+        each(change.horizontal_flip)
     if augment and augment.photometric:
         sample[0] = v2.RandomPhotometricDistort()(sample[0])
     if (tall, wide) != tuple(size):

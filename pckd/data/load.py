@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from model_zoo import Preprocessing
+from pckd.data.annotated import AnnotatedSplit, check_annotated
 from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, name_of, say_once
 from pckd.data.subset import hold_out, limit
 from registry import DATASETS, DataSplit, PluginError, UserError, ask, build, options_of, parse
@@ -43,6 +44,9 @@ class Data:
             names = [pair for pair in zip(self.train.classes, self.test.classes, strict=False) if pair[0] != pair[1]]
             one, other = numbers if numbers[0] != numbers[1] else names[0]
             raise UserError(f"{self.name}: training and test split have different classes ({one} and {other})")
+        if isinstance(self.train, AnnotatedSplit):
+            self._check_annotated()
+            return
         if self.train.num_classes < 2:
             raise UserError(f"{self.name}: there is one class only; to learn to tell classes apart takes 2 or more")
         if not isinstance(self.train, DataSplit):
@@ -58,9 +62,22 @@ class Data:
                 "give both the training split's mean and std"
             )
 
+    def _check_annotated(self) -> None:
+        for split in (self.train, self.test):
+            check_annotated(split)
+        for what, one, other in (
+            ("boxes", bool(self.train.annotations), bool(self.test.annotations)),
+            ("masks", self.train.masks is not None, self.test.masks is not None),
+            ("image_size", self.train.image_size, self.test.image_size),
+        ):
+            if one != other:
+                raise UserError(f"{self.name}: training and test split differ in {what} ({one} and {other})")
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as the network gets it in training."""
+        if isinstance(self.train, AnnotatedSplit):
+            return 3, *self.train.image_size
         channels, height, width = first_item(self.train).shape
         return channels, height, width
 
@@ -70,9 +87,9 @@ class Data:
         return preprocessing_for(self.train)
 
 
-def preprocessing_for(split: DataSplit) -> Preprocessing:
+def preprocessing_for(split: DataSplit | AnnotatedSplit) -> Preprocessing:
     """How the images of a split are prepared, and its classes."""
-    _, height, width = check_item(split)
+    _, height, width = (3, *split.image_size) if isinstance(split, AnnotatedSplit) else check_item(split)
     mean, std = (tuple(float(x) for x in values) for values in (split.mean, split.std))
     return Preprocessing(mean, std, (height, width), tuple(map(str, split.classes)))
 
@@ -147,4 +164,5 @@ def read_split(name: str, root: str | None, train: bool, on_bad_image: Literal["
             f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit, or be "
             "registered with task=..."
         )
-    return replace(split, on_bad_image=on_bad_image) if skip and isinstance(split, DataSplit) else split
+    skip = skip and isinstance(split, (DataSplit, AnnotatedSplit))
+    return replace(split, on_bad_image=on_bad_image) if skip else split

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from model_zoo import preprocessing_of
+from pckd.data.annotated import AnnotatedSplit
 from pckd.data.folder import ImageFiles, spread
 from pckd.engine.progress import own_random_state, seed_everything
 from registry import BadImages, DataSplit, UserError, ask
@@ -46,9 +47,20 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
     """What is learned from a split follows from this, as JSON; neither its name nor where its files lie counts.
 
     Images in memory count with every byte. Of image files that are read as they are needed count all names, relative
-    to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images. Of a split
-    that another task than classification takes count all its attributes.
+    to their common folder, and all sizes, and the content of 64 of them; of other streamed data 64 images; so it
+    is with masks. Boxes count with every number. Of another task's split count all its attributes.
+
+    Raises:
+        UserError: a file is gone, or an image cannot be read.
     """
+    if isinstance(split, AnnotatedSplit):
+        known, given = split.objects, ("classes", "mean", "std", "image_size", "augment")
+        return {
+            "images": _images(split.images),
+            "masks": None if split.masks is None else _images(split.masks),
+            "objects": digest({"first": split.first_object, **vars(known)}),
+            **{name: digest({name: getattr(split, name)}) for name in given},
+        }
     if not isinstance(split, DataSplit):
         return {"split": digest({key: value for key, value in vars(split).items() if key != "name"})}
     return {

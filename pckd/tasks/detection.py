@@ -61,7 +61,7 @@ class Detection(DenseTask):
         rows = super().setup(student, teacher, data, classifier)
         # What lasts of a region is the true object that it shows.
         objects = rows._replace(num_samples=int(data.train.first_object[-1]), stable_index=True)
-        return rows._replace(sets={**rows.sets, "foreground": objects})
+        return rows._replace(sets={**dict(rows.sets), "foreground": objects})
 
     def pair(
         self, batch: AnnotatedBatch, student: nn.Module, teachers: Sequence[Teacher]
