@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -199,9 +200,13 @@ def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]], stream: 
 
 
 def print_tables(tables: Sequence[Table], stream: TextIO | None = None) -> None:
-    """Tables on a terminal; Markdown in a file or a pipe."""
+    """Tables on a terminal; Markdown in a file or a pipe, whose reader, such as head, may leave early."""
     stream = stream or sys.stdout
     if stream.isatty():
         Console(file=stream).print(renderable(tables))
-    else:
-        print(markdown(tables), file=stream)
+        return
+    try:
+        print(markdown(tables), file=stream, flush=True)
+    except BrokenPipeError:
+        # At its end Python would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -262,7 +262,7 @@ def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
     Raises:
         NotApplicable: the run cannot.
     """
-    with _unlogged():
+    with unlogged():
         objective = run.objective(teacher)
     if run.needs_teacher and not objective.needs_teacher:
         raise NotApplicable("no term that looks at the teacher can work for this pair of networks")
@@ -271,8 +271,8 @@ def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """The run itself logs what it leaves out."""
+def unlogged() -> Iterator[None]:
+    """Do not log which terms are left out: a run says it itself."""
     log = logging.getLogger("pckd")
     before, log.disabled = log.disabled, True
     try:

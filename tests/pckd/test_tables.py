@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import Any
 
 import pytest
@@ -93,3 +94,11 @@ def test_a_terminal_shows_every_cell_whole(width: int) -> None:
     for text in ("Cost", "method", "a|b", "[2]", "A note."):
         assert text in stream.getvalue()
     assert "…" not in stream.getvalue()
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        print_tables([TABLE], stream)
+        print("more", file=stream)
