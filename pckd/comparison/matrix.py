@@ -13,8 +13,6 @@ from pckd.plan import make_task, plan
 from pckd.tasks import Task
 from registry import NotApplicable
 
-__all__ = ["FAMILIES", "matrix"]
-
 FAMILIES = {
     "resnet-resnet": ("resnet20", "resnet8"),
     "wrn-resnet": ("wrn_16_2", "resnet8"),

@@ -17,8 +17,6 @@ from pckd.runs import BENCHMARK, METRIC, Run, grouped, mean_and_deviation
 from pckd.tables import csv_text
 from registry.files import write_atomically
 
-__all__ = ["CSV", "MARKDOWN", "Results"]
-
 CSV, MARKDOWN = "benchmark.csv", "benchmark.md"
 
 

@@ -10,8 +10,6 @@ from pckd.comparison.statistics import paired_difference
 from pckd.comparison.variants import UNSCHEDULED
 from pckd.runs import BY_TRUTH
 
-__all__ = ["TERCILES", "gains", "truth_of", "without_preview"]
-
 TERCILES = ("easy", "middle", "hard")
 
 

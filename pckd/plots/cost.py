@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pckd.plots.ablation import REFERENCE
-from pckd.plots.style import grid_shape, headline, marker_style, new_figure
+from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panels_of
 from pckd.runs import METRIC, Benchmark, Run, group_runs, is_number, mean_and_deviation, title_of
 from registry import UserError
 
@@ -90,9 +90,6 @@ def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric:
 
     Args:
         panels: the pair's name and its methods. metric: the name of what their accuracies are.
-
-    Raises:
-        UserError: no times are known.
     """
     panels = [(name, points) for name, points in panels if points]
     if not panels:
@@ -102,15 +99,13 @@ def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric:
     beside = max(1, min(len(labels), 120 // (6 + max(map(len, labels)))))
     rows, columns = grid_shape(len(panels), most=2)
     figure = new_figure(0.4 + (5.0 if columns == 1 else 3.6) * rows + 0.22 * -(-len(labels) // beside))
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    places = panels_of(figure, len(panels), rows, columns)
     handles: dict[str, Any] = {}
-    for axes, (name, points) in zip(places, panels, strict=False):
+    for axes, (name, points) in zip(places, panels, strict=True):
         _panel(axes, name, points, labels)
         axes.set_ylabel(f"{title_of(metric)} after the last epoch (%)")
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend([handles[label] for label in labels], labels, loc="outside lower left", ncols=beside)
-    for axes in places[len(panels) :]:
-        axes.remove()
     headline(figure, title)
     return figure
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, whole_numbers
+from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, panels_of, whole_numbers
 from pckd.runs import Group, Run, is_number, title_of
 from registry import UserError
 
@@ -132,15 +132,13 @@ def _panels(groups: Sequence[Group], panels: Sequence[tuple[Read, str]], title: 
     rows, columns = grid_shape(len(panels))
     legend_rows = -(-len(groups) // legend_columns([group.label for group in groups]))
     figure = new_figure(0.75 + 2.2 * rows + (0.9 if rows == 1 else 0) + 0.22 * legend_rows)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (read, name) in zip(places, panels, strict=False):
+    places = panels_of(figure, len(panels), rows, columns)
+    for axes, (read, name) in zip(places, panels, strict=True):
         for number, group in enumerate(groups):
             draw_line(axes, series(group.runs, read), number, group.label)
         panel_title(axes, name, columns)
         axes.set_xlabel("epoch")
         whole_numbers(axes.xaxis)
-    for axes in places[len(panels) :]:
-        axes.remove()
     headline(figure, title + _of(groups))
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), handlelength=3.2)
