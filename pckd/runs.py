@@ -217,19 +217,19 @@ def read_benchmarks(folders: Iterable[str | os.PathLike[str]]) -> list[Benchmark
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The rows, one an epoch, and whether the last line was cut short."""
-    lines = _text(path).splitlines()
+    lines, cut = _text(path).splitlines(), False
     by_epoch: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            if number == len(lines):
-                return [by_epoch[epoch] for epoch in sorted(by_epoch)], True
+            if cut := number == len(lines):
+                break
             raise UserError(f"{path}: line {number} is damaged; remove it, or give another folder") from None
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise UserError(f"{path}: line {number} is not an epoch's row of a run; give another folder")
         by_epoch[row["epoch"]] = row
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)], False
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)], cut
 
 
 def _object(path: Path) -> dict[str, Any]:

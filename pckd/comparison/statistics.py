@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pckd.runs import mean_and_deviation
 from registry import UserError
@@ -32,6 +32,17 @@ def paired_difference(values: Sequence[float], reference: Sequence[float], confi
         return Difference(differences, mean, None, None)
     half = t_quantile(confidence, len(differences) - 1) * deviation / math.sqrt(len(differences))
     return Difference(differences, mean, mean - half, mean + half)
+
+
+def difference_by_seed(
+    row: Mapping[str, Any], reference: Mapping[str, Any], values: Callable[[Mapping[str, Any]], Any], confidence: float
+) -> Difference | None:
+    """The paired difference of two rows' values over the seeds that both have; None where there are none."""
+    own, theirs = (dict(zip(one["seeds"], values(one), strict=True)) for one in (row, reference))
+    both = [seed for seed in own if seed in theirs]
+    return (
+        paired_difference([own[seed] for seed in both], [theirs[seed] for seed in both], confidence) if both else None
+    )
 
 
 def t_quantile(confidence: float, freedom: int) -> float:

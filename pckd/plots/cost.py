@@ -13,9 +13,6 @@ from pckd.plots.style import grid_shape, headline, marker_style, new_figure, pan
 from pckd.runs import METRIC, Benchmark, Run, group_runs, is_number, mean_and_deviation, title_of
 from registry import UserError
 
-Line = tuple[tuple[float, float], tuple[float, float]]
-"""By its ends."""
-
 
 @dataclass(frozen=True)
 class Point:
@@ -86,11 +83,7 @@ def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
 
 
 def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric: str = METRIC) -> Any:
-    """A panel for each pair.
-
-    Args:
-        panels: the pair's name and its methods. metric: the name of what their accuracies are.
-    """
+    """A panel for each pair and its methods, whose accuracies are of ``metric``."""
     panels = [(name, points) for name, points in panels if points]
     if not panels:
         raise UserError("no training times are known; train again (result.json then has train_seconds)")
@@ -112,8 +105,11 @@ def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric:
 
 def _panel(axes: Any, name: str, points: Sequence[Point], labels: Sequence[str]) -> None:
     shown, is_relative = relative(points)
-    for (x, y), (other_x, other_y) in _steps(shown):
-        axes.plot([x, other_x], [y, other_y], color="#C8C8C8", linewidth=2, zorder=1)
+    # The front as level and upright lines.
+    front = [shown[i] for i in pareto([point.cost for point in shown], [point.accuracy for point in shown])]
+    for one, other in pairwise(front):
+        axes.plot([one.cost, other.cost], [one.accuracy] * 2, color="#C8C8C8", linewidth=2, zorder=1)
+        axes.plot([other.cost] * 2, [one.accuracy, other.accuracy], color="#C8C8C8", linewidth=2, zorder=1)
     for point in shown:
         axes.errorbar(
             point.cost,
@@ -133,8 +129,7 @@ def _panel(axes: Any, name: str, points: Sequence[Point], labels: Sequence[str])
     axes.margins(0.14)
     costs = [point.cost for point in shown]
     if max(costs) > 6 * min(costs):
-        axes.set_xscale("log")
-    _plain_ticks(axes)
+        _logarithmic(axes)
     axes.set_title(name)
     axes.set_xlabel("training time (kd: 1)" if is_relative else "training time (s)")
 
@@ -144,21 +139,11 @@ def spread(values: Sequence[float]) -> float:
     return mean_and_deviation(values)[1] or 0.0
 
 
-def _steps(points: Sequence[Point]) -> list[Line]:
-    """The front as level and upright lines."""
-    costs, accuracies = [point.cost for point in points], [point.accuracy for point in points]
-    lines: list[Line] = []
-    for i, j in pairwise(pareto(costs, accuracies)):
-        lines.append(((costs[i], accuracies[i]), (costs[j], accuracies[i])))
-        lines.append(((costs[j], accuracies[i]), (costs[j], accuracies[j])))
-    return lines
-
-
-def _plain_ticks(axes: Any) -> None:
-    """On a logarithmic axis, 1, 2 and 5 times powers of ten, written out."""
+def _logarithmic(axes: Any) -> None:
+    """With ticks at 1, 2 and 5 times powers of ten, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if axes.get_xscale() == "log":
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

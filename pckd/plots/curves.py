@@ -28,11 +28,7 @@ class Series(NamedTuple):
 
 
 def series(runs: Sequence[Run], read: Read) -> Series:
-    """Mean, lowest and highest value over the runs in each epoch that one of them has.
-
-    Args:
-        read: the entry; what is no number is left out.
-    """
+    """Mean, lowest and highest value over the runs in each epoch that one of them has; only numbers count."""
     value = (lambda row: row.get(read)) if isinstance(read, str) else read
     found: dict[int, list[float]] = {}
     counted = 0
@@ -99,7 +95,7 @@ def draw_gradients(groups: Sequence[Group]) -> tuple[Any, list[str]]:
         raise UserError("none of these runs knows its terms' gradients; train with --report-gradients")
     notes = [f"{group.label}: without --report-gradients, and left out" for group in groups if group not in keep]
     reports = [_object(row.get(GRADIENTS)) for group in keep for run in group.runs for row in run.rows]
-    kinds = (("cosine", _cosines), ("norm", _norms))
+    kinds = (("cosine", _cosines), ("norm", lambda report: _object(report.get("norms"))))
     panels: list[tuple[Read, str]] = [
         (_entry(kind, name), f"{word}: {name}")
         for word, kind in kinds
@@ -112,10 +108,6 @@ def draw_gradients(groups: Sequence[Group]) -> tuple[Any, list[str]]:
 
 def _entry(kind: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda row: kind(_object(row.get(GRADIENTS))).get(name)
-
-
-def _norms(report: dict[str, Any]) -> dict[str, Any]:
-    return _object(report.get("norms"))
 
 
 def _cosines(report: dict[str, Any]) -> dict[str, Any]:

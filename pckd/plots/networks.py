@@ -126,11 +126,8 @@ class Workshop:
 
 
 def network_for(name: str, state: dict[str, Any], path: Path, below: str = "") -> nn.Module:
-    """An untrained network of this name, with the classes and channels of weights that are to be loaded into it.
-
-    Args:
-        below: what the network's keys begin with in ``state``.
-    """
+    """An untrained network of this name, with the classes and channels of weights that are to be loaded into it; its
+    keys begin with ``below`` in ``state``."""
 
     def made(classes: int, channels: int) -> nn.Module:
         network: nn.Module = ask(f"backbone {name!r}", build, BACKBONES, name, classes, in_channels=channels)

@@ -304,19 +304,6 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_other_runs_is_refused_before_any_run(
-    tool: ModuleType, refusal: Callable[[list[str]], str], tmp_path: Path
-) -> None:
-    arguments = ["--output", str(tmp_path / "runs"), *SMALL]
-    assert tool.main([*arguments, "--methods", "vanilla"]) == 0
-    before = content(tmp_path / "runs")
-    assert "(lr was None, is 0.02)" in refusal([*arguments, "--methods", "kd,vanilla", "--lr", "0.02"])
-    (tmp_path / "runs" / PAIR / "vanilla-seed0" / "result.json").write_text("{")
-    assert "result.json: cannot be read" in refusal([*arguments, "--methods", "kd,vanilla"])
-    assert content(tmp_path / "runs") == before
-    assert not (tmp_path / "runs" / PAIR / "kd-seed0").exists()
-
-
 def test_one_benchmark_at_a_time_is_at_work_in_a_folder(refusal: Callable[[list[str]], str], tmp_path: Path) -> None:
     with Lock(tmp_path):
         assert "is in use by" in refusal(["--methods", "kd", "--output", str(tmp_path), *SMALL])

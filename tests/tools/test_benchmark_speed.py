@@ -303,7 +303,7 @@ def test_compiled_networks_are_timed_part_by_part(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pairs", "resnet8"], "--pairs are written teacher>student"),
+        (["--pairs", "resnet8"], "give TEACHER>STUDENT"),
         (["--pairs", "resnet9>resnet8"], "did you mean"),
         (["--cases", "plain,fast"], "unknown case 'fast'; known: plain, default, cache"),
         (["--method", "kd"], "the plain step is written for pckd alone"),
