@@ -74,7 +74,7 @@ def test_a_last_line_cut_short_is_left_out_with_a_note(write_run: WriteRun) -> N
     runs, notes = read_runs([folder])
     assert [row["epoch"] for row in runs[0].rows] == [1, 2]
     assert len(notes) == 1
-    assert "still going on" in notes[0]
+    assert "the last line of metrics.jsonl is cut short" in notes[0]
     assert list(labels([folder])) == ["run"]
 
 
