@@ -145,11 +145,11 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata
     if record is not None:
         metadata = {"preprocessing": record.as_metadata(), **metadata}
     if target.suffix == ".safetensors":
-        data: bytes | memoryview = _to_safetensors(state, target, metadata)
+        data = _to_safetensors(state, target, metadata)
     else:
         buffer = io.BytesIO()
         torch.save({"model": {key: value.detach().cpu() for key, value in state.items()}, "meta": metadata}, buffer)
-        data = buffer.getbuffer()
+        data = buffer.getvalue()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

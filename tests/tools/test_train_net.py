@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from pckd import api
 from pckd.cli import LISTS
 from pckd.testing import check_loss
 
@@ -39,8 +40,11 @@ def readme_python(first_line: str) -> str:
 
 
 def test_student_alone_finds_trains_and_keeps_its_teacher(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    looked_at: list[int] = []
+    fingerprint = api.split_fingerprint
+    monkeypatch.setattr(api, "split_fingerprint", lambda split: looked_at.append(len(split)) or fingerprint(split))
     assert tool.main([*TAUGHT, "--output", str(tmp_path / "run")]) == 0
     first = capsys.readouterr().out
     assert "trained first" in first
@@ -53,6 +57,8 @@ def test_student_alone_finds_trains_and_keeps_its_teacher(
     assert result["arguments"]["epochs"] == 2
     assert tool.main([*TAUGHT, "--output", str(tmp_path / "again")]) == 0
     assert "from the cache" in capsys.readouterr().out
+    # By each run once: it tells the training of its teacher.
+    assert looked_at == [40, 20] * 2
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "again" / "metrics.jsonl").read_text()
 
 
