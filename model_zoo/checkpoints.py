@@ -87,8 +87,7 @@ def load_weights(
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
     matching = [key for key in own if key in state and key not in reshaped]
     if strict:
-        _check_classes(path, network, own, state, reshaped)
-        _check_keys(path, network, own, state, missing, unexpected, reshaped)
+        _refuse_misfit(path, network, state, missing, unexpected, reshaped)
     elif not matching:
         raise UserError(f"{path}: no key matches {type(network).__name__}'s{_fitting(state)}")
     _check_finite(path, {key: state[key] for key in matching})
@@ -145,11 +144,11 @@ def save_weights(network: nn.Module, path: str | os.PathLike[str], /, **metadata
     if record is not None:
         metadata = {"preprocessing": record.as_metadata(), **metadata}
     if target.suffix == ".safetensors":
-        data: bytes | memoryview = _to_safetensors(state, target, metadata)
+        data = _to_safetensors(state, target, metadata)
     else:
         buffer = io.BytesIO()
         torch.save({"model": {key: value.detach().cpu() for key, value in state.items()}, "meta": metadata}, buffer)
-        data = buffer.getbuffer()
+        data = buffer.getvalue()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -326,30 +325,24 @@ def _without_wrappers(state: dict[str, Tensor], network: nn.Module) -> dict[str,
     return below if not own & state.keys() and own & below.keys() else state
 
 
-def _check_classes(
-    path: Path, network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], reshaped: list[str]
-) -> None:
-    classifier = getattr(network, "classifier", None)
-    prefix = next((name for name, module in network.named_modules() if module is classifier), None)
-    weight = f"{prefix}.weight"
-    if prefix and weight in reshaped and {weight, f"{prefix}.bias"}.issuperset(reshaped):
-        theirs, ours = state[weight].shape, own[weight].shape
-        if theirs[1:] == ours[1:]:
-            raise UserError(
-                f"{path}: the file has {theirs[0]} classes, the network {ours[0]}: "
-                f"build the network with num_classes={theirs[0]}"
-            )
-
-
-def _check_keys(
+def _refuse_misfit(
     path: Path,
     network: nn.Module,
-    own: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     missing: list[str],
     unexpected: list[str],
     reshaped: list[str],
 ) -> None:
+    own = network.state_dict()
+    classifier = getattr(network, "classifier", None)
+    prefix = next((name for name, module in network.named_modules() if module is classifier), None)
+    weight = f"{prefix}.weight"
+    alone = prefix and weight in reshaped and {weight, f"{prefix}.bias"}.issuperset(reshaped)
+    if alone and state[weight].shape[1:] == own[weight].shape[1:]:
+        theirs, ours = len(state[weight]), len(own[weight])
+        raise UserError(
+            f"{path}: the file has {theirs} classes, the network {ours}: build the network with num_classes={theirs}"
+        )
     shapes = [f"{key} ({list(state[key].shape)} in the file, {list(own[key].shape)} wanted)" for key in reshaped]
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
@@ -372,15 +365,15 @@ def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _fitting(state: Mapping[str, Tensor]) -> str:
     """Name the built-in network that a file fits; built without memory, so the search takes moments."""
-    matrices = [value for value in state.values() if value.dim() == 2]
-    if not matrices:
+    classes = next((len(value) for value in reversed([*state.values()]) if value.dim() == 2), None)
+    if classes is None:
         return ""
     shapes = {key: value.shape for key, value in state.items() if not key.endswith("num_batches_tracked")}
     for name, factory in BACKBONES:
         if not str(getattr(factory, "__module__", "")).startswith("model_zoo.") or name in ("torchvision", "timm"):
             continue
         with torch.device("meta"):
-            candidate = factory(matrices[-1].shape[0]).state_dict()
+            candidate = factory(classes).state_dict()
         if shapes == {k: v.shape for k, v in candidate.items() if not k.endswith("num_batches_tracked")}:
             return f" (the file fits {name})"
     return ""

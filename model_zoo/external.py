@@ -6,7 +6,6 @@ Both libraries are imported only when one of their networks is built.
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,8 +15,12 @@ from model_zoo.detection import torchvision_detector
 from model_zoo.probe import evaluating
 from model_zoo.segmentation import torchvision_segmenter
 from registry import BACKBONES, Output, UserError
+from registry.errors import closest
 
 __all__ = ["TimmBackbone", "TorchvisionBackbone", "timm_backbone", "torchvision_backbone"]
+
+
+NO_CLASSIFIER = "does not end in a linear classifier, which distillation needs; use another model"
 
 
 class TorchvisionBackbone(nn.Module):
@@ -46,14 +49,12 @@ class TorchvisionBackbone(nn.Module):
             raise UserError(f"{name}: the model cannot be traced: {' '.join(str(error).split())[:200]}") from error
         end = next(node for node in graph.nodes if node.op == "output")
         logits = end.args[0]
-        path = _classifier_path(logits, model)
-        if path is None:
-            raise UserError(f"{name} does not end in a linear classifier, which distillation needs; use another model")
-        assert isinstance(logits, fx.Node)
+        if not (isinstance(logits, fx.Node) and logits.op == "call_module" and _is_linear(model, str(logits.target))):
+            raise UserError(f"{name} {NO_CLASSIFIER}")
         maps = _last_of_each_resolution(model, graph, image_size)
         end.args = ((logits, logits.args[0], tuple(maps)),)
         self.network = fx.GraphModule(model, graph)
-        self._path = path
+        self._path = str(logits.target)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -71,11 +72,8 @@ class _RootTracer(fx.Tracer):
         return not (type(m) is nn.Sequential and "." not in module_qualified_name)
 
 
-def _classifier_path(node: object, model: nn.Module) -> str | None:
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        path = str(node.target)
-        return path if isinstance(model.get_submodule(path), nn.Linear) else None
-    return None
+def _is_linear(model: nn.Module, path: str) -> bool:
+    return isinstance(model.get_submodule(path), nn.Linear)
 
 
 def _last_of_each_resolution(model: nn.Module, graph: fx.Graph, image_size: int) -> list[fx.Node]:
@@ -127,7 +125,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, model: Any, name: str) -> None:
         super().__init__()
         if not isinstance(model.get_classifier(), nn.Linear):
-            raise UserError(f"{name} does not end in a linear classifier, which distillation needs; use another model")
+            raise UserError(f"{name} {NO_CLASSIFIER}")
         self.network = model
         stages = {info["reduction"]: index for index, info in enumerate(getattr(model, "feature_info", None) or [])}
         self._stages = list(stages.values()) if len(stages) > 1 and hasattr(model, "forward_intermediates") else []
@@ -243,8 +241,8 @@ def _check_member(family: str, example: str, name: object, num_classes: int | No
 
 def _check_known(family: str, name: str, known: list[str]) -> None:
     if name not in known:
-        close = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; see {family}'s list of models"
+        hint = closest(name, known, n=3, cutoff=0.5)
+        hint = f"; see {family}'s list of models" if hint == "." else hint
         raise UserError(f"{family} has no classification model {name!r}{hint}")
 
 

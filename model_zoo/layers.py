@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from registry import Output, UserError
 
-__all__ = ["Backbone", "ReluStage", "channel_shuffle", "conv3x3", "init_convolutions", "init_small_classifier"]
+__all__ = [
+    "Backbone",
+    "ReluStage",
+    "channel_shuffle",
+    "conv3x3",
+    "init_convolutions",
+    "init_small_classifier",
+    "run_stages",
+]
 
 
 class Backbone(nn.Module):
@@ -50,6 +58,16 @@ class ReluStage(nn.Sequential):
             x = F.relu(block(x), inplace=True)
         preact = last(x)
         return F.relu(preact), preact
+
+
+def run_stages(preact: Tensor, *stages: ReluStage) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps and pre-activations of a stem, whose pre-activation is given, and of the stages after it."""
+    maps, preacts = [F.relu(preact)], [preact]
+    for stage in stages:
+        x, preact = stage(maps[-1])
+        maps.append(x)
+        preacts.append(preact)
+    return maps, preacts
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -45,8 +45,9 @@ def probe(
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     label = name or type(network).__name__
     check_network(network, label)
-    if classifier:
-        _check_unwrapped(network, label)
+    kind = type(network)
+    if classifier and kind.__module__.startswith("torch.") and isinstance(getattr(network, "module", None), nn.Module):
+        raise UserError(f"{label} is wrapped in {kind.__name__}: give the network inside, its .module")
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, in_channels, height, width, dtype=weight.dtype, device=weight.device)
     try:
@@ -106,12 +107,6 @@ def _checked(output: object, label: str, images: int) -> Shapes:
     if rows != images:
         raise UserError(f"{label}: returned {rows} rows for {images} images: it must return one row an image")
     return Shapes.of(output)
-
-
-def _check_unwrapped(network: nn.Module, label: str) -> None:
-    kind = type(network)
-    if kind.__module__.startswith("torch.") and isinstance(getattr(network, "module", None), nn.Module):
-        raise UserError(f"{label} is wrapped in {kind.__name__}: give the network inside, its .module")
 
 
 def _check_classifier(network: nn.Module, label: str, shapes: Shapes) -> None:

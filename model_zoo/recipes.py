@@ -29,8 +29,13 @@ class MethodOptions:
     pairs: Mapping[str, Mapping[str, Any]]
 
 
-def _table(source: str, names: tuple[str, ...], rows: Mapping[str, tuple[float, ...]]) -> MethodOptions:
-    pairs = {label: MappingProxyType(dict(zip(names, row, strict=True))) for label, row in rows.items()}
+def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> MethodOptions:
+    """Of each row of values, the pairs that have them."""
+    pairs = {
+        label: MappingProxyType(dict(zip(names, row, strict=True)))
+        for row, labels in rows.items()
+        for label in labels.split()
+    }
     return MethodOptions(source, MappingProxyType(pairs))
 
 
@@ -40,51 +45,32 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
             "mdistiller's configurations of DKD for CIFAR-100 (arXiv 2203.08679)",
             ("beta",),
             {
-                "resnet32x4>resnet8x4": (8.0,),
-                "resnet32x4>ShuffleV1": (8.0,),
-                "resnet32x4>ShuffleV2": (8.0,),
-                "ResNet50>MobileNetV2": (8.0,),
-                "wrn_40_2>ShuffleV1": (8.0,),
-                "vgg13>vgg8": (6.0,),
-                "vgg13>MobileNetV2": (6.0,),
-                "wrn_40_2>wrn_16_2": (6.0,),
-                "wrn_40_2>wrn_40_1": (6.0,),
-                "resnet56>resnet20": (2.0,),
-                "resnet110>resnet32": (2.0,),
+                (8.0,): "resnet32x4>resnet8x4 resnet32x4>ShuffleV1 resnet32x4>ShuffleV2 ResNet50>MobileNetV2 "
+                "wrn_40_2>ShuffleV1",
+                (6.0,): "vgg13>vgg8 vgg13>MobileNetV2 wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1",
+                (2.0,): "resnet56>resnet20 resnet110>resnet32",
             },
         ),
         "reviewkd": _table(
             "ReviewKD's commands for CIFAR-100 (arXiv 2104.09044)",
             ("weight",),
             {
-                "wrn_40_2>wrn_16_2": (5.0,),
-                "wrn_40_2>wrn_40_1": (5.0,),
-                "wrn_40_2>ShuffleV1": (5.0,),
-                "resnet32x4>resnet8x4": (5.0,),
-                "resnet32x4>ShuffleV1": (5.0,),
-                "resnet32x4>ShuffleV2": (8.0,),
-                "resnet56>resnet20": (0.6,),
-                "resnet110>resnet32": (1.0,),
+                (5.0,): "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1 wrn_40_2>ShuffleV1 resnet32x4>resnet8x4 "
+                "resnet32x4>ShuffleV1",
+                (8.0,): "resnet32x4>ShuffleV2",
+                (0.6,): "resnet56>resnet20",
+                (1.0,): "resnet110>resnet32",
             },
         ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),
             {
-                "resnet32x4>resnet8x4": (2.0, 9.0),
-                "resnet32x4>ShuffleV2": (2.0, 9.0),
-                "resnet32x4>wrn_16_2": (3.0, 9.0),
-                "resnet32x4>wrn_40_2": (3.0, 9.0),
-                "resnet56>resnet20": (2.0, 9.0),
-                "resnet110>resnet20": (4.0, 12.0),
-                "resnet110>resnet32": (2.0, 9.0),
-                "vgg13>vgg8": (3.0, 9.0),
-                "vgg13>MobileNetV2": (3.0, 9.0),
-                "wrn_40_2>wrn_16_2": (2.0, 9.0),
-                "wrn_40_2>wrn_40_1": (2.0, 9.0),
-                "wrn_40_2>resnet8x4": (2.0, 9.0),
-                "wrn_40_2>MobileNetV2": (3.0, 9.0),
-                "ResNet50>MobileNetV2": (3.0, 1.0),
+                (2.0, 9.0): "resnet32x4>resnet8x4 resnet32x4>ShuffleV2 resnet56>resnet20 resnet110>resnet32 "
+                "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1 wrn_40_2>resnet8x4",
+                (3.0, 9.0): "resnet32x4>wrn_16_2 resnet32x4>wrn_40_2 vgg13>vgg8 vgg13>MobileNetV2 wrn_40_2>MobileNetV2",
+                (4.0, 12.0): "resnet110>resnet20",
+                (3.0, 1.0): "ResNet50>MobileNetV2",
             },
         ),
     }

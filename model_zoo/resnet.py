@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.layers import Backbone, ReluStage, conv3x3, init_convolutions
+from model_zoo.layers import Backbone, ReluStage, conv3x3, init_convolutions, run_stages
 from registry import BACKBONES, Output
 
 THIN = (16, 16, 32, 64)
@@ -60,12 +60,8 @@ class ResNet(Backbone):
         return self.fc
 
     def forward(self, x: Tensor) -> Output:
-        pre0 = self.bn1(self.conv1(x))
-        map0 = F.relu(pre0)
-        map1, pre1 = self.layer1(map0)
-        map2, pre2 = self.layer2(map1)
-        map3, pre3 = self.layer3(map2)
-        return self.read_out(self.fc, map3, (map0, map1, map2, map3), (pre0, pre1, pre2, pre3))
+        maps, preacts = run_stages(self.bn1(self.conv1(x)), self.layer1, self.layer2, self.layer3)
+        return self.read_out(self.fc, maps[-1], maps, preacts)
 
 
 def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> ReluStage:

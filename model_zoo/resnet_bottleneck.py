@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.layers import Backbone, ReluStage, conv3x3, init_convolutions
+from model_zoo.layers import Backbone, ReluStage, conv3x3, init_convolutions, run_stages
 from registry import BACKBONES, Output
 
 EXPANSION = 4
@@ -62,13 +62,8 @@ class BottleneckResNet(Backbone):
         return self.linear
 
     def forward(self, x: Tensor) -> Output:
-        pre0 = self.bn1(self.conv1(x))
-        map0 = F.relu(pre0)
-        map1, pre1 = self.layer1(map0)
-        map2, pre2 = self.layer2(map1)
-        map3, pre3 = self.layer3(map2)
-        map4, pre4 = self.layer4(map3)
-        return self.read_out(self.linear, map4, (map0, map1, map2, map3, map4), (pre0, pre1, pre2, pre3, pre4))
+        maps, preacts = run_stages(self.bn1(self.conv1(x)), self.layer1, self.layer2, self.layer3, self.layer4)
+        return self.read_out(self.linear, maps[-1], maps, preacts)
 
 
 def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> ReluStage:

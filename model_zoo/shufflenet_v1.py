@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.layers import Backbone, ReluStage, channel_shuffle, conv3x3
+from model_zoo.layers import Backbone, ReluStage, channel_shuffle, conv3x3, run_stages
 from registry import BACKBONES, Output
 
 GROUPS = 3
@@ -68,12 +68,8 @@ class ShuffleNetV1(Backbone):
         return self.linear
 
     def forward(self, x: Tensor) -> Output:
-        pre0 = self.bn1(self.conv1(x))
-        map0 = F.relu(pre0)
-        map1, pre1 = self.layer1(map0)
-        map2, pre2 = self.layer2(map1)
-        map3, pre3 = self.layer3(map2)
-        return self.read_out(self.linear, map3, (map0, map1, map2, map3), (pre0, pre1, pre2, pre3))
+        maps, preacts = run_stages(self.bn1(self.conv1(x)), self.layer1, self.layer2, self.layer3)
+        return self.read_out(self.linear, maps[-1], maps, preacts)
 
 
 def _stage(units: int, in_channels: int, channels: int) -> ReluStage:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_zoo.layers import Backbone, ReluStage, channel_shuffle, conv3x3
+from model_zoo.layers import Backbone, ReluStage, channel_shuffle, conv3x3, run_stages
 from registry import BACKBONES, Output
 
 STEM = 24
@@ -86,13 +86,9 @@ class ShuffleNetV2(Backbone):
         return self.linear
 
     def forward(self, x: Tensor) -> Output:
-        pre0 = self.bn1(self.conv1(x))
-        map0 = F.relu(pre0)
-        map1, pre1 = self.layer1(map0)
-        map2, pre2 = self.layer2(map1)
-        map3, pre3 = self.layer3(map2)
-        last = F.relu(self.bn2(self.conv2(map3)), inplace=True)
-        return self.read_out(self.linear, last, (map0, map1, map2, map3), (pre0, pre1, pre2, pre3))
+        maps, preacts = run_stages(self.bn1(self.conv1(x)), self.layer1, self.layer2, self.layer3)
+        last = F.relu(self.bn2(self.conv2(maps[-1])), inplace=True)
+        return self.read_out(self.linear, last, maps, preacts)
 
 
 def _stage(units: int, in_channels: int, channels: int) -> ReluStage:

@@ -10,8 +10,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -202,87 +202,50 @@ def distill(
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
     display = choose_display(display)
     with session(Device.resolve(device, precision)) as (ranks, place, held):
-        if not ranks.first:
-            display = Silent()
+        display = display if ranks.first else Silent()
         with ranks.alike():
             folder = _open_folder(output, resume, held) if ranks.first else None
-        loaded = load_data(
-            data,
-            root=data_root,
-            limit_train=limit_train,
-            limit_test=limit_test,
-            val_fraction=val_fraction,
-            on_bad_image=on_bad_image,
-        )
+        limits: dict[str, Any] = {"limit_train": limit_train, "limit_test": limit_test, "val_fraction": val_fraction}
+        loaded = load_data(data, root=data_root, on_bad_image=on_bad_image, **limits)
         fingerprints: dict[str, Any] = {}
         if folder is not None:
-            fingerprints = {"train": split_fingerprint(loaded.train), "test": split_fingerprint(loaded.test)}
+            fingerprints = _fingerprints(loaded, data, "train", "test")
             if resume:
                 folder.refuse_another_run(arguments, fingerprints)
+        cached = teacher_cache is not None
         options = {"views": views, "view_statistics": view_statistics, "flip": flip, "view_pool": view_pool}
-        chosen_task = make_task(task, loaded, cached=teacher_cache is not None, **options)
-        run = plan(
-            task=chosen_task,
-            data=loaded,
-            student=student,
-            teacher=teacher,
-            method=method,
-            difficulty=difficulty,
-            scheduler=scheduler,
-            centers=centers,
-            batch_size=batch_size,
-            epochs=epochs,
-            lr=lr,
-            seed=seed,
-            cached=teacher_cache is not None,
-        )
+        parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
+        parts |= {"student": student, "method": method, "seed": seed}
+        parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
+        run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, cached=cached, **parts)
         for note in run.notes:
             display.note(note)
         cost = None
         if profile:
-            cost = profiling.profile(
-                student=student,
-                teacher=run.teacher,
-                method=method,
-                task=run.task,
-                data=loaded,
-                batch_size=ranks.share(batch_size),
-                difficulty=difficulty,
-                scheduler=scheduler,
-                centers=centers,
-                device=place.target,
-                precision=place.precision,
-                depth=0,
-                rounds=5,
-                seed=seed,
-            )
+            where: dict[str, Any] = {"device": place.target, "precision": place.precision, "depth": 0, "rounds": 5}
+            cost = profiling.profile(teacher=run.teacher, batch_size=ranks.share(batch_size), **parts, **where)
             display.note(profiling.short(cost))
         if isinstance(run.teacher, nn.Module):
             held.enter_context(borrowed(run.teacher))
-        if isinstance(run.teacher, str) and teacher_weights is None and run.needs_teacher:
-            run.refuse_impossible()
         optimization = Optimization(epochs, batch_size, run.lr, momentum, weight_decay, tuple(milestones), lr_decay)
-        # A method that needs no teacher does not make one, but one that is at hand is measured.
-        frozen = None
-        if run.needs_teacher or teacher_weights or isinstance(run.teacher, nn.Module):
-            frozen = obtain_teacher(
-                run,
-                weights=teacher_weights,
-                optimization=replace(optimization, epochs=teacher_epochs or epochs),
-                lr=teacher_lr,
-                on_nonfinite=on_nonfinite,
-                device=place,
-                compile=compile,
-                num_workers=num_workers,
-                display=display,
-            )
+        frozen = _obtain_teacher(
+            run,
+            teacher_weights,
+            replace(optimization, epochs=teacher_epochs or epochs),
+            fingerprints,
+            place,
+            display,
+            lr=teacher_lr,
+            on_nonfinite=on_nonfinite,
+            compile=compile,
+            num_workers=num_workers,
+        )
         if folder is not None and frozen is not None:
             fingerprints["teacher"] = network_fingerprint(frozen.network)
         objective = run.objective(frozen)
         if teacher_cache is not None and frozen is not None and run.cached:
             frozen.cache = _open_cache(teacher_cache, run, frozen, objective, place, display)
         run.start(objective, frozen, display.note)
-        optimization = replace(optimization, initial=objective.initial_epochs(epochs))
 
         def loader(split: Any, size: int, **options: Any) -> BatchLoader:
             shares: dict[str, Any] = {"num_workers": num_workers, "rank": ranks.rank, "world_size": ranks.size}
@@ -296,20 +259,16 @@ def distill(
         if report_difficulty:
             reports["difficulty_report"] = run.task.difficulty_report(loaded, place)
         if report_gradients:
-            # It looks at copies, after an epoch: too late to learn that there are none.
-            both = nn.ModuleList([run.student, objective])
-            copy_of(both, "the student, or a loss of the method,", "the gradient report")
-            reports["gradient_report"] = GradientReport(train_loader, place)
+            reports["gradient_report"] = _gradient_report(run, objective, train_loader, place)
         preprocessing = run.task.preprocessing(loaded)
         set_preprocessing(run.student, preprocessing)
         held.callback(ranks.synchronize_statistics(run.student, place.target))
-        model = DistillationTask(run.task, run.student, objective)
         trainer = Trainer(
-            model,
+            DistillationTask(run.task, run.student, objective),
             [frozen] if frozen is not None and objective.needs_teacher else [],
             train_loader,
             test_loader,
-            optimization=optimization,
+            optimization=replace(optimization, initial=objective.initial_epochs(epochs)),
             device=place,
             seed=seed,
             arguments=arguments,
@@ -393,15 +352,8 @@ def train_teacher(
     Returns:
         The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`).
     """
-    training: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "lr_decay": lr_decay,
-        "on_nonfinite": on_nonfinite,
-        "seed": seed,
-    }
+    training: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "on_nonfinite": on_nonfinite, "seed": seed}
+    training |= {"momentum": momentum, "weight_decay": weight_decay, "lr_decay": lr_decay}
     check_arguments(lr=lr, num_workers=num_workers, **training)
     display = choose_display(display)
     if not isinstance(teacher, str):
@@ -410,44 +362,33 @@ def train_teacher(
     training.update(lr=recipe_for(teacher).lr if lr is None else lr, flip=bool(flip))
     training["milestones"] = [float(milestone) for milestone in milestones]
     with session(Device.resolve(device, precision)) as (ranks, place, _):
-        if not ranks.first:
-            display = Silent()
+        display = display if ranks.first else Silent()
         training["precision"] = place.precision
         chosen_task = make_task(task, loaded, flip=flip)
         with own_random_state(place.target):
             network = chosen_task.make_network(teacher, loaded)
         # What the teacher's weights follow from, found out once for all processes.
-        key = ranks.same(
-            {
-                "version": version("pckd"),
-                "teacher": teacher,
-                "task": chosen_task.name,
-                "code": code_fingerprint(network),
-                "dataset": loaded.name,
-                "data": split_fingerprint(loaded.train),
-                **training,
-                "device": place.type,
-            }
-            if ranks.first
-            else None
-        )
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        key = None
+        if ranks.first:
+            names = {"version": version("pckd"), "teacher": teacher, "task": chosen_task.name, "dataset": loaded.name}
+            learned = {"code": code_fingerprint(network), "data": _fingerprints(loaded, data, "train")["train"]}
+            key = {**names, **learned, **training, "device": place.type}
+        key = ranks.same(key)
         folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
-        path = folder / f"{safe}-{digest}.pth"
+        path = folder / f"{safe}-{_digest(key, 12)}.pth"
         unfinished: Path | None = None
-        said = False
+        waiting = False
         while not ranks.same(path.exists()):
             if unfinished is None:
-                # Its training is a run like any other, which goes on where it was interrupted: by the images it is
-                # measured on, too, on which its weights do not depend.
-                measured = ranks.same(split_fingerprint(loaded.test) if ranks.first else None)
-                looked_at = hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:6]
-                unfinished = folder / f"{safe}-{digest}-{looked_at}.run"
-            if not said:
                 display.note(
                     f"teacher {teacher}: no weights given, so it is trained first ({epochs} epochs) and kept as {path}"
                 )
+                # Its training is a run like any other, which goes on where it was interrupted: by the images it is
+                # measured on, too, on which its weights do not depend.
+                measured = ranks.same(_fingerprints(loaded, data, "test")["test"] if ranks.first else None)
+                unfinished = folder / f"{path.stem}-{_digest(measured, 6)}.run"
+                loaded = _Known(**vars(loaded), fingerprints={"train": key["data"], "test": measured})
             try:
                 trained = train(
                     student=teacher,
@@ -462,9 +403,9 @@ def train_teacher(
                     display=display,
                 ).student
             except FolderInUse:
-                if not said:
+                if not waiting:
                     display.note(f"teacher {teacher}: another process trains it; waiting")
-                said = True
+                waiting = True
                 time.sleep(POLL_SECONDS)
                 continue
             except UserError:
@@ -542,44 +483,55 @@ def _open_folder(output: str | os.PathLike[str] | None, resume: bool, held: cont
     return folder
 
 
-def obtain_teacher(
+@dataclass(frozen=True)
+class _Known(Data):
+    """Data with the fingerprints of its splits: a run tells them to the training of its teacher."""
+
+    fingerprints: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _fingerprints(loaded: Data, given: str | Data, *splits: str) -> dict[str, Any]:
+    """Of the splits of loaded data; those that the given data know are not taken again."""
+    known = given.fingerprints if isinstance(given, _Known) else {}
+    return {split: known.get(split) or split_fingerprint(getattr(loaded, split)) for split in splits}
+
+
+def _digest(key: Any, length: int) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def _obtain_teacher(
     run: Plan,
-    *,
     weights: str | os.PathLike[str] | None,
     optimization: Optimization,
-    lr: float | None,
-    on_nonfinite: Literal["stop", "skip"],
+    fingerprints: Mapping[str, Any],
     device: Device,
-    compile: bool | None,
-    num_workers: int,
     display: Display,
+    **options: Any,
 ) -> FrozenTeacher | None:
-    """The plan's teacher: itself, by its weights, or trained as :func:`train_teacher` does."""
-    if run.teacher is None:
-        return None
+    """The plan's teacher: itself, by its weights, or trained by :func:`train_teacher` with these options.
+
+    A method that needs no teacher does not make one, but one that is at hand is measured.
+    """
     if isinstance(run.teacher, nn.Module):
         network = run.teacher
+    elif run.teacher is None or not (weights or run.needs_teacher):
+        return None
     elif weights is not None:
         network = load_trained(run.task, run.teacher, run.data, weights)
     else:
+        run.refuse_impossible()
+        settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial")}
         network = train_teacher(
             teacher=run.teacher,
             task=run.task.name,
-            data=run.data,
-            epochs=optimization.epochs,
-            batch_size=optimization.batch_size,
-            lr=lr,
-            momentum=optimization.momentum,
-            weight_decay=optimization.weight_decay,
-            milestones=optimization.milestones,
-            lr_decay=optimization.lr_decay,
+            data=_Known(**vars(run.data), fingerprints=fingerprints),
             flip=getattr(run.task, "flip", True),
-            on_nonfinite=on_nonfinite,
             device=device.target,
             precision=device.precision,
-            compile=compile,
-            num_workers=num_workers,
             display=display,
+            **settings,
+            **options,
         )
     return run.freeze(network, display.note)
 
@@ -613,6 +565,13 @@ def _open_cache(
     )
     display.note(cache.describe())
     return cache
+
+
+def _gradient_report(run: Plan, objective: Objective, loader: BatchLoader, device: Device) -> GradientReport:
+    """It looks at copies, after an epoch: too late to learn that there can be none."""
+    both = nn.ModuleList([run.student, objective])
+    copy_of(both, "the student, or a loss of the method,", "the gradient report")
+    return GradientReport(loader, device)
 
 
 def _measure_teacher(

@@ -73,6 +73,9 @@ def _switch(help: str, group: str, **facts: Any) -> Argument:
     return Argument(help, group, kind=bool, **facts)
 
 
+FREE: dict[str, Any] = {"may_change": True, "apart": False}
+"""Facts of what concerns one start of a run: a resumed run may give it anew, and runs that differ in it are alike."""
+
 WHAT, DATA, SCHEDULE, SPEED, OUTPUT, REPORTS = "what", "data", "schedule", "speed", "output", "reports"
 
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
@@ -97,7 +100,7 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             before="joint",
         ),
         "data": Argument("data set (default: a demonstration on drawn shapes)", DATA, "NAME"),
-        "data_root": Argument("where the data set's files are", DATA, "DIR", path=True, may_change=True, apart=False),
+        "data_root": Argument("where the data set's files are", DATA, "DIR", path=True, **FREE),
         "limit_train": _count("train on N images, always the same ones, of each class one first", DATA, metavar="N"),
         "limit_test": _count("measure on N images, likewise", DATA, metavar="N"),
         "val_fraction": Argument("hold out this share of the training set and measure on it", DATA, kind=float),
@@ -119,22 +122,12 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "teacher_lr": _number("its learning rate at the start, likewise (default: its recipe's)", SCHEDULE, above=True),
         # Generators take 64 bits, and seed + 1 is used.
         "seed": _count("of initialization, order and augmentation", SCHEDULE, -(2**63), 2**63 - 2, apart=False),
-        "device": Argument(
-            "cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)",
-            SPEED,
-            may_change=True,
-            apart=False,
-        ),
+        "device": Argument("cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)", SPEED, **FREE),
         "precision": Argument("of the networks", SPEED, choices=("auto", "fp32", "bf16")),
         "compile": _switch(
-            "run the networks through torch.compile (default: where the run is long enough to repay it)",
-            SPEED,
-            may_change=True,
-            apart=False,
+            "run the networks through torch.compile (default: where the run is long enough to repay it)", SPEED, **FREE
         ),
-        "num_workers": _count(
-            "processes that read a streamed data set", SPEED, 0, MOST_WORKERS, may_change=True, apart=False
-        ),
+        "num_workers": _count("processes that read a streamed data set", SPEED, 0, MOST_WORKERS, **FREE),
         "teacher_cache": Argument(
             "keep the teacher's answers there, for this run and later ones", SPEED, "DIR", path=True, apart=False
         ),
@@ -146,40 +139,27 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             OUTPUT,
             "DIR",
             path=True,
-            may_change=True,
-            apart=False,
+            **FREE,
         ),
-        "resume": _switch("continue from the checkpoint in --output", OUTPUT, may_change=True, apart=False),
+        "resume": _switch("continue from the checkpoint in --output", OUTPUT, **FREE),
         "checkpoint_every": Argument(
-            "how often, with --output",
-            OUTPUT,
-            "STEPS|epoch",
-            kind=steps_or_epoch,
-            low=1,
-            may_change=True,
-            apart=False,
+            "how often, with --output", OUTPUT, "STEPS|epoch", kind=steps_or_epoch, low=1, **FREE
         ),
         "on_nonfinite": Argument(
             "what a term that is not finite does: stop the run, or leave the step out",
             OUTPUT,
             choices=("stop", "skip"),
-            may_change=True,
-            apart=False,
+            **FREE,
         ),
-        "profile": _switch(
-            "first measure what a step costs; kept in result.json", REPORTS, may_change=True, apart=False
-        ),
+        "profile": _switch("first measure what a step costs; kept in result.json", REPORTS, **FREE),
         "report_difficulty": _switch(
             "each epoch also how the difficulty metrics spread over the training images, and with true difficulties "
             "how well they agree",
             REPORTS,
-            may_change=True,
-            apart=False,
+            **FREE,
         ),
-        "report_gradients": _switch(
-            "each epoch also how the terms' gradients lie to one another", REPORTS, may_change=True, apart=False
-        ),
-        "debug": _switch("show the traceback of an error", REPORTS, may_change=True, apart=False),
+        "report_gradients": _switch("each epoch also how the terms' gradients lie to one another", REPORTS, **FREE),
+        "debug": _switch("show the traceback of an error", REPORTS, **FREE),
     }
 )
 

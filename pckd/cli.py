@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-import registry
 from model_zoo import METHOD_OPTIONS, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
@@ -19,17 +18,8 @@ from pckd.tables import print_columns
 from registry import DATASETS, METHODS, REGISTRIES, Registry, Term, UserError, build, load_plugin, options_of
 from registry.errors import is_out_of_memory
 
-LISTS = {
-    "backbones": registry.BACKBONES,
-    "losses": registry.LOSSES,
-    "methods": registry.METHODS,
-    "difficulty": registry.DIFFICULTY_METRICS,
-    "schedulers": registry.DIFFICULTY_SCHEDULERS,
-    "centers": registry.CENTER_RULES,
-    "datasets": registry.DATASETS,
-    "tasks": registry.TASKS,
-}
-assert len(LISTS) == len(REGISTRIES)
+KINDS = ("backbones", "losses", "methods", "difficulty", "schedulers", "centers", "datasets", "tasks")
+LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

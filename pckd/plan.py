@@ -74,6 +74,7 @@ class Plan:
     seed: int
     cached: bool = False
     notes: list[str] = field(default_factory=list)
+    _probed: dict[str, Shapes] = field(default_factory=dict, init=False)
 
     @property
     def needs_teacher(self) -> bool:
@@ -98,16 +99,14 @@ class Plan:
             UserError: a term cannot work for this pair of networks, these options or this data.
         """
         task, data, terms = self.task, self.data, self.terms if terms is None else terms
-        student_shapes = task.shapes(self.student, data, "student")
-        shapes: Shapes = student_shapes
-        if teacher is not None:
-            shapes = task.shapes(teacher.network, data, "teacher")
-            if not needs_teacher(terms):
-                # In an objective that does not look at it the student stands in its place.
-                shapes = student_shapes
-            elif self.cached:
-                shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
-        setup = task.setup(student_shapes, shapes, data, None if teacher is None else teacher.classifier)
+        student = self._shapes(self.student, "student")
+        shapes = student if teacher is None else self._shapes(teacher.network, "teacher")
+        if not needs_teacher(terms):
+            # In an objective that does not look at it the student stands in its place.
+            shapes = student
+        elif teacher is not None and self.cached:
+            shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
+        setup = task.setup(student, shapes, data, None if teacher is None else teacher.classifier)
         setup = setup._replace(num_samples=num_samples or setup.num_samples)
         # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
         torch.manual_seed(self.seed + 1)
@@ -118,6 +117,12 @@ class Plan:
         objective.check_rows(task.sizes(self.batch_size, objective))
         task.check_batch(self.student, data, self.batch_size, objective)
         return objective
+
+    def _shapes(self, network: nn.Module, role: str) -> Shapes:
+        """Probed once: a trained teacher has the shapes of the untrained one."""
+        if role not in self._probed:
+            self._probed[role] = self.task.shapes(network, self.data, role)
+        return self._probed[role]
 
     def freeze(self, network: nn.Module, say: Callable[[str], None]) -> FrozenTeacher:
         """A teacher that is ready to answer about this plan's data.

@@ -150,11 +150,7 @@ class Benchmark:
 
 
 def kind_of(folder: str | os.PathLike[str]) -> str:
-    """``"run"`` or ``"benchmark"``.
-
-    Raises:
-        UserError: there is no such folder, or it is neither.
-    """
+    """``"run"`` or ``"benchmark"``."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         what = "not a folder; give the folder that it is in" if path.exists() else "there is no such folder"
@@ -193,11 +189,7 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], lis
 
 
 def read_finished(folder: str | os.PathLike[str]) -> Run:
-    """A finished run; its rows are empty where ``metrics.jsonl`` is not there.
-
-    Raises:
-        UserError: it has no result, or one that is damaged or not a run's.
-    """
+    """A finished run; its rows are empty where ``metrics.jsonl`` is not there."""
     path = Path(folder).expanduser()
     if not (path / RESULT).is_file():
         raise UserError(f"{path}: not the folder of a finished run: it has no {RESULT}")
@@ -213,11 +205,7 @@ def read_finished(folder: str | os.PathLike[str]) -> Run:
 
 
 def read_benchmarks(folders: Iterable[str | os.PathLike[str]]) -> list[Benchmark]:
-    """The comparisons of these folders.
-
-    Raises:
-        UserError: a folder has no benchmark.json, or a damaged one.
-    """
+    """The comparisons of these folders."""
     found = []
     for folder in folders:
         path = Path(folder).expanduser()
@@ -235,19 +223,19 @@ def read_benchmarks(folders: Iterable[str | os.PathLike[str]]) -> list[Benchmark
 
 def _rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The rows, one an epoch, and whether the last line was cut short."""
-    lines = _text(path).splitlines()
+    lines, cut = _text(path).splitlines(), False
     by_epoch: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            if number == len(lines):
-                return [by_epoch[epoch] for epoch in sorted(by_epoch)], True
+            if cut := number == len(lines):
+                break
             raise UserError(f"{path}: line {number} is damaged; remove it, or give another folder") from None
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise UserError(f"{path}: line {number} is not an epoch's row of a run; give another folder")
         by_epoch[row["epoch"]] = row
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)], False
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)], cut
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -35,31 +36,30 @@ class Table:
 
 def amount(value: float | None) -> str:
     """``1.23 M``: three digits and a power of a thousand."""
-    if value is None:
-        return NONE
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= 0.9995 * size:
-            return f"{digits(value / size)} {unit}"
-    return f"{value:.0f}"
+    # From 999.5 on, which three digits would round to 1000.
+    return _scaled(value, {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}, 0.9995)
 
 
 def memory(value: float | None) -> str:
     """``12.3 MiB``."""
+    return _scaled(value, {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}, 1, " B")
+
+
+def _scaled(value: float | None, units: Mapping[str, float], least: float, plain: str = "") -> str:
+    """In the first unit of which it is at least ``least``, or else as a whole number."""
     if value is None:
         return NONE
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(value) >= size:
+    for unit, size in units.items():
+        if abs(value) >= least * size:
             return f"{digits(value / size)} {unit}"
-    return f"{value:.0f} B"
+    return f"{value:.0f}{plain}"
 
 
 def duration(seconds: float | None) -> str:
     """``12.3 ms``."""
     if seconds is None:
         return NONE
-    if abs(seconds) >= 1:
-        return f"{digits(seconds)} s"
-    return f"{digits(seconds * 1e3)} ms"
+    return f"{digits(seconds)} s" if abs(seconds) >= 1 else f"{digits(seconds * 1e3)} ms"
 
 
 def clock(seconds: float) -> str:
@@ -105,13 +105,11 @@ def digits(value: float) -> str:
 def short(value: Any, *, zeros: bool = False) -> str:
     """Four significant digits of a float; an exponent only where it is very small or large. Anything else as it is.
 
-    Args:
-        zeros: keep those at the end, so that numbers below each other are as long.
+    ``zeros`` keeps those at the end, so that numbers below each other are as long.
     """
     if not isinstance(value, float):
         return str(value)
-    plain = not math.isfinite(value) or not value or 1e-3 <= abs(value) < 1e5
-    if not plain:
+    if math.isfinite(value) and value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
     return f"{value:#.4g}".rstrip(".") if zeros else f"{value:.4g}"
 
@@ -199,9 +197,13 @@ def print_columns(header: Sequence[str], rows: Iterable[Sequence[str]], stream: 
 
 
 def print_tables(tables: Sequence[Table], stream: TextIO | None = None) -> None:
-    """Tables on a terminal; Markdown in a file or a pipe."""
+    """Tables on a terminal; Markdown in a file or a pipe, whose reader, such as head, may leave early."""
     stream = stream or sys.stdout
     if stream.isatty():
         Console(file=stream).print(renderable(tables))
-    else:
-        print(markdown(tables), file=stream)
+        return
+    try:
+        print(markdown(tables), file=stream, flush=True)
+    except BrokenPipeError:
+        # At its end Python would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -205,11 +205,7 @@ def load_network(student: str, weights: str | os.PathLike[str], *, channels: int
 
 
 def untrained(student: str, *, channels: int) -> nn.Module:
-    """A network by name, as it is before its training (from the global generator), in eval mode.
-
-    Raises:
-        UserError: unknown name, or a plug-in that fails.
-    """
+    """A network by name, as it is before its training (from the global generator), in eval mode."""
     built = ask(f"backbone {student!r}", build, BACKBONES, student, CLASSES, in_channels=channels)
     if not isinstance(built, nn.Module):
         raise PluginError(f"backbone {student!r} returned {type(built).__name__}: it must return an nn.Module")
@@ -217,11 +213,7 @@ def untrained(student: str, *, channels: int) -> nn.Module:
 
 
 def fitted(split: DataSplit, inputs: Inputs) -> DataSplit:
-    """The split as the network takes it: its size, its number of channels and its normalization; not augmented.
-
-    Raises:
-        UserError: color images for a network that takes grey ones, or another number of channels.
-    """
+    """The split as the network takes it: its size, its number of channels and its normalization; not augmented."""
     channels, wanted = int(first_item(split).shape[0]), len(inputs.mean)
     if channels != wanted and not (channels == 1 and wanted == 3):
         raise UserError(
@@ -262,11 +254,7 @@ def _fit(images: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
 
 
 def embed(network: nn.Module, split: DataSplit, *, device: Device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
-    """Embeddings [M, D], float32, and labels [M], on the device, in the split's order.
-
-    Raises:
-        UserError: the network gives values that are not finite.
-    """
+    """Embeddings [M, D], float32, and labels [M], on the device, in the split's order."""
     loader = Loader(split, ROWS, train=False, device=device.target, num_workers=num_workers)
     embeddings, labels = [], []
     for output, batch in answers(network, loader, device):
@@ -288,11 +276,7 @@ def fit_linear(
     lr: float,
     seed: int,
 ) -> Transfer:
-    """Train nn.Linear on rows [M, D] with labels [M]; every epoch shows each row once. Seeds the global generator.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
+    """Train nn.Linear on rows [M, D] with labels [M]; every epoch shows each row once. Seeds the global generator."""
     (features, labels), (test_features, test_labels) = train, test
     torch.manual_seed(seed)
     # Made and ordered on the CPU, so that neither depends on the device.

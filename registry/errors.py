@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = [
     "UnknownName",
     "UserError",
     "ask",
+    "closest",
     "is_out_of_memory",
     "place_of",
     "raise_named",
@@ -76,6 +78,13 @@ class NotApplicable(UserError):
     """Raised by a loss that cannot work for this pair of networks or this data; says what would work."""
 
 
+def closest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
+    """``"; did you mean 'kd'?"``; ``"."`` where nothing known is close. Capitals do not count."""
+    lowered = {other.lower(): other for other in known}
+    close = [repr(lowered[other]) for other in get_close_matches(name.lower(), lowered, n, cutoff)]
+    return f"; did you mean {' or '.join(close)}?" if close else "."
+
+
 def ask(what: str, function: Callable[..., T], /, *args: Any, **options: Any) -> T:
     """``function(*args, **options)``; where it fails, the error names it.
 
@@ -120,10 +129,7 @@ def place_of(error: BaseException) -> str:
     """Where a plug-in failed, as ``line 7 of mine.py``: the deepest line of its own; ``""`` where there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.suffix == ".py" and "importlib" not in frame.filename and not _passed_through(path):
+        passed_through = "importlib" in frame.filename or any(folder in path.parents for folder in _PASSED_THROUGH)
+        if path.suffix == ".py" and not passed_through:
             return f"line {frame.lineno} of {path.name}"
     return ""
-
-
-def _passed_through(path: Path) -> bool:
-    return any(folder in path.parents for folder in _PASSED_THROUGH)

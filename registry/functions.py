@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from inspect import Parameter
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from registry.contracts import Context, Output, Setup
-from registry.errors import UserError
+from registry.errors import UserError, closest
 
 __all__ = ["INPUTS", "FunctionLoss", "by_name", "function_loss", "loss_factory", "metric_function"]
 
@@ -93,8 +92,7 @@ def _refuse_unknown(function: Callable[..., Any], kind: str, names: Iterable[str
     known = list(known)
     for name in names:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = closest(name, known)
             raise UserError(f"{_name(function)}: unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
 
 

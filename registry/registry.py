@@ -8,12 +8,11 @@ import inspect
 import pkgutil
 import threading
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, overload
 
 from fvcore.common.registry import Registry as FvcoreRegistry
 
-from registry.errors import NameTaken, UnknownName, UserError
+from registry.errors import NameTaken, UnknownName, UserError, closest
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -76,19 +75,18 @@ class Registry(FvcoreRegistry):
             NameTaken: the name is in use; the message names both places.
             TypeError: what was given is neither a name nor a function or class.
         """
+
+        def decorate(target: T) -> T:
+            name = obj if isinstance(obj, str) and obj else _own_name(target)
+            self._add(name, self.adapt(target, **facts))
+            self._facts[name] = facts
+            return target
+
         if obj is None or isinstance(obj, str):
-
-            def decorate(target: T) -> T:
-                name = obj or _own_name(target)
-                self._add(name, self.adapt(target, **facts))
-                self._facts[name] = facts
-                return target
-
             return decorate
         if not callable(obj):
             raise TypeError(f"{self._name}.register takes a name, a function or a class, not {obj!r}")
-        self._add(_own_name(obj), self.adapt(obj))
-        return obj
+        return decorate(obj)
 
     def adapt(self, obj: Any, **facts: Any) -> Any:
         """What is kept of an object that is registered with these facts."""
@@ -132,18 +130,15 @@ class Registry(FvcoreRegistry):
             UnknownName: no such name; the message has the closest and all known names.
         """
         self._discover()
-        found = self._find(name)
-        if found is None:
-            from registry.plugins import load_entry_points
+        if (found := self._find(name)) is not None:
+            return found
+        from registry.plugins import load_entry_points
 
-            load_entry_points()
-            found = self._find(name)
-        if found is not None:
+        load_entry_points()
+        if (found := self._find(name)) is not None:
             return found
         known = self.names()
-        lowered = {k.lower(): k for k in known}
-        close = [lowered[k] for k in get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+        hint = closest(name, known, n=3, cutoff=0.5)
         raise UnknownName(f"{self._name}: unknown name {name!r}{hint} Known: {', '.join(known) or '(none)'}")
 
     def _find(self, name: str) -> Any:

@@ -8,10 +8,9 @@ import inspect
 import re
 import types
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from registry.errors import UserError
+from registry.errors import UserError, closest
 from registry.registry import Registry
 
 _SPEC = re.compile(r"\s*(?P<name>[A-Za-z_][\w.:/-]*)\s*(?:\((?P<options>.*)\))?\s*", re.DOTALL)
@@ -31,11 +30,10 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise UserError(f"cannot read {shown}: expected name or name(key=value, ...)")
-    text = match["options"] or ""
     try:
-        call = ast.parse(f"f({text})", mode="eval").body
+        call: ast.expr | None = ast.parse(f"f({match['options'] or ''})", mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise UserError(f"cannot read {shown}: expected name(key=value, ...) with Python literals") from None
+        call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise UserError(f"cannot read {shown}: expected name(key=value, ...) with Python literals")
     if call.args or any(keyword.arg is None for keyword in call.keywords):
@@ -85,9 +83,8 @@ def check_options(label: str, obj: Any, options: Mapping[str, Any], taken: Colle
                 kind = getattr(hints[option], "__name__", str(hints[option]))
                 raise UserError(f"{label}: option {option!r} must be {kind}, not {value!r}")
             continue
-        close = get_close_matches(option, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise UserError(f"{label} has no option {option!r}{hint} Options: {', '.join(known) or '(none)'}")
+        listed = ", ".join(known) or "(none)"
+        raise UserError(f"{label} has no option {option!r}{closest(option, known)} Options: {listed}")
 
 
 def _hints(obj: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,9 +36,11 @@ GOLDEN = Path(__file__).parent / "pckd" / "golden"
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """Forget after the test what it registered."""
-    before = [(registry, registry._snapshot()) for registry in REGISTRIES]
+    """Forget after the test the plug-ins that it loaded, and what it registered."""
+    before, modules = [(registry, registry._snapshot()) for registry in REGISTRIES], set(sys.modules)
     yield
+    for name in [name for name in sys.modules.keys() - modules if name.startswith("pckd_plugin_")]:
+        del sys.modules[name]
     for registry, state in before:
         registry._restore(state)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,17 @@ TOP_LEVEL = {"pyproject.toml", "pckd", "registry", "model_zoo", "tools", "tests"
 
 
 def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    """Modules of folders; a module may be named, too."""
+    return sorted(path for name in folders for path in [*(ROOT / name).rglob("*.py"), ROOT / name] if path.is_file())
 
 
-def each(*folders: str) -> pytest.MarkDecorator:
-    paths = sources(*folders)
-    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+def broken(rule: Callable[[Path], Iterable[str]], *folders: str) -> dict[str, list[str]]:
+    """What breaks a rule, by file."""
+    found = {str(path.relative_to(ROOT)): sorted(rule(path)) for path in sources(*folders)}
+    return {path: names for path, names in found.items() if names}
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -41,33 +45,26 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def imports(node: ast.AST, package: str = "") -> Iterator[str]:
+def imports(node: ast.AST) -> Iterator[str]:
     """Dotted names of the modules that are imported anywhere below ``node``."""
     for child in ast.walk(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            base = child.module or ""
-            if child.level:
-                parents = package.split(".")[: len(package.split(".")) - child.level + 1]
-                base = ".".join([*parents, *([base] if base else [])])
+            assert not child.level, f"a relative import: {ast.unparse(child)}"
             for alias in child.names:
                 # "from pckd import functional" is an import of pckd.functional.
-                full = f"{base}.{alias.name}"
-                yield full if is_module(full) else base
-
-
-def imports_of(path: Path) -> set[str]:
-    name = module_name(path)
-    return set(imports(tree(path), name if path.name == "__init__.py" else name.rpartition(".")[0]))
+                full = f"{child.module}.{alias.name}"
+                yield full if is_module(full) else str(child.module)
 
 
 def under(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
+@functools.cache
 def ours(path: Path) -> set[str]:
-    return {name for name in imports_of(path) if under(name, *PACKAGES, "tools", "tests")}
+    return {name for name in imports(tree(path)) if under(name, *PACKAGES, "tools", "tests")}
 
 
 def at_import(node: ast.AST) -> Iterator[ast.stmt]:
@@ -92,9 +89,6 @@ def registers(path: Path) -> bool:
 
 # Who imports whom
 
-SHARED = ("registry", "pckd.ops", "pckd.distributed")
-"""What every room may import."""
-
 FLOORS = (
     ("registry",),
     ("model_zoo",),
@@ -118,74 +112,61 @@ def floor_of(name: str) -> int:
     return next((number for number, rooms in enumerate(FLOORS) if under(name, *rooms)), len(FLOORS) - 2)
 
 
-@each(*PACKAGES)
-def test_imports_run_one_way(path: Path) -> None:
-    own = floor_of(module_name(path))
-    found = {name for statement in at_import(tree(path)) for name in imports(statement) if under(name, *PACKAGES)}
-    assert {name for name in found if floor_of(name) > own} == set()
+def test_imports_run_one_way() -> None:
+    def rule(path: Path) -> Iterator[str]:
+        found = (name for statement in at_import(tree(path)) for name in imports(statement) if under(name, *PACKAGES))
+        return (name for name in found if floor_of(name) > floor_of(module_name(path)))
+
+    assert broken(rule, *PACKAGES) == {}
 
 
-@each("registry")
-def test_registry_is_a_leaf(path: Path) -> None:
-    assert {name for name in ours(path) if not under(name, "registry")} == set()
+@pytest.mark.parametrize(
+    ("folders", "allowed"),
+    [
+        (["registry"], ["registry"]),
+        (["model_zoo"], ["registry", "model_zoo"]),
+        (["pckd/ops.py", "pckd/distributed.py"], ["registry"]),
+        (["pckd/data"], ["registry", "model_zoo", "pckd.data", "pckd.arguments"]),
+        ([f"pckd/{folder}" for folder in PLUGIN_FOLDERS], ["registry", "pckd.ops", "pckd.distributed", "pckd.losses"]),
+        (PACKAGES, PACKAGES),
+    ],
+    ids=str,
+)
+def test_folders_import_only(folders: Sequence[str], allowed: Sequence[str]) -> None:
+    """Also inside functions."""
+    assert broken(lambda path: (name for name in ours(path) if not under(name, *allowed)), *folders) == {}
 
 
-@each("model_zoo")
-def test_model_zoo_imports_only_registry(path: Path) -> None:
-    assert {name for name in ours(path) if not under(name, "registry", "model_zoo")} == set()
+@pytest.mark.parametrize("folder", ["pckd/data", "model_zoo"])
+def test_plugins_do_not_import_each_other(folder: str) -> None:
+    """Of those that may import helpers."""
+    plugins = {module_name(path): path for path in sources(folder) if registers(path)}
+
+    def rule(path: Path) -> set[str]:
+        return (ours(path) & plugins.keys()) - {module_name(path)} if path in plugins.values() else set()
+
+    assert broken(rule, folder) == {}
 
 
-@each(*(f"pckd/{folder}" for folder in PLUGIN_FOLDERS))
-def test_plugins_import_only_what_is_shared_and_the_mathematics_of_losses(path: Path) -> None:
-    assert {name for name in ours(path) if not under(name, *SHARED, "pckd.losses")} == set()
-
-
-@pytest.mark.parametrize("name", ["ops", "distributed"])
-def test_shared_functions_import_only_registry(name: str) -> None:
-    assert {found for found in ours(ROOT / "pckd" / f"{name}.py") if not under(found, "registry")} == set()
-
-
-@each(*PACKAGES, "tools")
-def test_the_public_face_of_the_losses_is_for_users(path: Path) -> None:
-    """Inside, functions are imported from where they are: the face imports them all."""
-    assert "pckd.functional" not in ours(path) or module_name(path) == "pckd"
-
-
-@each("pckd/data")
-def test_data_imports_only_registry_and_helpers(path: Path) -> None:
-    found = ours(path)
-    assert {name for name in found if not under(name, "registry", "model_zoo", "pckd.data", "pckd.arguments")} == set()
-    if registers(path):
-        others = {module_name(other) for other in sources("pckd/data") if other != path and registers(other)}
-        assert found & others == set()
-
-
-@each("model_zoo")
-def test_networks_do_not_import_each_other(path: Path) -> None:
-    if registers(path):
-        others = {module_name(other) for other in sources("model_zoo") if other != path and registers(other)}
-        assert ours(path) & others == set()
-
-
-@each("pckd/engine")
-def test_engine_does_not_name_plugins(path: Path) -> None:
+def test_engine_does_not_name_plugins() -> None:
     """The engine gets its parts as objects, or by name from the registry."""
-    found = ours(path)
     plugins = [f"pckd.{folder}" for folder in PLUGIN_FOLDERS]
-    plugins += [module_name(other) for other in sources("pckd/data", "model_zoo") if registers(other)]
-    assert {name for name in found if under(name, *plugins)} == set()
+    plugins += [module_name(path) for path in sources("pckd/data", "model_zoo") if registers(path)]
+    assert broken(lambda path: (name for name in ours(path) if under(name, *plugins)), "pckd/engine") == {}
 
 
-@each(*PACKAGES)
-def test_packages_do_not_import_tools_or_tests(path: Path) -> None:
-    assert {name for name in imports_of(path) if under(name, "tools", "tests")} == set()
+def test_the_public_face_of_the_losses_is_for_users() -> None:
+    """Inside, functions are imported from where they are: the face imports them all."""
+    assert list(broken(lambda path: ours(path) & {"pckd.functional"}, *PACKAGES, "tools")) == ["pckd/__init__.py"]
 
 
-@each(*PACKAGES, "tools")
-def test_only_core_packages_are_imported_at_module_level(path: Path) -> None:
-    roots = {name.partition(".")[0] for statement in at_import(tree(path)) for name in imports(statement)}
-    allowed = {*sys.stdlib_module_names, *CORE, *PACKAGES, *(["tools"] if under(module_name(path), "tools") else [])}
-    assert roots - {""} - allowed == set()
+def test_only_core_packages_are_imported_at_module_level() -> None:
+    def rule(path: Path) -> set[str]:
+        roots = {name.partition(".")[0] for statement in at_import(tree(path)) for name in imports(statement)}
+        own = ["tools"] if under(module_name(path), "tools") else []
+        return roots - {"", *sys.stdlib_module_names, *CORE, *PACKAGES, *own}
+
+    assert broken(rule, *PACKAGES, "tools") == {}
 
 
 # What lies where
@@ -198,16 +179,11 @@ def test_top_level_of_the_repository() -> None:
     assert {name for name in top if not name.startswith(".")} - TOP_LEVEL == set()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_are_typed(package: str) -> None:
-    assert (ROOT / package / "__init__.py").is_file()
-    assert (ROOT / package / "py.typed").is_file()
-
-
-def test_folders_of_modules_are_packages() -> None:
+def test_folders_of_modules_are_packages_and_typed() -> None:
     """A folder without __init__.py is left out of the wheel."""
     folders = {path.parent for path in sources(*PACKAGES)}
     assert {folder for folder in folders if not (folder / "__init__.py").is_file()} == set()
+    assert all((ROOT / package / "py.typed").is_file() for package in PACKAGES)
 
 
 # Calls that must not occur
@@ -219,7 +195,6 @@ UNSAFE = {
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
     *("joblib.load", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads"),
 }
-PLUGIN_LOADER = ROOT / "registry" / "plugins.py"
 
 
 def full_names(node: ast.AST) -> dict[str, str]:
@@ -258,20 +233,19 @@ def forbidden(node: ast.AST) -> Iterator[str]:
             yield f"line {call.lineno}: exec_module"
 
 
-@each(*PACKAGES, "tools")
-def test_no_call_runs_what_it_reads(path: Path) -> None:
-    found = [call for call in forbidden(tree(path)) if path != PLUGIN_LOADER or not call.endswith(": exec_module")]
-    assert found == []
+def test_no_call_runs_what_it_reads() -> None:
+    """Only the loader of plug-ins runs a file, and once."""
+    found = broken(lambda path: forbidden(tree(path)), *PACKAGES, "tools")
+    calls = {path: [call.partition(": ")[2] for call in lines] for path, lines in found.items()}
+    assert calls == {"registry/plugins.py": ["exec_module"]}
 
 
-def test_only_the_plugin_loader_runs_a_file_and_once() -> None:
-    assert [call.partition(": ")[2] for call in forbidden(tree(PLUGIN_LOADER))] == ["exec_module"]
+def test_no_bare_except() -> None:
+    def rule(path: Path) -> list[str]:
+        handlers = (node for node in ast.walk(tree(path)) if isinstance(node, ast.ExceptHandler))
+        return [f"line {handler.lineno}" for handler in handlers if handler.type is None]
 
-
-@each(*PACKAGES, "tools")
-def test_no_bare_except(path: Path) -> None:
-    bare = [n.lineno for n in ast.walk(tree(path)) if isinstance(n, ast.ExceptHandler) and n.type is None]
-    assert bare == []
+    assert broken(rule, *PACKAGES, "tools") == {}
 
 
 # The readers above, on small texts
@@ -339,9 +313,5 @@ def test_forbidden_calls_are_seen() -> None:
 def test_imports_are_seen() -> None:
     text = "import a.b\nfrom pckd import functional\nfrom registry import LOSSES\ndef f():\n    import timm\n"
     assert set(imports(ast.parse(text))) == {"a.b", "pckd.functional", "registry", "timm"}
-    assert set(imports(ast.parse("from . import kd\nfrom .kd import x\nfrom ..engine import y"), "pckd.losses")) == {
-        "pckd.losses.kd",
-        "pckd.engine",
-    }
     module_level = [ast.unparse(node) for node in at_import(ast.parse(text + "try:\n    import z\nfinally:\n    pass"))]
     assert module_level == ["import a.b", "from pckd import functional", "from registry import LOSSES", "import z"]

@@ -107,11 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned(args: argparse.Namespace, variants: Sequence[Variant], root: Path) -> tuple[list[Job], str]:
-    """All runs, and the label of the reference.
-
-    Raises:
-        UserError: an option that no run can use.
-    """
+    """All runs, and the label of the reference."""
     pairs = parse_pairs(f"{args.teacher}>{args.student}" if args.pairs is None else args.pairs)
     seeds = parse_seeds(args.seeds)
     if args.jobs < 1:

@@ -32,6 +32,7 @@ from torch import nn
 
 from pckd import Data, distill, profile
 from pckd.cli import Parser, run_tool
+from pckd.comparison.jobs import parse_pairs
 from pckd.device import Device
 from pckd.engine.compiling import resolve_compile
 from pckd.engine.memory import keep_freed
@@ -39,8 +40,9 @@ from pckd.plan import make_task
 from pckd.profiling.measure import Clock, interleaved, summary
 from pckd.profiling.speed import Served
 from pckd.tables import NONE, Table, amount, digits, duration, markdown, memory, share, spread
-from pckd.terms import method_terms, split_methods
+from pckd.terms import method_terms
 from registry import UserError
+from registry.files import write_atomically
 
 TASK = make_task("classification", None)
 
@@ -110,10 +112,7 @@ def run(argv: Sequence[str], args: argparse.Namespace) -> int:
         print(markdown(sheets), flush=True)
     print(markdown([overview(content["pairs"], setting)]))
     if args.output:
-        try:
-            Path(args.output).expanduser().write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {args.output}: {error.strerror or error}") from None
+        write_atomically(Path(args.output).expanduser(), (json.dumps(content, indent=2) + "\n").encode())
     return 0
 
 
@@ -124,12 +123,7 @@ def refuse_early(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     for name, least in lowest.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
-    pairs = []
-    for text in split_methods(args.pairs, ","):
-        names = [name.strip() for name in text.split(">")]
-        if len(names) != 2 or not all(names):
-            raise UserError(f"--pairs are written teacher>student with commas between, not {text!r}")
-        pairs.append(">".join(names))
+    pairs = [">".join(pair) for pair in parse_pairs(args.pairs)]
     cases = list(dict.fromkeys(case.strip() for case in args.cases.split(",")))
     for case in cases:
         if case not in CASES:
@@ -179,11 +173,8 @@ def run_distill(args: argparse.Namespace, teacher: nn.Module, student: nn.Module
 
 
 def run_plain(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, data: Data, served: Served) -> None:
-    """The plain step.
-
-    An epoch begins with its first batch there and the workers at the next ones, as in the middle of a longer one; at
-    its end they have nothing left to do, so that they take no time from others.
-    """
+    """The plain step. An epoch begins with its first batch there and the workers at the next ones, as in the middle of
+    a longer one; at its end they have nothing left to do, so that they take no time from others."""
     from plain_step import FourViews, PlainTrainer, make_loader
 
     keep_freed(False)  # glibc's usual limits, where its own adjustment ends sooner or later
@@ -204,11 +195,7 @@ def run_plain(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, 
 
 
 def make_pair(names: str, data: Data) -> tuple[nn.Module, nn.Module]:
-    """Teacher and student with random weights, the teacher's batch norms with statistics of the images.
-
-    Args:
-        names: ``"teacher>student"``.
-    """
+    """Teacher and student with random weights, the teacher's batch norms with statistics of the images."""
     torch.manual_seed(0)
     teacher, student = (TASK.make_network(name, data) for name in names.split(">"))
     for module in teacher.modules():
@@ -226,8 +213,7 @@ def make_pair(names: str, data: Data) -> tuple[nn.Module, nn.Module]:
 def child(argv: Sequence[str], case: str, **options: object) -> Any:
     """A case in a process of its own: a function that gives it a line, and returns its answer.
 
-    Args:
-        argv: arguments of this program. options: those that take their place in the child.
+    ``options`` take the place of those in ``argv``.
     """
     changes = [f"--{name.replace('_', '-')}={value}" for name, value in {**options, "child": case}.items()]
     command = [sys.executable, __file__, *argv, *changes]
@@ -337,12 +323,8 @@ def describe_machine(device: torch.device) -> str:
 
 
 def case_figures(first: Sequence[Answer], epochs: Sequence[Answer], *, steps: int) -> dict[str, Any]:
-    """What follows from a case's answers.
-
-    Args:
-        first: before those that count: when it was ready, and of the epochs in which things are made ready. steps: of
-            an epoch.
-    """
+    """What follows from a case's answers: ``first``, when it was ready and the epochs in which things are made ready,
+    and the ``epochs`` that count, of so many ``steps``."""
     samples = [epoch["seconds"] / steps for epoch in epochs]
     usual = median(samples)
     ready, *warm_up = first

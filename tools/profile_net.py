@@ -25,6 +25,7 @@ from pckd.profiling.render import comparison_tables, pairs_tables, profile_table
 from pckd.tables import markdown, print_tables
 from pckd.terms import split_methods
 from registry import UserError
+from registry.files import write_atomically
 
 SIDE_BY_SIDE = "kd,pckd,pckd@1"
 """What --pairs compares where --compare is not given."""
@@ -83,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
         tables, content = profile_tables(drawn), drawn.as_dict()
     print_tables(tables)
     if args.json:
-        write(args.json, json.dumps(content, indent=2) + "\n")
+        write_atomically(Path(args.json).expanduser(), (json.dumps(content, indent=2) + "\n").encode())
     if args.markdown:
-        write(args.markdown, markdown(tables))
+        write_atomically(Path(args.markdown).expanduser(), markdown(tables).encode())
     if args.plot and drawn is not None:
         plot(drawn, args.plot)
     return 0
@@ -108,13 +109,6 @@ def refuse_early(args: argparse.Namespace) -> None:
             raise UserError(f"{file}: there is no folder {Path(file).expanduser().parent}")
         if file and os.path.isdir(Path(file).expanduser()):
             raise UserError(f"{file}: is a folder; give the name of a file")
-
-
-def write(file: str, text: str) -> None:
-    try:
-        Path(file).expanduser().write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

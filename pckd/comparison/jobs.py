@@ -21,19 +21,6 @@ from pckd.runs import grouped
 from pckd.terms import split_methods
 from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, UserError, options_of, parse
 
-__all__ = [
-    "DEFAULTS",
-    "Job",
-    "check_settings",
-    "make_jobs",
-    "parse_pairs",
-    "parse_seeds",
-    "parse_weights",
-    "refuse_early",
-    "settings_of",
-    "unusual",
-]
-
 DEFAULTS = options_of(distill)
 """What :func:`pckd.distill` takes, and what it does where nothing is given."""
 OWN = frozenset({"student", "teacher", "teacher_weights", "method", "scheduler", "seed", "output", "resume"})
@@ -44,12 +31,7 @@ _LONGEST_NAME = 80
 
 @dataclass(frozen=True)
 class Job:
-    """One training of a student.
-
-    Args:
-        teacher, student: names of ``BACKBONES``. folder: of its files, relative to the comparison's.
-        arguments: of ``pckd.distill``: texts, numbers, True and None.
-    """
+    """One training of a student: ``arguments`` of ``pckd.distill``, and a ``folder`` below the comparison's."""
 
     teacher: str
     student: str
@@ -81,11 +63,7 @@ class Job:
 
 
 def parse_pairs(text: str) -> list[tuple[str, str]]:
-    """``"resnet20>resnet8,resnet20>vgg8"`` as (teacher, student) each.
-
-    Raises:
-        UserError: another form, or an unknown network.
-    """
+    """``"resnet20>resnet8,resnet20>vgg8"`` as (teacher, student) each."""
     pairs = []
     for part in split_methods(text, ","):
         teacher, arrow, student = (piece.strip() for piece in part.partition(">"))
@@ -98,11 +76,7 @@ def parse_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``"0,1,2"``.
-
-    Raises:
-        UserError: something else is in it.
-    """
+    """``"0,1,2"``."""
     try:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError:
@@ -110,11 +84,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_weights(text: str | None, teachers: Sequence[str]) -> dict[str, str]:
-    """Teacher to file or address: of ``FILE``, where there is one teacher, or ``resnet20=FILE,vgg13=FILE``.
-
-    Raises:
-        UserError: it cannot be told which file is whose.
-    """
+    """Teacher to file or address: of ``FILE``, where there is one teacher, or ``resnet20=FILE,vgg13=FILE``."""
     if text is None:
         return {}
     teachers = list(dict.fromkeys(teachers))
@@ -143,9 +113,6 @@ def make_jobs(
 
     Args:
         settings: arguments of ``pckd.distill`` that all have in common; a variant's options win.
-
-    Raises:
-        UserError: two would have the same folder.
     """
     jobs = []
     for teacher, student in pairs:
@@ -195,11 +162,7 @@ def folder_name(text: str) -> str:
 
 
 def check_settings(settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
-    """Refuse numbers, paths, names and devices that no run can use.
-
-    Raises:
-        UserError: names the option.
-    """
+    """Refuse numbers, paths, names and devices that no run can use."""
     check_arguments(**settings)
     for seed in seeds:
         check_arguments(seed=seed)
@@ -211,10 +174,7 @@ def check_settings(settings: Mapping[str, Any], seeds: Sequence[int]) -> None:
 
 
 def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str], str], list[str]]:
-    """What would be refused at a run's start, found before any of them, and before a teacher is trained.
-
-    Args:
-        jobs: of each pair and variant the first is looked at.
+    """What would be refused at the start of the first run of each row, found before a teacher is trained.
 
     Returns:
         (pair, label) to the reason, of those that are not applicable; and lines about what is left out of others.
@@ -262,7 +222,7 @@ def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
     Raises:
         NotApplicable: the run cannot.
     """
-    with _unlogged():
+    with unlogged():
         objective = run.objective(teacher)
     if run.needs_teacher and not objective.needs_teacher:
         raise NotApplicable("no term that looks at the teacher can work for this pair of networks")
@@ -271,8 +231,8 @@ def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """The run itself logs what it leaves out."""
+def unlogged() -> Iterator[None]:
+    """Do not log which terms are left out: a run says it itself."""
     log = logging.getLogger("pckd")
     before, log.disabled = log.disabled, True
     try:

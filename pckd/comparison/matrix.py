@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from pckd.comparison.jobs import unlogged
 from pckd.comparison.variants import Variant
 from pckd.data.load import Data
 from pckd.plan import make_task, plan
 from pckd.tasks import Task
 from registry import NotApplicable
-
-__all__ = ["FAMILIES", "matrix"]
 
 FAMILIES = {
     "resnet-resnet": ("resnet20", "resnet8"),
@@ -38,7 +37,8 @@ def matrix(variants: Sequence[Variant]) -> list[list[str]]:
 def _works(task: Task, data: Data, variant: Variant, teacher: str, student: str) -> str:
     try:
         run = plan(task=task, data=data, student=student, teacher=teacher, method=variant.method)
-        run.objective(run.untrained_teacher())
+        with unlogged():
+            run.objective(run.untrained_teacher())
     except NotApplicable as error:
         return str(error)
     return "works"

@@ -10,8 +10,6 @@ from pckd.comparison.jobs import DEFAULTS, unusual
 from pckd.comparison.variants import Variant
 from registry import METHODS, UserError, parse
 
-__all__ = ["is_papers_setting", "paper_figure", "paper_methods", "paper_pairs"]
-
 _ROWS = {
     "vanilla": "student",
     "pckd_without_kd": "PCKD without L_KD",
@@ -26,11 +24,7 @@ _FREE = frozenset({"flip", "precision", "scheduler", "teacher_epochs", "teacher_
 
 
 def is_papers_setting(protocol: Mapping[str, Any]) -> bool:
-    """Whether data set, schedule and training set are those of the CIFAR-100 tables.
-
-    Args:
-        protocol: the options of a benchmark.
-    """
+    """Whether data set, schedule and training set of a benchmark are those of the CIFAR-100 tables."""
     if protocol.get("teacher_cache") or set(unusual(protocol)) - _FREE:
         return False
     if not protocol.get("teacher_weights") and protocol.get("teacher_epochs") not in (None, DEFAULTS["epochs"]):

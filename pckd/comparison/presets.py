@@ -6,8 +6,6 @@ from typing import Any
 
 from pckd.comparison.paper import paper_methods, paper_pairs
 
-__all__ = ["PRESETS", "preset"]
-
 PRESETS = ("paper-cifar100", "quick")
 
 

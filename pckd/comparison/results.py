@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from pckd.comparison.jobs import Job
 from pckd.comparison.paper import paper_figure
-from pckd.comparison.statistics import paired_difference
+from pckd.comparison.statistics import difference_by_seed
 from pckd.comparison.summary import markdown
 from pckd.comparison.truth import truth_of
 from pckd.runs import BENCHMARK, METRIC, Run, grouped, mean_and_deviation
 from pckd.tables import csv_text
 from registry.files import write_atomically
-
-__all__ = ["CSV", "MARKDOWN", "Results"]
 
 CSV, MARKDOWN = "benchmark.csv", "benchmark.md"
 
@@ -58,15 +57,8 @@ class Results:
 
     def refuse(self, job: Job, reason: str, *, failed: bool) -> None:
         """A run that was not tried (for any seed), or that failed."""
-        self.refused.append(
-            {
-                "pair": job.pair,
-                "label": job.variant.label,
-                "method": job.variant.method,
-                "seed": job.seed if failed else None,
-                "reason": reason,
-            }
-        )
+        what = {"pair": job.pair, "label": job.variant.label, "method": job.variant.method}
+        self.refused.append({**what, "seed": job.seed if failed else None, "reason": reason})
 
     @property
     def failures(self) -> int:
@@ -89,8 +81,6 @@ class Results:
         metric, first, results = self.metric, jobs[0], [self.done[job].result for job in jobs]
         last, best = ([result[f"{which}_{metric}"] for result in results] for which in ("last", "best"))
         teacher, histories = f"teacher_{metric}", [self.done[job].rows for job in jobs]
-        mean, deviation = mean_and_deviation(last)
-        best_mean, best_deviation = mean_and_deviation(best)
         return {
             "pair": first.pair,
             "teacher": first.teacher,
@@ -101,10 +91,8 @@ class Results:
             "seeds": [job.seed for job in jobs],
             f"last_{metric}": last,
             f"best_{metric}": best,
-            "mean": mean,
-            "std": deviation,
-            "best_mean": best_mean,
-            "best_std": best_deviation,
+            **dict(zip(("mean", "std"), mean_and_deviation(last), strict=True)),
+            **dict(zip(("best_mean", "best_std"), mean_and_deviation(best), strict=True)),
             teacher: next((result[teacher] for result in results if result.get(teacher) is not None), None),
             "difference": None,
             "seconds": [result.get("train_seconds") for result in results],
@@ -112,25 +100,19 @@ class Results:
             "paper": paper_figure(self.protocol, first.teacher, first.student, first.variant),
             "folders": [job.folder for job in jobs],
             "terms": {term: histories[0][-1][term] for term in results[0]["terms"] if term in histories[0][-1]},
-            "loss_parameters": results[0].get("loss_parameters"),
-            "precision": results[0].get("precision"),
-            "device": results[0].get("device"),
+            **{key: results[0].get(key) for key in ("loss_parameters", "precision", "device")},
             "truth": truth_of(histories),
         }
 
     def _difference(self, row: Mapping[str, Any], reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if reference is None or row["label"] == reference["label"]:
             return None
-        theirs, own = (dict(zip(one["seeds"], one[f"last_{self.metric}"], strict=True)) for one in (reference, row))
-        both = [seed for seed in own if seed in theirs]
-        if not both:
-            return None
-        found = paired_difference([own[seed] for seed in both], [theirs[seed] for seed in both], self.confidence)
-        return {"to": reference["label"], **found._asdict(), "confidence": self.confidence}
+        found = difference_by_seed(row, reference, itemgetter(f"last_{self.metric}"), self.confidence)
+        return found and {"to": reference["label"], **found._asdict(), "confidence": self.confidence}
 
-    def content(self) -> dict[str, Any]:
-        """What benchmark.json holds."""
-        return {
+    def write(self) -> dict[str, Any]:
+        """Write the three files, each whole or not at all; what benchmark.json holds."""
+        content = {
             "protocol": dict(self.protocol),
             "metric": self.metric,
             "done": len(self.done),
@@ -139,10 +121,6 @@ class Results:
             "refused": self.refused,
             "notes": self.notes,
         }
-
-    def write(self) -> dict[str, Any]:
-        """Write the three files, each whole or not at all; their content."""
-        content = self.content()
         files = {BENCHMARK: json.dumps(content, indent=2) + "\n", CSV: self._csv(), MARKDOWN: markdown(content)}
         for name, text in files.items():
             write_atomically(self.root / name, text.encode())

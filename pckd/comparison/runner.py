@@ -30,8 +30,6 @@ from pckd.runs import METRICS, RESULT, Run, read_finished
 from registry import UserError
 from registry.errors import is_out_of_memory
 
-__all__ = ["LOG", "Ended", "fingerprints_of", "finished", "obtain_teachers", "run_all", "run_one_for_parent"]
-
 LOG = "log.txt"
 """In a run's folder: what it printed, where it ran in a process of its own."""
 POLL_SECONDS = 0.1
@@ -40,21 +38,15 @@ Ended = Callable[[Job, str | None, float], None]
 
 
 def fingerprints_of(jobs: Sequence[Job], data: Data) -> dict[str, dict[str, Any]]:
-    """Of each teacher the fingerprints of a run under it: of the data, and of the teacher where its weights are given.
-
-    Raises:
-        UserError: weights that cannot be read.
-    """
+    """Of each teacher the fingerprints of a run under it: of the data and, where its weights are given, its own."""
     splits = {"train": split_fingerprint(data.train), "test": split_fingerprint(data.test)}
     found: dict[str, dict[str, Any]] = {}
     for teacher, job in {job.teacher: job for job in jobs}.items():
         weights = job.arguments["teacher_weights"]
-        of_teacher = (
-            {}
-            if weights is None
-            else {"teacher": network_fingerprint(load_trained(make_task(None, data), teacher, data, weights))}
-        )
-        found[teacher] = {**splits, **of_teacher}
+        found[teacher] = dict(splits)
+        if weights is not None:
+            network = load_trained(make_task(None, data), teacher, data, weights)
+            found[teacher]["teacher"] = network_fingerprint(network)
     return found
 
 
@@ -91,11 +83,7 @@ def obtain_teachers(
 ) -> dict[str, str]:
     """Train the teachers that have no weights, or find them in the cache, as each of the runs then does.
 
-    Args:
-        fingerprints: of :func:`fingerprints_of`; those of the teachers are added.
-
-    Returns:
-        Of teachers whose training failed: name to reason.
+    Their fingerprints are added to ``fingerprints``; returned is, of those whose training failed, name to reason.
     """
     failed = {}
     for teacher, job in {job.teacher: job for job in jobs if job.arguments["teacher_weights"] is None}.items():

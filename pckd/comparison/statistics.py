@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pckd.runs import mean_and_deviation
 from registry import UserError
-
-__all__ = ["Difference", "paired_difference", "t_quantile"]
 
 
 class Difference(NamedTuple):
@@ -27,10 +25,6 @@ def paired_difference(values: Sequence[float], reference: Sequence[float], confi
     """How far ``values`` are above ``reference``, seed by seed, with the interval of the paired t-test.
 
     What a seed does to both alike, such as an easy order of the images, cancels.
-
-    Args:
-        values, reference: one figure for each seed, in the same order.
-        confidence: of the interval, above 0 and below 1.
     """
     differences = [one - other for one, other in zip(values, reference, strict=True)]
     mean, deviation = mean_and_deviation(differences)
@@ -40,15 +34,19 @@ def paired_difference(values: Sequence[float], reference: Sequence[float], confi
     return Difference(differences, mean, mean - half, mean + half)
 
 
+def difference_by_seed(
+    row: Mapping[str, Any], reference: Mapping[str, Any], values: Callable[[Mapping[str, Any]], Any], confidence: float
+) -> Difference | None:
+    """The paired difference of two rows' values over the seeds that both have; None where there are none."""
+    own, theirs = (dict(zip(one["seeds"], values(one), strict=True)) for one in (row, reference))
+    both = [seed for seed in own if seed in theirs]
+    return (
+        paired_difference([own[seed] for seed in both], [theirs[seed] for seed in both], confidence) if both else None
+    )
+
+
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t for which Student's distribution has ``confidence`` between -t and t: 12.706 for 0.95 and 1 degree.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-
-    Raises:
-        UserError: a confidence that no interval has.
-    """
+    """The t for which Student's distribution has ``confidence`` between -t and t: 12.706 for 0.95 and 1 degree."""
     if not 0 < confidence < 1:
         raise UserError(f"confidence must be above 0 and below 1, not {confidence}")
     low, high = 0.0, math.pi / 2

@@ -12,8 +12,6 @@ from pckd.comparison.truth import TERCILES, gains, without_preview
 from pckd.runs import title_of
 from pckd.tables import NONE, Table, difference, fixed, markdown_rows
 
-__all__ = ["COLUMNS", "figures", "markdown", "overview"]
-
 COLUMNS = ("label", "last {}", "seeds", "best {}", "difference", "seconds", "images/s", "paper")
 """{} stands for the metric."""
 Row = Mapping[str, Any]
@@ -28,15 +26,11 @@ def overview(content: Mapping[str, Any]) -> Table:
         rows.append([f"{row['pair']} {label}" if several else label, *cells[:-1]])
         if row["paper"] is not None:
             rows[-1][-1] += f" (paper: {cells[-1]})"
-    return Table("", ["method", *_header(content)[1:-1]], rows)
+    return Table("", ["method", *header(content)[1:-1]], rows)
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The whole of benchmark.md.
-
-    Args:
-        content: of benchmark.json.
-    """
+    """The whole of benchmark.md, from the content of benchmark.json."""
     protocol, rows = content["protocol"], content["rows"]
     lines = ["# Benchmark", "", f"{content['done']} of {content['runs']} runs. {_setting(protocol, rows)}"]
     for pair in dict.fromkeys(row["pair"] for row in rows):
@@ -55,6 +49,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def header(content: Mapping[str, Any]) -> list[str]:
+    return [column.format(title_of(content["metric"])) for column in COLUMNS]
+
+
 def figures(row: Row, metric: str) -> list[str]:
     """A row's cells, in the order of :data:`COLUMNS`."""
     speeds = [speed for speed in row["images_per_second"] if speed]
@@ -68,10 +66,6 @@ def figures(row: Row, metric: str) -> list[str]:
         f"{statistics.median(speeds):.0f}" if speeds else NONE,
         fixed(row["paper"]),
     ]
-
-
-def _header(content: Mapping[str, Any]) -> list[str]:
-    return [column.format(title_of(content["metric"])) for column in COLUMNS]
 
 
 def _setting(protocol: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -94,23 +88,23 @@ def _teacher(content: Mapping[str, Any], row: Row) -> list[str]:
 
 def _accuracies(content: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     first = next((row["difference"] for row in rows if row["difference"] is not None), None)
-    header = _header(content)
+    heads = header(content)
     longest: list[int] = max((row["seeds"] for row in rows), key=lambda seeds: len(seeds))
-    header[2] = f"seeds {', '.join(map(str, longest))}"
+    heads[2] = f"seeds {', '.join(map(str, longest))}"
     if first is not None:
-        header[4] = f"difference to {first['to']} ({100 * first['confidence']:g} % interval)"
+        heads[4] = f"difference to {first['to']} ({100 * first['confidence']:g} % interval)"
     cells = [figures(row, content["metric"]) for row in rows]
     # A column that says nothing of any row.
     for column in (7, 4):
         if all(line[column] == NONE for line in cells):
-            for line in [header, *cells]:
+            for line in [heads, *cells]:
                 del line[column]
     return [
-        *markdown_rows(header, cells),
+        *markdown_rows(heads, cells),
         "",
         f"{_capital(content)} in percent: mean ± standard deviation over seeds, after the last epoch and the best. A "
         "difference is of the same seeds, its interval that of the paired t-test. Seconds are of training alone."
-        + (" The paper's figures are the paper's, not measured here." if "paper" in header else ""),
+        + (" The paper's figures are the paper's, not measured here." if "paper" in heads else ""),
     ]
 
 

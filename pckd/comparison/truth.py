@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from pckd.comparison.statistics import paired_difference
+from pckd.comparison.statistics import difference_by_seed
 from pckd.comparison.variants import UNSCHEDULED
 from pckd.runs import BY_TRUTH
-
-__all__ = ["TERCILES", "gains", "truth_of", "without_preview"]
 
 TERCILES = ("easy", "middle", "hard")
 
@@ -54,21 +53,21 @@ def without_preview(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     return plain[0] if plain else None
 
 
-def gains(row: Mapping[str, Any], plain: Mapping[str, Any], confidence: float) -> list[tuple[float, ...]]:
+def gains(row: Mapping[str, Any], plain: Mapping[str, Any], confidence: float) -> list[tuple[Any, ...]]:
     """For each third of the test images: mean gain over the variant without preview and the ends of its interval.
 
     Both have ``truth``; seeds that only one has do not count.
     """
-    theirs = dict(zip(plain["seeds"], plain["truth"]["top1"], strict=True))
-    own = dict(zip(row["seeds"], row["truth"]["top1"], strict=True))
-    both = [seed for seed in own if seed in theirs]
-    if not both:
-        return []
     found = []
     for third in range(len(TERCILES)):
-        difference = paired_difference([own[s][third] for s in both], [theirs[s][third] for s in both], confidence)
-        found.append((difference.mean, difference.low, difference.high))
-    return found  # type: ignore[return-value]
+        top1 = partial(_of_third, third)
+        if (difference := difference_by_seed(row, plain, top1, confidence)) is not None:
+            found.append((difference.mean, difference.low, difference.high))
+    return found
+
+
+def _of_third(third: int, row: Mapping[str, Any]) -> list[float]:
+    return [thirds[third] for thirds in row["truth"]["top1"]]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

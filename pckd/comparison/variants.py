@@ -10,8 +10,6 @@ from typing import Any
 from pckd.terms import method_terms, split_methods
 from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError, options_of, parse
 
-__all__ = ["ABLATIONS", "GRIDS", "PARTS", "REFERENCES", "Variant", "ablation_variants", "method_variants", "scheduled"]
-
 ABLATIONS = ("pckd", "difficulty", "centers")
 GRIDS = ("one", "full")
 
@@ -27,25 +25,17 @@ VIEWS = 4
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table.
-
-    Args:
-        label: what the table calls it.
-        method: as ``pckd.distill`` takes it.
-        options: arguments of ``pckd.distill`` that are others in this variant.
-    """
+    """A row of the table."""
 
     label: str
     method: str
+    """As ``pckd.distill`` takes it."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of ``pckd.distill`` that are others in this variant."""
 
 
 def method_variants(text: str) -> list[Variant]:
-    """A variant for each method of ``--methods``: ``"kd,dkd(beta=2)+crd"``, or ``"all"``.
-
-    Raises:
-        UserError: it names none, or one that is unknown.
-    """
+    """A variant for each method of ``--methods``: ``"kd,dkd(beta=2)+crd"``, or ``"all"``."""
     names = METHODS.names() if text == "all" else [method for method in split_methods(text, ",") if method]
     if not names:
         raise UserError(f"--methods {text!r} names none; give some with commas between, or all")
@@ -75,11 +65,7 @@ def ablation_variants(
 
 
 def scheduled(variants: Sequence[Variant], scheduler: str | None) -> list[Variant]:
-    """The same variants, with this scheduler where the method previews and the variant itself says nothing of it.
-
-    Raises:
-        UserError: it is unknown.
-    """
+    """The same variants, with this scheduler where the method previews and the variant itself says nothing of it."""
     if scheduler is None:
         return list(variants)
     DIFFICULTY_SCHEDULERS.get(parse(scheduler)[0])
@@ -116,11 +102,7 @@ def _parts(base: str, grid: str) -> list[Variant]:
 
 
 def _parts_of(base: str) -> list[str]:
-    """The parts that a method has.
-
-    Raises:
-        UserError: none: there is nothing to switch off.
-    """
+    """The parts that a method has."""
     if len(split_methods(base)) > 1:
         raise UserError(f"--base {base!r}: the parts of one method are switched off; give one, such as pckd")
     name, given = parse(base)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pckd.plots.style import COLORS, headline, new_figure
+import numpy as np
+
+from pckd.plots.style import COLORS, headline, new_figure, panels_of
 from pckd.runs import Benchmark, is_number, mean_and_deviation, title_of
 from pckd.tables import fixed
 
@@ -40,14 +42,11 @@ def draw_ablation(benchmark: Benchmark) -> Any:
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     heights = [0.75 + 0.27 * max(map(len, row)) for row in rows]
     figure = new_figure(0.55 + sum(heights))
-    places = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights).flatten()
-    for axes, pair, panel in zip(places, benchmark.pairs, panels, strict=False):
+    places = panels_of(figure, len(panels), len(rows), columns, height_ratios=heights)
+    for axes, pair, panel in zip(places, benchmark.pairs, panels, strict=True):
         _panel(axes, pair, panel, benchmark)
-    for axes in places[len(panels) :]:
-        axes.remove()
     about = f" ({benchmark.title})" if benchmark.title else ""
-    name = f"Accuracy after the last epoch{about}: mean, standard deviation, every seed"
-    headline(figure, name)
+    headline(figure, f"Accuracy after the last epoch{about}: mean, standard deviation, every seed")
     return figure
 
 
@@ -67,10 +66,8 @@ def _panel(axes: Any, pair: str, panel: Sequence[Bar], benchmark: Benchmark) -> 
         if bar.std is not None:
             axes.errorbar(bar.mean, place, xerr=bar.std, color="black", capsize=3, linewidth=1.2)
         # One below the other, so that equal ones are all seen.
-        spread = [
-            0.18 * (2 * i / max(len(bar.seeds) - 1, 1) - 1) if len(bar.seeds) > 1 else 0 for i in range(len(bar.seeds))
-        ]
-        axes.plot(bar.seeds, [place + s for s in spread], "o", color="white", markeredgecolor="black", markersize=4)
+        spread = np.linspace(-0.18, 0.18, len(bar.seeds)) if len(bar.seeds) > 1 else np.zeros(1)
+        axes.plot(bar.seeds, place + spread, "o", color="white", markeredgecolor="black", markersize=4)
         axes.annotate(
             fixed(bar.mean, bar.std), (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5
         )

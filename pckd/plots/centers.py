@@ -10,7 +10,7 @@ from torch import nn
 
 from model_zoo import preprocessing_of
 from pckd.plots.networks import Workshop
-from pckd.plots.style import headline, new_figure, panel_title
+from pckd.plots.style import grid_shape, headline, new_figure, panel_title, panels_of
 from pckd.runs import Group
 from registry import UserError
 
@@ -36,11 +36,7 @@ def similarities(weight: Any) -> np.ndarray:
 
 
 def off_diagonal_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Pearson's correlation of the entries above the diagonals; None where that is not defined.
-
-    Raises:
-        UserError: the matrices have different sizes.
-    """
+    """Pearson's correlation of the entries above the diagonals; None where that is not defined."""
     if one.shape != other.shape:
         raise UserError(f"the student has {len(one)} classes and the teacher {len(other)}: they must be the same")
     above = np.triu_indices(len(one), 1)
@@ -87,20 +83,17 @@ def matrices(groups: Sequence[Group], workshop: Workshop) -> tuple[list[Matrix],
 def draw_centers(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, list[str]]:
     """The matrices side by side with one color bar."""
     shown, names, notes = matrices(groups, workshop)
-    columns = min(len(shown), 2)
-    rows = -(-len(shown) // columns)
+    rows, columns = grid_shape(len(shown), most=2)
     figure = new_figure(0.5 + (4.6 if columns == 2 else 6.0) * rows)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    places = panels_of(figure, len(shown), rows, columns)
     most = max(max(np.abs(_off_diagonal(matrix.values)).max(initial=0.0) for matrix in shown), 0.05)
     image = None
-    for axes, matrix in zip(places, shown, strict=False):
+    for axes, matrix in zip(places, shown, strict=True):
         image = axes.imshow(matrix.values, cmap="PuOr_r", vmin=-most, vmax=most)
         _panel(axes, matrix, names, most, columns)
-    for axes in places[len(shown) :]:
-        axes.remove()
     figure.colorbar(
         image,
-        ax=list(places[: len(shown)]),
+        ax=places,
         location="bottom",
         shrink=0.5,
         aspect=40,

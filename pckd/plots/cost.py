@@ -9,12 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from pckd.plots.ablation import REFERENCE
-from pckd.plots.style import grid_shape, headline, marker_style, new_figure
+from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panels_of
 from pckd.runs import METRIC, Benchmark, Run, group_runs, is_number, mean_and_deviation, title_of
 from registry import UserError
-
-Line = tuple[tuple[float, float], tuple[float, float]]
-"""By its ends."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +83,7 @@ def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
 
 
 def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric: str = METRIC) -> Any:
-    """A panel for each pair.
-
-    Args:
-        panels: the pair's name and its methods. metric: the name of what their accuracies are.
-
-    Raises:
-        UserError: no times are known.
-    """
+    """A panel for each pair and its methods, whose accuracies are of ``metric``."""
     panels = [(name, points) for name, points in panels if points]
     if not panels:
         raise UserError("no training times are known; train again (result.json then has train_seconds)")
@@ -102,23 +92,24 @@ def draw_cost(panels: Sequence[tuple[str, Sequence[Point]]], title: str, metric:
     beside = max(1, min(len(labels), 120 // (6 + max(map(len, labels)))))
     rows, columns = grid_shape(len(panels), most=2)
     figure = new_figure(0.4 + (5.0 if columns == 1 else 3.6) * rows + 0.22 * -(-len(labels) // beside))
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    places = panels_of(figure, len(panels), rows, columns)
     handles: dict[str, Any] = {}
-    for axes, (name, points) in zip(places, panels, strict=False):
+    for axes, (name, points) in zip(places, panels, strict=True):
         _panel(axes, name, points, labels)
         axes.set_ylabel(f"{title_of(metric)} after the last epoch (%)")
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend([handles[label] for label in labels], labels, loc="outside lower left", ncols=beside)
-    for axes in places[len(panels) :]:
-        axes.remove()
     headline(figure, title)
     return figure
 
 
 def _panel(axes: Any, name: str, points: Sequence[Point], labels: Sequence[str]) -> None:
     shown, is_relative = relative(points)
-    for (x, y), (other_x, other_y) in _steps(shown):
-        axes.plot([x, other_x], [y, other_y], color="#C8C8C8", linewidth=2, zorder=1)
+    # The front as level and upright lines.
+    front = [shown[i] for i in pareto([point.cost for point in shown], [point.accuracy for point in shown])]
+    for one, other in pairwise(front):
+        axes.plot([one.cost, other.cost], [one.accuracy] * 2, color="#C8C8C8", linewidth=2, zorder=1)
+        axes.plot([other.cost] * 2, [one.accuracy, other.accuracy], color="#C8C8C8", linewidth=2, zorder=1)
     for point in shown:
         axes.errorbar(
             point.cost,
@@ -138,8 +129,7 @@ def _panel(axes: Any, name: str, points: Sequence[Point], labels: Sequence[str])
     axes.margins(0.14)
     costs = [point.cost for point in shown]
     if max(costs) > 6 * min(costs):
-        axes.set_xscale("log")
-    _plain_ticks(axes)
+        _logarithmic(axes)
     axes.set_title(name)
     axes.set_xlabel("training time (kd: 1)" if is_relative else "training time (s)")
 
@@ -149,21 +139,11 @@ def spread(values: Sequence[float]) -> float:
     return mean_and_deviation(values)[1] or 0.0
 
 
-def _steps(points: Sequence[Point]) -> list[Line]:
-    """The front as level and upright lines."""
-    costs, accuracies = [point.cost for point in points], [point.accuracy for point in points]
-    lines: list[Line] = []
-    for i, j in pairwise(pareto(costs, accuracies)):
-        lines.append(((costs[i], accuracies[i]), (costs[j], accuracies[i])))
-        lines.append(((costs[j], accuracies[i]), (costs[j], accuracies[j])))
-    return lines
-
-
-def _plain_ticks(axes: Any) -> None:
-    """On a logarithmic axis, 1, 2 and 5 times powers of ten, written out."""
+def _logarithmic(axes: Any) -> None:
+    """With ticks at 1, 2 and 5 times powers of ten, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if axes.get_xscale() == "log":
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, whole_numbers
+from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, panels_of, whole_numbers
 from pckd.runs import Group, Run, is_number, title_of
 from registry import UserError
 
@@ -28,11 +28,7 @@ class Series(NamedTuple):
 
 
 def series(runs: Sequence[Run], read: Read) -> Series:
-    """Mean, lowest and highest value over the runs in each epoch that one of them has.
-
-    Args:
-        read: the entry; what is no number is left out.
-    """
+    """Mean, lowest and highest value over the runs in each epoch that one of them has; only numbers count."""
     value = (lambda row: row.get(read)) if isinstance(read, str) else read
     found: dict[int, list[float]] = {}
     counted = 0
@@ -99,7 +95,7 @@ def draw_gradients(groups: Sequence[Group]) -> tuple[Any, list[str]]:
         raise UserError("none of these runs knows its terms' gradients; train with --report-gradients")
     notes = [f"{group.label}: without --report-gradients, and left out" for group in groups if group not in keep]
     reports = [_object(row.get(GRADIENTS)) for group in keep for run in group.runs for row in run.rows]
-    kinds = (("cosine", _cosines), ("norm", _norms))
+    kinds = (("cosine", _cosines), ("norm", lambda report: _object(report.get("norms"))))
     panels: list[tuple[Read, str]] = [
         (_entry(kind, name), f"{word}: {name}")
         for word, kind in kinds
@@ -112,10 +108,6 @@ def draw_gradients(groups: Sequence[Group]) -> tuple[Any, list[str]]:
 
 def _entry(kind: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda row: kind(_object(row.get(GRADIENTS))).get(name)
-
-
-def _norms(report: dict[str, Any]) -> dict[str, Any]:
-    return _object(report.get("norms"))
 
 
 def _cosines(report: dict[str, Any]) -> dict[str, Any]:
@@ -132,15 +124,13 @@ def _panels(groups: Sequence[Group], panels: Sequence[tuple[Read, str]], title: 
     rows, columns = grid_shape(len(panels))
     legend_rows = -(-len(groups) // legend_columns([group.label for group in groups]))
     figure = new_figure(0.75 + 2.2 * rows + (0.9 if rows == 1 else 0) + 0.22 * legend_rows)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (read, name) in zip(places, panels, strict=False):
+    places = panels_of(figure, len(panels), rows, columns)
+    for axes, (read, name) in zip(places, panels, strict=True):
         for number, group in enumerate(groups):
             draw_line(axes, series(group.runs, read), number, group.label)
         panel_title(axes, name, columns)
         axes.set_xlabel("epoch")
         whole_numbers(axes.xaxis)
-    for axes in places[len(panels) :]:
-        axes.remove()
     headline(figure, title + _of(groups))
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), handlelength=3.2)

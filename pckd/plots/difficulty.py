@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pckd.plots.curves import draw_line, series
-from pckd.plots.style import COLORS, grid_shape, headline, new_figure, panel_title, whole_numbers
+from pckd.plots.curves import Read, draw_line, series
+from pckd.plots.style import COLORS, grid_shape, headline, new_figure, panel_title, panels_of, whole_numbers
 from pckd.runs import BY_TRUTH, Group, Run, is_number, title_of
 from registry import UserError
 
@@ -24,11 +24,7 @@ def reports(run: Run) -> list[dict[str, Any]]:
 
 
 def shares(runs: Sequence[Run], metric: str, late: bool) -> np.ndarray:
-    """Percent of the images in each bin, in the first epoch reported or the last, over all the runs together.
-
-    Raises:
-        UserError: the runs have other bins than each other, or counts that do not fit them.
-    """
+    """Percent of the images in each bin, in the first epoch reported or the last, over all the runs together."""
     total: np.ndarray | None = None
     for run in runs:
         report = reports(run)[-1 if late else 0][REPORT]
@@ -43,16 +39,12 @@ def shares(runs: Sequence[Run], metric: str, late: bool) -> np.ndarray:
     return np.asarray(100 * total / max(total.sum(), 1))
 
 
-def truth_of(metric: str) -> Any:
+def truth_of(metric: str) -> Read:
     """A function of a row: the metric's rank correlation with the true difficulty, or None."""
-
-    def read(row: dict[str, Any]) -> Any:
-        return row.get(REPORT, {}).get("metrics", {}).get(metric, {}).get("truth")
-
-    return read
+    return lambda row: row.get(REPORT, {}).get("metrics", {}).get(metric, {}).get("truth")
 
 
-def third_of(number: int) -> Any:
+def third_of(number: int) -> Read:
     """A function of a row: the accuracy in percent on a third of the test images, or None."""
 
     def read(row: dict[str, Any]) -> Any:
@@ -78,19 +70,18 @@ def _draw_block(part: Any, group: Group, metrics: Sequence[str], truth: bool) ->
     rows, columns = grid_shape(len(metrics))
     heights = [0.4 + 2.15 * rows, *([2.3] if truth else [])]
     upper, *lower = part.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    places = upper.subplots(rows, columns, squeeze=False).flatten()
-    for axes, metric in zip(places, metrics, strict=False):
+    for axes, metric in zip(panels_of(upper, len(metrics), rows, columns), metrics, strict=True):
         _histogram(axes, group.runs, metric)
-    for axes in places[len(metrics) :]:
-        axes.remove()
     for below in lower:
         left, right = below.subplots(1, 2)
-        _truth(left, group.runs, metrics)
-        _thirds(right, group.runs)
+        truths = {metric: truth_of(metric) for metric in metrics}
+        thirds = {name: third_of(number) for number, name in enumerate(THIRDS)}
+        _lines(left, group.runs, truths, "agreement with the true difficulty", "rank correlation")
+        _lines(right, group.runs, thirds, "accuracy by true difficulty", f"{title_of(group.runs[0].metric)} (%)")
     runs = f", {len(group.runs)} runs together" if len(group.runs) > 1 else ""
     first, last = (reports(group.runs[0])[at]["epoch"] for at in (0, -1))
-    name = f"Difficulty of the training images, {group.label}{runs}: filled, epoch {first}; line, epoch {last}"
-    headline(upper, name)
+    what = f"Difficulty of the training images, {group.label}{runs}"
+    headline(upper, f"{what}: filled, epoch {first}; line, epoch {last}")
 
 
 def _reported(groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
@@ -142,31 +133,14 @@ def _histogram(axes: Any, runs: Sequence[Run], metric: str) -> None:
     axes.grid(False, axis="x")
 
 
-def _truth(axes: Any, runs: Sequence[Run], metrics: Sequence[str]) -> None:
-    for number, metric in enumerate(metrics):
-        if (line := series(runs, truth_of(metric))).epochs:
-            draw_line(axes, line, number, metric)
-    axes.set_title("agreement with the true difficulty")
-    axes.set_ylabel("rank correlation")
-    _epochs(axes)
-    _legend(axes)
-
-
-def _thirds(axes: Any, runs: Sequence[Run]) -> None:
-    for number, name in enumerate(THIRDS):
-        if (line := series(runs, third_of(number))).epochs:
+def _lines(axes: Any, runs: Sequence[Run], reads: Mapping[str, Read], title: str, unit: str) -> None:
+    """A line for each name, where the runs have what is read."""
+    for number, (name, read) in enumerate(reads.items()):
+        if (line := series(runs, read)).epochs:
             draw_line(axes, line, number, name)
-    axes.set_title("accuracy by true difficulty")
-    axes.set_ylabel(f"{title_of(runs[0].metric)} (%)")
-    _epochs(axes)
-    _legend(axes)
-
-
-def _epochs(axes: Any) -> None:
+    axes.set_title(title)
+    axes.set_ylabel(unit)
     axes.set_xlabel("epoch")
     whole_numbers(axes.xaxis)
-
-
-def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=2.8)

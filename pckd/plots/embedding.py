@@ -17,7 +17,7 @@ from pckd.device import Device
 from pckd.objective import Predictor
 from pckd.plots.centers import classifier_rows
 from pckd.plots.networks import Workshop, classes_of
-from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panel_title
+from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panel_title, panels_of
 from pckd.runs import Group
 from pckd.tasks.classification import other_preprocessing
 from registry import DataSplit, UserError
@@ -54,11 +54,7 @@ class Panel(NamedTuple):
 
 
 def principal_plane(points: np.ndarray) -> Plane:
-    """The two directions in which ``points`` [M, D] vary most.
-
-    Raises:
-        UserError: fewer than three points or two dimensions.
-    """
+    """The two directions in which ``points`` [M, D] vary most."""
     if len(points) < 3 or points.shape[1] < 2:
         count, width = points.shape
         raise UserError(f"a plane needs 3 images and an embedding of 2 numbers, and these are {count} of {width}")
@@ -158,12 +154,10 @@ def _panel(title: str, network: nn.Module, part: DataSplit, device: Device) -> P
 def _draw(panels: Sequence[Panel], classes: Sequence[str], images: int) -> Any:
     rows, columns = grid_shape(len(panels))
     figure = new_figure(1.1 + {1: 6.0, 2: 4.3, 3: 3.3}[columns] * rows)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, panel in zip(places, panels, strict=False):
+    places = panels_of(figure, len(panels), rows, columns)
+    for axes, panel in zip(places, panels, strict=True):
         _scatter(axes, panel, classes, columns)
-    for axes in places[len(panels) :]:
-        axes.remove()
-    shown = len(classes) if len(classes) <= MOST_CLASSES else MOST_CLASSES
+    shown = min(len(classes), MOST_CLASSES)
     which = "" if shown == len(classes) else f" of the first {shown} of {len(classes)} classes"
     title = f"Embeddings of {images} unseen images{which}, and the category centers (large; moved and scaled together)"
     headline(figure, title)

@@ -67,11 +67,7 @@ class Workshop:
         self._splits: dict[str, Any] = {}
 
     def students(self, groups: Sequence[Group]) -> tuple[list[tuple[str, Run]], list[str]]:
-        """A finished run of each group with its label, and a note where a group has more.
-
-        Raises:
-            UserError: too many groups, or a run that has not finished.
-        """
+        """A finished run of each group with its label, and a note where a group has more."""
         if len(groups) > MOST_STUDENTS:
             raise UserError(
                 f"{len(groups)} students are too many for one picture; give at most {MOST_STUDENTS} folders"
@@ -86,11 +82,7 @@ class Workshop:
 
     @own_random_state(CPU)
     def student(self, run: Run) -> nn.Module:
-        """The trained student of a run, in eval mode.
-
-        Raises:
-            UserError: its name is that of no network, or the weights are not its.
-        """
+        """The trained student of a run, in eval mode."""
         path = run.path / FINAL_MODEL
         if run.task != TASK:
             task, data = self.task(run)
@@ -106,12 +98,7 @@ class Workshop:
 
     @own_random_state(CPU)
     def teacher(self, runs: Sequence[Run], student: nn.Module) -> tuple[str, nn.Module | None, list[str]]:
-        """The runs' common teacher: its name, the network in eval mode, or None and a note that says why.
-
-        Raises:
-            UserError: the runs have several teachers, or the given weights are not this teacher's, or of other classes
-                than the student's.
-        """
+        """The runs' common teacher: its name, the network in eval mode, or None and a note that says why."""
         taught = [run for run in runs if run.result.get("teacher")]
         if not taught:
             return "", None, [f"{runs[0].path}: has no teacher, so that the student alone is shown"]
@@ -139,13 +126,9 @@ class Workshop:
             check_classes(f"teacher {names[0]}", network, record.classes, "the student")
         known = [run.result["fingerprints"].get("teacher") for run in taught if run.result.get("fingerprints")]
         weights = network_fingerprint(network)["weights"]
-        if any(teacher and teacher["weights"] != weights for teacher in known):
-            return (
-                names[0],
-                network.eval(),
-                [f"{source}: has other weights than the teacher that the runs learned from"],
-            )
-        return names[0], network.eval(), []
+        other = any(teacher and teacher["weights"] != weights for teacher in known)
+        notes = [f"{source}: has other weights than the teacher that the runs learned from"] if other else []
+        return names[0], network.eval(), notes
 
     def shown(self, groups: Sequence[Group]) -> Shown:
         """The students of these groups and their teacher, and what they were measured on.
@@ -187,42 +170,29 @@ class Workshop:
         return split
 
     def split(self, run: Run) -> Any:
-        """What the run was measured on: the test split, or the images held out of the training set.
-
-        Raises:
-            UserError: the run does not name its data set, or that cannot be loaded.
-        """
+        """What the run was measured on: the test split, or the images held out of the training set."""
         name, root = run.arguments.get("data"), self._data_root or run.arguments.get("data_root")
         if not isinstance(name, str):
             raise UserError(f"{run.path}: its result does not name the data set; train again by name (--dataset)")
-        held_out = run.arguments.get("val_fraction") or 0.0
-        on_bad_image = run.arguments.get("on_bad_image", "stop")
-        key = repr((name, root, on_bad_image, held_out, held_out and run.arguments.get("limit_train")))
+        held_out, bad = run.arguments.get("val_fraction") or 0.0, run.arguments.get("on_bad_image", "stop")
+        limit = run.arguments.get("limit_train") if held_out else None
+        key = repr((name, root, bad, held_out, limit))
         if key not in self._splits:
             try:
                 if held_out:
-                    limit = run.arguments.get("limit_train")
-                    loaded = load_data(
-                        name, root=root, limit_train=limit, val_fraction=held_out, on_bad_image=on_bad_image
-                    ).test
+                    data = load_data(name, root=root, limit_train=limit, val_fraction=held_out, on_bad_image=bad)
+                    self._splits[key] = data.test
                 else:
                     # The training images are not looked at, and may be many.
-                    loaded = read_split(name, root, False, on_bad_image)
+                    self._splits[key] = read_split(name, root, False, bad)
             except UserError as error:
                 raise UserError(f"{run.path}: its data set is not at hand ({error}); see --data-root") from error
-            self._splits[key] = loaded
         return self._splits[key]
 
 
 def network_for(name: str, state: dict[str, Any], path: Path, below: str = "") -> nn.Module:
-    """An untrained network of this name, with the classes and channels of weights that are to be loaded into it.
-
-    Args:
-        below: what the network's keys begin with in ``state``.
-
-    Raises:
-        UserError: no such network, or the weights are of another.
-    """
+    """An untrained network of this name, with the classes and channels of weights that are to be loaded into it; its
+    keys begin with ``below`` in ``state``."""
 
     def made(classes: int, channels: int) -> nn.Module:
         network: nn.Module = ask(f"backbone {name!r}", build, BACKBONES, name, classes, in_channels=channels)

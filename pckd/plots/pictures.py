@@ -39,12 +39,7 @@ KINDS = {
 }
 """What there is to draw, and from what."""
 
-_OF_ROWS = {
-    "curves": draw_curves,
-    "preview": draw_preview,
-    "gradients": draw_gradients,
-    "difficulty": draw_difficulty,
-}
+_OF_ROWS = {"curves": draw_curves, "preview": draw_preview, "gradients": draw_gradients, "difficulty": draw_difficulty}
 _OF_NETWORKS = {
     "centers": draw_centers,
     "embedding": draw_embedding,
@@ -157,7 +152,9 @@ def _draw(kind: str, folders: Sequence[Folder], workshop: Workshop) -> Picture:
         source = "folder of benchmark.py" if kind in _OF_BENCHMARK else "run's folder"
         raise UserError(f"no {source} is given, and {kind} is drawn from one")
     if kind in _OF_BENCHMARK or (kind in _OF_EITHER and kind_of(folders[0]) == "benchmark"):
-        benchmark = _only(read_benchmarks(folders))
+        benchmark, *others = read_benchmarks(folders)
+        if others:
+            raise UserError(f"{len(folders)} folders of benchmark.py are given; give one of them")
         return Picture(draw_ablation(benchmark) if kind == "ablation" else _cost_of_benchmark(benchmark), [])
     runs, notes = read_runs(folders)
     if kind == "cost":
@@ -182,12 +179,6 @@ def _cost_of_runs(runs: Sequence[Run]) -> Any:
     students = grouped(finished, lambda run: str(run.result.get("student")))
     panels = [(student, points_of_runs(own)) for student, own in students.items()]
     return draw_cost(panels, f"Accuracy and cost: {_FIGURES}", *{run.metric for run in finished[:1]})
-
-
-def _only(benchmarks: Sequence[Benchmark]) -> Benchmark:
-    if len(benchmarks) > 1:
-        raise UserError(f"{len(benchmarks)} folders of benchmark.py are given; give one of them")
-    return benchmarks[0]
 
 
 def _distinct(folders: Sequence[Folder]) -> list[Folder]:

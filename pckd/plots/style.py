@@ -53,11 +53,7 @@ _RC: Any = {
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """The settings under which figures are made and written.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """The settings under which figures are made and written."""
     require_matplotlib()
     import matplotlib
 
@@ -138,6 +134,14 @@ def grid_shape(panels: int, most: int = 3) -> tuple[int, int]:
     return -(-panels // columns), columns
 
 
+def panels_of(figure: Any, count: int, rows: int, columns: int, **options: Any) -> list[Any]:
+    """So many panels in a grid of at least as many places, row by row."""
+    places = list(figure.subplots(rows, columns, squeeze=False, **options).flatten())
+    for axes in places[count:]:
+        axes.remove()
+    return places[:count]
+
+
 def headline(figure: Any, text: str) -> None:
     """Write above all panels what they show, in as many lines as it takes."""
     figure.suptitle(textwrap.fill(text, 98), x=0.01, ha="left", fontsize=11.5)
@@ -156,11 +160,7 @@ def whole_numbers(axis: Any) -> None:
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
-    """Where a picture is to go.
-
-    Raises:
-        UserError: a format that matplotlib does not write, no such folder, or a folder of that name.
-    """
+    """Where a picture is to go."""
     require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -191,4 +191,4 @@ def write(figure: Any, path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         # Some formats need programs that are not there, such as LaTeX.
         raise UserError(f"{target}: cannot be drawn as .{form} ({error}); use .png or .svg") from None
-    return write_atomically(target, buffer.getbuffer())
+    return write_atomically(target, buffer.getvalue())

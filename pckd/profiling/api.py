@@ -80,26 +80,8 @@ def profile(
     Raises:
         UserError: any bad input, in one line.
     """
-    return profile_cases(
-        {"": Case(method, views)},
-        student=student,
-        teacher=teacher,
-        task=task,
-        data=data,
-        batch_size=batch_size,
-        image_size=image_size,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        num_samples=num_samples,
-        difficulty=difficulty,
-        scheduler=scheduler,
-        centers=centers,
-        device=device,
-        precision=precision,
-        depth=depth,
-        rounds=rounds,
-        seed=seed,
-    )[""]
+    options = dict(locals())
+    return profile_cases({"": Case(options.pop("method"), options.pop("views"))}, **options)[""]
 
 
 @alone()
@@ -126,10 +108,10 @@ def profile_cases(
 ) -> dict[str, Profile]:
     """The profile of each case: one pair of networks, steps timed in turns."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    lowest = {"batch_size": 1, "image_size": 1, "num_classes": 1, "in_channels": 1, "num_samples": 1}
-    numbers = (batch_size, min(height, width), num_classes, in_channels, num_samples, depth, rounds)
-    for (name, least), number in zip({**lowest, "depth": 0, "rounds": 0}.items(), numbers, strict=True):
-        if number < least:
+    sizes = {"batch_size": batch_size, "image_size": min(height, width), "num_classes": num_classes}
+    sizes |= {"in_channels": in_channels, "num_samples": num_samples, "depth": depth, "rounds": rounds}
+    for name, number in sizes.items():
+        if number < (least := 0 if name in ("depth", "rounds") else 1):
             raise UserError(f"{name} must be at least {least}, not {number}")
     place = Device.resolve(device, precision)
     with ready_to_train(place), own_random_state(place.target):
@@ -172,9 +154,8 @@ def profile_cases(
         costs = _networks(names, networks, images, place, depth, rounds)
         student_cost, teacher_cost = costs[0], costs[1] if frozen is not None else None
         samples = _time_steps(works, Clock(place.target), rounds)
-        profiles = {}
-        for label, work in works.items():
-            profiles[label] = Profile(
+        return {
+            label: Profile(
                 settings={
                     "student": names[0],
                     "teacher": names[1] if frozen is not None else None,
@@ -211,7 +192,8 @@ def profile_cases(
                 step=_step_cost(work, samples[label]),
                 notes=[note for cost in costs for note in (cost.error, *cost.notes) if note],
             )
-        return profiles
+            for label, work in works.items()
+        }
 
 
 def _images(run: Plan) -> Tensor:
@@ -228,14 +210,12 @@ def _images(run: Plan) -> Tensor:
 def _networks(
     names: list[str], networks: list[nn.Module], images: Tensor, device: Device, depth: int, rounds: int
 ) -> list[NetworkCost]:
-    costs = []
+    counted = []
     for name, network in zip(names, networks, strict=True):
         weight = next((p for p in network.parameters() if p.is_floating_point()), images)
-        costs.append(count(network, name, images[:1].to(weight.device, weight.dtype), depth))
+        counted.append(count(network, name, images[:1].to(weight.device, weight.dtype), depth))
     measured = time_networks(networks, images.to(device.target), device, rounds)
-    return [
-        replace(cost, latency=latency, peak_bytes=peak) for cost, (latency, peak) in zip(costs, measured, strict=True)
-    ]
+    return [replace(cost, latency=time, peak_bytes=peak) for cost, (time, peak) in zip(counted, measured, strict=True)]
 
 
 def _workload(
@@ -246,8 +226,8 @@ def _workload(
     model = DistillationTask(run.task, copied(student), objective)
     device.place(model.student)
     objective.to(device.target)
-    options = {"device": device.target, "seed": run.seed}
-    loader = run.task.loader(run.data.train, run.batch_size, train=True, objective=objective, **options)
+    place = {"device": device.target, "seed": run.seed}
+    loader = run.task.loader(run.data.train, run.batch_size, train=True, objective=objective, **place)
     batch = next(iter(loader.epoch(1)))
     teachers = [] if teacher is None or not objective.needs_teacher else [teacher]
     images = run.task.images(batch)

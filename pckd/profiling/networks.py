@@ -30,7 +30,7 @@ class Counts:
     """By module; ``""`` is the network."""
     activations: Counter[str]
     left_out: Counter[str]
-    uncalled: frozenset[str]
+    uncalled: set[str]
 
 
 def trace(network: nn.Module, images: Tensor) -> Counts:
@@ -46,21 +46,11 @@ def trace(network: nn.Module, images: Tensor) -> Counts:
         aten = torch.ops.aten
         flops.set_op_handle("aten::scaled_dot_product_attention", _formula(aten._scaled_dot_product_flash_attention, 4))
         flops.set_op_handle("aten::baddbmm", _formula(aten.baddbmm, 3))
-        return Counts(
-            flops.by_module(),
-            activations.by_module(),
-            flops.unsupported_ops(),
-            frozenset(flops.uncalled_modules()),
-        )
+        return Counts(flops.by_module(), activations.by_module(), flops.unsupported_ops(), flops.uncalled_modules())
 
 
 def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkCost:
-    """Everything about a network that needs no clock.
-
-    Args:
-        images: one image, [1, C, H, W], where the weights are.
-        depth: how deep the table of modules goes; 0 is the network alone.
-    """
+    """Everything about a network that needs no clock, for one image [1, C, H, W] that lies where the weights are."""
     network.eval()
     counts, error = None, None
     try:
@@ -70,39 +60,36 @@ def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkC
         error = f"{name}: fvcore cannot trace it ({type(problem).__name__}: {reason}); no multiply-adds or activations"
     with torch.no_grad(), Counting() as run:
         network(images)
+    # Without a trace, what was seen while it ran.
+    left_out, uncounted, uncalled = {}, dict(run.uncounted), []
+    if counts is not None:
+        left_out = {op: n for op, n in sorted(counts.left_out.items()) if not is_costly(op)}
+        uncounted = {op: n for op, n in sorted(counts.left_out.items()) if is_costly(op)}
+        uncalled = sorted(module for module in counts.uncalled if _parameters(network, module))
     notes = []
     if run.reads_values:
         notes.append(f"{name}: what it computes depends on the values in the images; counted for one random image")
-    left_out = counts.left_out if counts is not None else Counter[str]()
-    uncalled = sorted(
-        module for module in (counts.uncalled if counts is not None else ()) if _parameters(network, module)
-    )
     if uncalled:
         notes.append(f"{name}: modules with parameters that no image passes as a call: {', '.join(uncalled)}")
+
+    def cost(module: str) -> dict[str, Any]:
+        tables = {"macs": counts.macs, "activations": counts.activations} if counts is not None else {}
+        found = {key: int(table[module]) for key, table in tables.items()}
+        return {"parameters": _parameters(network, module), "macs": None, "activations": None, **found}
+
     modules = [
-        ModuleCost(
-            name=module or name,
-            type=type(part).__name__,
-            parameters=_parameters(network, module),
-            macs=None if counts is None else int(counts.macs[module]),
-            activations=None if counts is None else int(counts.activations[module]),
-        )
+        ModuleCost(name=module or name, type=type(part).__name__, **cost(module))
         for module, part in network.named_modules()
         if (module.count(".") + 1 if module else 0) <= depth
     ]
     return NetworkCost(
         name=name,
-        parameters=_parameters(network, ""),
-        macs=None if counts is None else int(counts.macs[""]),
-        activations=None if counts is None else int(counts.activations[""]),
+        **cost(""),
         elementwise=run.elementwise.total(),
         latency={},
         peak_bytes=None,
-        left_out={op: n for op, n in sorted(left_out.items()) if not is_costly(op)},
-        # Without a trace, what was seen while it ran.
-        uncounted=dict(run.uncounted)
-        if counts is None
-        else {op: n for op, n in sorted(left_out.items()) if is_costly(op)},
+        left_out=left_out,
+        uncounted=uncounted,
         modules=modules,
         notes=notes,
         error=error,

@@ -88,11 +88,7 @@ def _stack(
 
 
 def require_matplotlib() -> Any:
-    """The module ``matplotlib.figure``.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """The module ``matplotlib.figure``."""
     try:
         import matplotlib.figure as figures
     except ImportError:

@@ -15,8 +15,6 @@ import torch
 from pckd.display import Silent
 from pckd.profiling.measure import recorder, spent
 
-__all__ = ["Served", "forget_peak", "peak"]
-
 
 class Served(Silent):
     """The display of a run that trains an epoch for each line that it is given, and answers with what that took.

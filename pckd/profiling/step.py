@@ -64,11 +64,7 @@ class Workload:
         self.rows = len(step.instances.labels)
 
     def first_step(self) -> None:
-        """Take a step, with any failure as one line.
-
-        Raises:
-            UserError: a step of this method fails on this batch.
-        """
+        """Take a step, with any failure as one line."""
         self.model.train()
         try:
             self.step()

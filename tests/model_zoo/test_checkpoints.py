@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,11 @@ from model_zoo import (
     set_preprocessing,
 )
 from registry import BACKBONES, UserError, build
+
+Limit = Callable[[int], AbstractContextManager[None]]
+Server = tuple[str, Path, list[str]]
+"""An address, the folder behind it, and the paths that were asked for."""
+Halting = tuple[str, list[Callable[[], object]], bytes]
 
 
 def net(name: str = "resnet8", classes: int = 7) -> nn.Module:
@@ -58,8 +65,18 @@ def refused(path: object, message: str, network: nn.Module | None = None, **opti
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+@contextlib.contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a local web server."""
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+def server(tmp_path: Path) -> Iterator[Server]:
     """A local web server: its address, its folder, and the paths it was asked for."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -69,23 +86,29 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
         def log_message(self, *_: object) -> None:
             asked.append(self.path)
 
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}", folder, asked
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(functools.partial(Handler, directory=str(folder))) as address:
+        yield address, folder, asked
+
+
+def downloaded(cache: Path, name: str) -> list[Path]:
+    """What is left of a download."""
+    return [path for path in cache.rglob(f"{name}*") if path.suffix != ".lock"]
+
+
+def begins_again(halting: Halting, cache: Path, name: str) -> None:
+    """No part is taken for the whole: the next call gets all of it."""
+    assert not list(cache.rglob(f"{name}.pth"))
+    load_weights(net(), f"{halting[0]}/{name}.pth", cache_dir=cache)
+    assert next(cache.rglob(f"{name}.pth")).read_bytes() == halting[2]
 
 
 @pytest.mark.parametrize("name", ["resnet8", "MobileNetV2"])
 def test_round_trip(name: str, tmp_path: Path) -> None:
     source, target = net(name), net(name)
-    path = save_weights(
-        source, tmp_path / "new" / "student.pt", accuracy=71.5, method="kd", epochs=[1, 2], network="resnet8"
-    )
+    path = save_weights(source, tmp_path / "new" / "student.pt", accuracy=71.5, epochs=[1, 2], network="resnet8")
     loaded = load_weights(target, path)
     assert same(source, target)
-    assert loaded.meta == {"accuracy": 71.5, "method": "kd", "epochs": [1, 2], "network": "resnet8"}
+    assert loaded.meta == {"accuracy": 71.5, "epochs": [1, 2], "network": "resnet8"}
     assert (loaded.missing, loaded.unexpected) == ((), ())
     assert os.listdir(path.parent) == ["student.pt"]
 
@@ -122,7 +145,7 @@ def test_metadata_of_other_programs_are_no_record(metadata: dict[str, Any]) -> N
     assert Preprocessing.from_metadata(metadata) is None
 
 
-def test_a_network_with_another_attribute_of_that_name_keeps_it(tmp_path: Path) -> None:
+def test_a_network_with_another_attribute_of_that_name_keeps_it() -> None:
     network = net()
     network.preprocessing = torch.nn.Identity()
     set_preprocessing(network, RECORD)
@@ -139,20 +162,11 @@ def test_renormalization_by_hand() -> None:
     assert not RECORD.normalizes_as((0.5,), (0.5,))
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource", reason="limits of POSIX")
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, file_size_limit: Limit) -> None:
     path = save_weights(net(), tmp_path / "student.pt", run=1)
     content = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(UserError) as caught:
-            save_weights(net(), path, run=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(caught.value) == (
-        f"cannot write {path}: File too large; raise the limit on the size of files (ulimit -f) and try again"
-    )
+    with file_size_limit(10_000), pytest.raises(UserError, match=f"^cannot write {path}: File too large; raise the"):
+        save_weights(net(), path, run=2)
     assert path.read_bytes() == content
     assert os.listdir(tmp_path) == ["student.pt"]
 
@@ -166,42 +180,34 @@ def test_what_is_in_the_way_is_one_line(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_the_file_gets_the_usual_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    path = save_weights(net(), tmp_path / "student.pt")
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+def prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
 
 
-@pytest.mark.parametrize("key", ["", "model", "state_dict", "model_state_dict", "student"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_finds_weights_wherever_they_are(key: str, prefix: str, tmp_path: Path) -> None:
-    source, target = net(), net()
-    state: Any = {prefix + k: v for k, v in source.state_dict().items()}
-    torch.save({key: state, "epoch": 240} if key else state, tmp_path / "x.pth")
-    load_weights(target, tmp_path / "x.pth")
-    assert same(source, target)
-
-
-@pytest.mark.parametrize("modern", [True, False])
-def test_reads_files_like_the_published_ones(modern: bool, tmp_path: Path) -> None:
-    source, target = net(), net()
-    content = {
+CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bare": dict,
+    "parallel": lambda state: {"model": prefixed("module.", state), "epoch": 240},
+    "compiled": lambda state: {"state_dict": prefixed("_orig_mod.", state)},
+    "compiled, parallel": lambda state: {"model_state_dict": prefixed("module._orig_mod.", state)},
+    "parallel, compiled": lambda state: {"student": prefixed("_orig_mod.module.", state)},
+    "of an old PyTorch": lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    "published": lambda state: {
         "opt": argparse.Namespace(model="resnet8", lr=0.05, milestones=[150]),
-        "model": source.state_dict(),
+        "model": state,
         "accuracy": torch.tensor([74.64]),
         "best_acc": np.float32(74.64),
         "mean": np.float64(0.5),
-        "optimizer": torch.optim.SGD(source.parameters(), 0.1, momentum=0.9).state_dict(),
-    }
-    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=modern)
-    load_weights(target, tmp_path / "x.pth")
-    assert same(source, target)
+        "optimizer": torch.optim.SGD(net().parameters(), 0.1, momentum=0.9).state_dict(),
+    },
+}
 
 
-def test_old_files_need_no_batch_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("modern", [True, False])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_finds_weights_wherever_they_are(content: str, modern: bool, tmp_path: Path) -> None:
     source, target = net(), net()
-    torch.save({k: v for k, v in source.state_dict().items() if "num_batches" not in k}, tmp_path / "x.pth")
+    made = CONTENTS[content](source.state_dict())
+    torch.save(made, tmp_path / "x.pth", _use_new_zipfile_serialization=modern)
     load_weights(target, tmp_path / "x.pth")
     assert same(source, target)
 
@@ -253,11 +259,9 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
 
 def test_safetensors_of_tensors_that_share_memory(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
+    tied, again = (nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)}) for _ in range(2))
     tied["two"].weight = tied["one"].weight
-    path = save_weights(tied, tmp_path / "x.safetensors")
-    again = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
-    load_weights(again, path)
+    load_weights(again, save_weights(tied, tmp_path / "x.safetensors"))
     assert same(tied, again)
 
 
@@ -297,14 +301,17 @@ def test_never_runs_code_from_a_file(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_refuses_another_number_of_classes(tmp_path: Path) -> None:
+def test_refuses_another_number_of_classes_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    said = "the file has 100 classes, the network 7: build the network with num_classes=100"
     for name in ("resnet8", "MobileNetV2", "vgg8"):
-        path = save_weights(net(name, 100), tmp_path / "x.pth")
-        refused(
-            path,
-            "the file has 100 classes, the network 7: build the network with num_classes=100",
-            net(name, 7),
-        )
+        refused(save_weights(net(name, 100), tmp_path / "x.pth"), said, net(name, 7))
+    state = net().state_dict()
+    state["conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", r"values that are not finite in conv1\.weight: .*; give another file")
+    state["bn1.bias"][0] = float("inf")
+    torch.save(state, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", r"not finite in conv1\.weight and 1 more: ")
 
 
 def test_refuses_another_network_and_says_which(tmp_path: Path) -> None:
@@ -342,7 +349,7 @@ def test_file_addresses(tmp_path: Path) -> None:
     refused("file:///no/such/file.pth", "/no/such/file.pth: no such file")
 
 
-def test_downloads_are_verified_and_kept(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+def test_downloads_are_verified_and_kept(server: Server, tmp_path: Path) -> None:
     address, folder, asked = server
     source = net()
     path = save_weights(source, folder / "sub" / "x.pth")
@@ -357,18 +364,15 @@ def test_downloads_are_verified_and_kept(server: tuple[str, Path, list[str]], tm
     assert len(asked) == 2
 
 
-def test_addresses_that_differ_within_the_query_are_different_files(
-    server: tuple[str, Path, list[str]], tmp_path: Path
-) -> None:
+def test_addresses_that_differ_within_the_query_are_different_files(server: Server, tmp_path: Path) -> None:
     address, folder, asked = server
     save_weights(net(), folder / "get.pth")
-    queries = ["?file=one/x.pth", "?file=two/x.pth", "?version=1", "?version=2"]
-    for query in [*queries, *queries]:
+    for query in ["?file=one/x.pth", "?file=two/x.pth", "?version=1", "?version=2"] * 2:
         load_weights(net(), f"{address}/get.pth{query}", cache_dir=tmp_path)
     assert len(asked) == 4
 
 
-def test_a_corrupt_download_is_removed(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+def test_a_corrupt_download_is_removed(server: Server, tmp_path: Path) -> None:
     address, folder, asked = server
     good = save_weights(net(), folder / "x.pth").read_bytes()
     digest = sha256(folder / "x.pth")
@@ -381,20 +385,21 @@ def test_a_corrupt_download_is_removed(server: tuple[str, Path, list[str]], tmp_
     assert len(asked) == 2
 
 
-def test_failed_downloads(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
-    address, _, _ = server
-    refused(f"{address}/none.pth", "the download failed: .*404", cache_dir=tmp_path)
-    refused("http://127.0.0.1:9/x.pth", "the download failed: .*check the address and the network", cache_dir=tmp_path)
-    refused(f"{address}/", "not the address of a file", cache_dir=tmp_path)
-    refused(f"{address}/../../x.pth", "not the address of a file", cache_dir=tmp_path)
+def test_failed_downloads(server: Server, tmp_path: Path) -> None:
+    for address, said in (
+        (f"{server[0]}/none.pth", "the download failed: .*404"),
+        ("http://127.0.0.1:9/x.pth", "the download failed: .*check the address and the network"),
+        (f"{server[0]}/", "not the address of a file"),
+        (f"{server[0]}/../../x.pth", "not the address of a file"),
+    ):
+        refused(address, said, cache_dir=tmp_path)
 
 
 @pytest.fixture
-def halting(tmp_path: Path) -> Iterator[tuple[str, bytes, list[Callable[[], object]]]]:
-    """A server of one file that stops halfway: its address, the file, and what it does then.
+def halting(tmp_path: Path) -> Iterator[Halting]:
+    """A server of one file that stops halfway: its address, what it does then, call by call, and the file.
 
-    It does what comes first in the list (before the connection is closed), and after the last sends the whole file.
-    ``/known.pth`` has its length in the header, ``/unknown.pth`` has not.
+    After the last it sends the whole file. ``/known.pth`` has its length in the header, ``/unknown.pth`` has not.
     """
     content = save_weights(net(), tmp_path / "source.pth").read_bytes()
     halts: list[Callable[[], object]] = []
@@ -415,66 +420,51 @@ def halting(tmp_path: Path) -> Iterator[tuple[str, bytes, list[Callable[[], obje
         def log_message(self, *_: object) -> None:
             pass
 
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}", content, halts
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(Handler) as address:
+        yield address, halts, content
 
 
-@pytest.mark.parametrize("name", ["known", "unknown"])
+@pytest.mark.parametrize(
+    ("name", "said", "said_of_hash"),
+    [
+        ("known", "the download failed: .*got only", "the download failed"),
+        # With a hash it is noticed before the file is looked into.
+        ("unknown", "a damaged one; the download was removed; try", "its SHA-256 is .* the download was removed"),
+    ],
+)
 def test_half_a_download_is_not_taken_for_the_whole(
-    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
+    name: str, said: str, said_of_hash: str, halting: Halting, tmp_path: Path
 ) -> None:
-    address, content, halts = halting
-    cache, halt = tmp_path / "cache", lambda: None
-    halts += [halt, halt]
-    said = "the download failed: .*got only" if name == "known" else "a damaged one; the download was removed; try"
+    (address, halts, content), cache = halting, tmp_path / "cache"
+    halts += [lambda: None] * 2
     refused(f"{address}/{name}.pth", said, cache_dir=cache)
-    assert not [path for path in cache.rglob(f"{name}*") if path.suffix != ".lock"]
-    # With a hash it is noticed before the file is looked into.
-    said = "the download failed" if name == "known" else "its SHA-256 is .* the download was removed"
-    refused(f"{address}/{name}.pth", said, cache_dir=cache, sha256=hashlib.sha256(content).hexdigest())
-    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
-    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+    assert downloaded(cache, name) == []
+    refused(f"{address}/{name}.pth", said_of_hash, cache_dir=cache, sha256=hashlib.sha256(content).hexdigest())
+    begins_again(halting, cache, name)
 
 
-@pytest.mark.parametrize("name", ["known", "unknown"])
-def test_a_download_that_is_interrupted_is_begun_again(
-    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
-) -> None:
+def test_a_download_that_is_interrupted_is_begun_again(halting: Halting, tmp_path: Path) -> None:
     """Ctrl-C in the middle."""
-    address, content, halts = halting
-    cache, over = tmp_path / "cache", threading.Event()
-
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        over.wait(30)
-
-    halts.append(interrupt)
+    (address, halts, _), cache, over = halting, tmp_path / "cache", threading.Event()
+    halts.append(lambda: (os.kill(os.getpid(), signal.SIGINT), over.wait(30)))
     try:
         with pytest.raises(KeyboardInterrupt):
-            load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+            load_weights(net(), f"{address}/unknown.pth", cache_dir=cache)
     finally:
         over.set()
-    assert not [path for path in cache.rglob(f"{name}*") if path.suffix != ".lock"]
-    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
-    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+    assert downloaded(cache, "unknown") == []
+    begins_again(halting, cache, "unknown")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")
-@pytest.mark.parametrize("name", ["known", "unknown"])
-def test_a_download_that_is_killed_is_begun_again(
-    name: str, halting: tuple[str, bytes, list[Callable[[], object]]], tmp_path: Path
-) -> None:
-    address, content, halts = halting
-    cache, arrived, over = tmp_path / "cache", threading.Event(), threading.Event()
+def test_a_download_that_is_killed_is_begun_again(halting: Halting, tmp_path: Path) -> None:
+    (address, halts, _), cache = halting, tmp_path / "cache"
+    arrived, over = threading.Event(), threading.Event()
     halts.append(lambda: (arrived.set(), over.wait(30)))
     child = os.fork()
     if child == 0:
         try:
-            load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
+            load_weights(net(), f"{address}/unknown.pth", cache_dir=cache)
         finally:
             os._exit(1)
     try:
@@ -483,26 +473,19 @@ def test_a_download_that_is_killed_is_begun_again(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     finally:
         over.set()
-    assert not list(cache.rglob(f"{name}.pth"))
-    load_weights(net(), f"{address}/{name}.pth", cache_dir=cache)
-    assert next(cache.rglob(f"{name}.pth")).read_bytes() == content
+    begins_again(halting, cache, "unknown")
 
 
-def test_a_download_that_finds_no_room_is_one_line(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource", reason="limits of POSIX")
+def test_a_download_that_finds_no_room_is_one_line(server: Server, tmp_path: Path, file_size_limit: Limit) -> None:
     address, folder, _ = server
     save_weights(net(), folder / "x.pth")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
+    with file_size_limit(10_000):
         refused(f"{address}/x.pth", "cannot write .*: File too large; raise the limit", cache_dir=tmp_path / "cache")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not [path for path in (tmp_path / "cache").rglob("x*") if path.suffix != ".lock"]
+    assert downloaded(tmp_path / "cache", "x") == []
 
 
 def test_published_teachers(
-    server: tuple[str, Path, list[str]],
+    server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -513,12 +496,11 @@ def test_published_teachers(
     source = net("resnet8", 100)
     path = save_weights(source, folder / "x.pth")
     monkeypatch.setitem(PUBLISHED, "resnet8", Published(f"{address}/x.pth", 60.0))
-    with caplog.at_level("WARNING"):
-        assert same(load_published("resnet8", cache_dir=tmp_path), source)
+    caplog.set_level("WARNING")
+    assert same(load_published("resnet8", cache_dir=tmp_path), source)
     assert "no hash of this file was published" in caplog.text
     caplog.clear()
-    with caplog.at_level("WARNING"):
-        load_published("resnet8", sha256=sha256(path), cache_dir=tmp_path)
+    load_published("resnet8", sha256=sha256(path), cache_dir=tmp_path)
     assert caplog.text == ""
     with pytest.raises(UserError, match="no published checkpoint of 'vgg8': there are ResNet50"):
         load_published("vgg8")

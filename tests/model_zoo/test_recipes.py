@@ -9,51 +9,48 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import pckd
 from model_zoo import METHOD_OPTIONS, method_options, method_recipe, recipe_for
 from pckd.cli import print_entry
 from pckd.display import Silent
+from pckd.plan import make_task, plan
 from pckd.terms import method_lr, method_terms, pair_options
 from registry import BACKBONES, METHODS, DataSplit, Term, options_of
 
 
-def test_dkd_betas_are_the_configurations() -> None:
-    betas = {
-        ("resnet32x4", "resnet8x4"): 8,
-        ("vgg13", "vgg8"): 6,
-        ("wrn_40_2", "wrn_16_2"): 6,
-        ("wrn_40_2", "wrn_40_1"): 6,
-        ("vgg13", "MobileNetV2"): 6,
-        ("resnet56", "resnet20"): 2,
-        ("resnet110", "resnet32"): 2,
-        ("ResNet50", "MobileNetV2"): 8,
-        ("resnet32x4", "ShuffleV1"): 8,
-    }
-    for (teacher, student), beta in betas.items():
-        assert method_options("dkd", student, teacher) == {"beta": beta}
-    assert method_options("reviewkd", "resnet20", "resnet56") == {"weight": 0.6}
-    assert method_options("reviewkd", "ShuffleV2", "resnet32x4") == {"weight": 8}
-    assert method_options("lskd", "resnet20", "resnet110") == {"temperature": 4, "weight": 12}
-
-
-def test_what_nobody_published_has_no_options() -> None:
-    assert method_options("dkd", "resnet8", "resnet20") == {}
-    assert method_options("dkd", "resnet56", "resnet20") == {}
-    assert method_options("pckd", "resnet20", "resnet56") == {}
-    assert method_options("unheard_of", "resnet20", "resnet56") == {}
-    assert method_recipe("dkd") == {}
-
-
-def test_options_of_networks_do_not_matter() -> None:
-    assert method_options("dkd", "vgg8(in_channels=1)", "vgg13 (in_channels=1)") == {"beta": 6}
-
-
-def test_a_caller_cannot_change_the_tables() -> None:
-    method_options("dkd", "vgg8", "vgg13")["beta"] = 0.0
-    method_recipe("mld")["lr"] = 1.0
-    assert method_options("dkd", "vgg8", "vgg13") == {"beta": 6}
-    assert method_recipe("mld") == {"lr": 0.025}
+@pytest.mark.parametrize(
+    ("method", "pair", "options"),
+    [
+        ("dkd", "resnet32x4>resnet8x4", {"beta": 8}),
+        ("dkd", "vgg13>vgg8", {"beta": 6}),
+        ("dkd", "wrn_40_2>wrn_16_2", {"beta": 6}),
+        ("dkd", "wrn_40_2>wrn_40_1", {"beta": 6}),
+        ("dkd", "vgg13>MobileNetV2", {"beta": 6}),
+        ("dkd", "resnet56>resnet20", {"beta": 2}),
+        ("dkd", "resnet110>resnet32", {"beta": 2}),
+        ("dkd", "ResNet50>MobileNetV2", {"beta": 8}),
+        ("dkd", "resnet32x4>ShuffleV1", {"beta": 8}),
+        ("reviewkd", "resnet56>resnet20", {"weight": 0.6}),
+        ("reviewkd", "resnet32x4>ShuffleV2", {"weight": 8}),
+        ("lskd", "resnet110>resnet20", {"temperature": 4, "weight": 12}),
+        # Options of the networks do not matter.
+        ("dkd", "vgg13 (in_channels=1)>vgg8(in_channels=1)", {"beta": 6}),
+        # What nobody published.
+        ("dkd", "resnet20>resnet8", {}),
+        ("dkd", "resnet20>resnet56", {}),
+        ("pckd", "resnet56>resnet20", {}),
+        ("unheard_of", "resnet56>resnet20", {}),
+    ],
+)
+def test_options_are_those_of_the_publications(method: str, pair: str, options: dict[str, float]) -> None:
+    teacher, student = pair.split(">")
+    found = method_options(method, student, teacher)
+    assert found == options
+    # A caller cannot change the tables.
+    found["beta"] = 0.0
+    assert method_options(method, student, teacher) == options
 
 
 @pytest.mark.parametrize("name", METHOD_OPTIONS)
@@ -69,32 +66,35 @@ def test_tables_name_networks_and_options(name: str) -> None:
 
 
 def test_mld_halves_the_learning_rate_where_it_is_the_usual_one() -> None:
-    assert method_recipe("mld", "resnet8x4") == {"lr": 0.025}
+    method_recipe("mld")["lr"] = 1.0
+    assert method_recipe("mld") == method_recipe("mld", "resnet8x4") == {"lr": 0.025}
+    assert method_recipe("dkd") == {}
     for student in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
         assert method_recipe("mld", student) == {}
         assert method_lr("mld", student) is None
         assert recipe_for(student).lr == 0.01
-    assert method_lr("mld(ce=1.0)+dkd", "resnet20") == 0.025
-    assert method_lr("dkd+mld", torch.nn.Identity()) == 0.025
-    assert method_lr([Term("kd")], "resnet20") is None
-    assert method_lr("dkd", "resnet20") is None
+    assert method_lr("mld(ce=1.0)+dkd", "resnet20") == method_lr("dkd+mld", nn.Identity()) == 0.025
+    assert method_lr([Term("kd")], "resnet20") is method_lr("dkd", "resnet20") is None
 
 
-def beta_of(terms: list[Term]) -> float:
-    return next(term.options["beta"] for term in terms if term.loss == "dkd")
-
-
-def test_terms_by_name_take_the_options_of_the_pair() -> None:
-    assert beta_of(method_terms("dkd")) == 8
-    assert beta_of(method_terms("dkd", "resnet20", "resnet56")) == 2
-    assert beta_of(method_terms("dkd(alpha=2.0)", "resnet20", "resnet56")) == 2
-    assert beta_of(method_terms("kd+dkd", "resnet20", "resnet56")) == 2
-    assert beta_of(method_terms("dkd", BACKBONES.get("resnet20")(10), "resnet56")) == 8
-    assert beta_of(method_terms("dkd", "resnet8", "resnet20")) == 8
+@pytest.mark.parametrize(
+    ("method", "pair", "beta"),
+    [
+        ("dkd", (), 8),
+        ("dkd", ("resnet20", "resnet56"), 2),
+        ("dkd(alpha=2.0)", ("resnet20", "resnet56"), 2),
+        ("kd+dkd", ("resnet20", "resnet56"), 2),
+        ("dkd", (nn.Identity(), "resnet56"), 8),
+        ("dkd", ("resnet8", "resnet20"), 8),
+        # What is given wins.
+        ("dkd(beta=3)", ("resnet20", "resnet56"), 3),
+    ],
+)
+def test_terms_by_name_take_the_options_of_the_pair(method: str, pair: tuple[Any, ...], beta: float) -> None:
+    assert next(term.options["beta"] for term in method_terms(method, *pair) if term.loss == "dkd") == beta
 
 
 def test_what_is_given_wins() -> None:
-    assert beta_of(method_terms("dkd(beta=3)", "resnet20", "resnet56")) == 3
     assert pair_options("dkd(beta=3)", "resnet20", "resnet56") == {}
     assert pair_options("lskd(weight=3.0)", "resnet20", "resnet110") == {"lskd": {"temperature": 4}}
     assert pair_options([Term("dkd")], "resnet20", "resnet56") == {}
@@ -116,74 +116,45 @@ def data() -> pckd.Data:
     return pckd.Data(split, split)
 
 
-@pytest.fixture
-def run(data: pckd.Data, tmp_path: Path) -> Any:
-    """A run of one epoch from resnet56 to resnet20, and what it said."""
-    torch.manual_seed(0)
+def test_a_run_says_and_records_what_it_took(data: pckd.Data, tmp_path: Path) -> None:
     weights = tmp_path / "teacher.pth"
     torch.save(BACKBONES.get("resnet56")(2).state_dict(), weights)
-
-    def start(**options: Any) -> tuple[pckd.Result, list[str]]:
-        display = Notes()
-        given = {"teacher": "resnet56", "teacher_weights": weights, "output": tmp_path / "run", **options}
-        result = pckd.distill(
-            student="resnet20",
-            data=data,
-            epochs=1,
-            batch_size=8,
-            precision="fp32",
-            device="cpu",
-            display=display,
-            **given,
-        )
-        return result, display.notes
-
-    return start
-
-
-def test_a_run_says_and_records_what_it_took(run: Any, tmp_path: Path) -> None:
-    result, notes = run(method="dkd")
-    assert "dkd: options of the pair resnet56>resnet20: beta=2" in notes
+    # The usual teacher, which has its options, too.
+    options: dict[str, Any] = {"student": "resnet20", "teacher_weights": weights, "method": "dkd", "data": data}
+    options |= {"epochs": 1, "batch_size": 16, "precision": "fp32", "device": "cpu", "display": (display := Notes())}
+    result = pckd.distill(output=tmp_path / "run", **options)
+    assert "dkd: options of the pair resnet56>resnet20: beta=2" in display.notes
     record = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert record["terms"]["dkd"] == {
-        "weight": 1.0,
-        "previewed": False,
-        "warmup": 20,
-        "alpha": 1.0,
-        "beta": 2.0,
-        "temperature": 4.0,
-    }
+    facts = {"weight": 1.0, "previewed": False, "warmup": 20, "alpha": 1.0, "beta": 2.0, "temperature": 4.0}
+    assert record["terms"]["dkd"] == facts
     assert record["pair_options"] == {"dkd": {"beta": 2.0}}
-    assert result.record["lr"] == 0.05
+    assert (result.record["teacher"], result.record["lr"]) == ("resnet56", 0.05)
 
 
-def test_the_usual_teacher_has_its_options_too(run: Any) -> None:
-    result, _ = run(method="dkd", teacher=None)
-    assert result.record["teacher"] == "resnet56"
-    assert result.record["terms"]["dkd"]["beta"] == 2
+@pytest.mark.parametrize(
+    ("method", "lr", "taken", "notes"),
+    [
+        ("dkd(beta=3)", None, 0.05, []),
+        ("mld", None, 0.025, ["mld: learning rate 0.025, as published"]),
+        ("mld", 0.1, 0.1, []),
+    ],
+)
+def test_a_plan_takes_what_is_given_or_the_learning_rate_of_the_method(
+    method: str, lr: float | None, taken: float, notes: list[str], data: pckd.Data
+) -> None:
+    planned = plan(task=make_task(None, data), data=data, student="resnet20", teacher="resnet56", method=method, lr=lr)
+    assert (planned.lr, planned.notes, planned.published) == (taken, notes, {})
 
 
-def test_a_run_keeps_what_is_given(run: Any) -> None:
-    result, notes = run(method="dkd(beta=3)")
-    assert result.record["terms"]["dkd"]["beta"] == 3
-    assert result.record["pair_options"] == {}
-    assert not any("options of the pair" in note for note in notes)
-
-
-def test_a_run_takes_the_learning_rate_of_the_method(run: Any) -> None:
-    result, notes = run(method="mld")
-    assert result.record["lr"] == 0.025
-    assert "mld: learning rate 0.025, as published" in notes
-    assert run(method="mld", lr=0.1, output=None)[0].record["lr"] == 0.1
-    assert run(method="kd", output=None)[0].record["lr"] == 0.05
-
-
-def test_the_list_shows_what_is_published() -> None:
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("dkd", "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]"),
+        ("dkd", "beta=2 for resnet56>resnet20, resnet110>resnet32"),
+        ("mld", "published lr=0.025"),
+    ],
+)
+def test_the_list_shows_what_is_published(method: str, line: str) -> None:
     stream = io.StringIO()
-    print_entry(METHODS, "dkd", stream)
-    lines = [" ".join(line.split()) for line in stream.getvalue().splitlines()]
-    assert "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]" in lines
-    assert "beta=2 for resnet56>resnet20, resnet110>resnet32" in lines
-    stream = io.StringIO()
-    print_entry(METHODS, "mld", stream)
-    assert "published lr=0.025" in " ".join(stream.getvalue().split())
+    print_entry(METHODS, method, stream)
+    assert line in " ".join(stream.getvalue().split())

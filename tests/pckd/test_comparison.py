@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from pckd.comparison.jobs import (
     settings_of,
     unusual,
 )
-from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods, paper_pairs
+from pckd.comparison.paper import is_papers_setting, paper_figure, paper_methods
 from pckd.comparison.presets import PRESETS, preset
 from pckd.comparison.results import Results
 from pckd.comparison.runner import dealt, failure
@@ -35,6 +34,8 @@ from pckd.comparison.statistics import paired_difference, t_quantile
 from pckd.comparison.variants import Variant, ablation_variants, method_variants, scheduled
 from pckd.runs import Run
 from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError
+
+DATA = "shapes(image_size=8, train_size=20, test_size=9)"
 
 # Statistics
 
@@ -44,11 +45,8 @@ from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCH
     [
         (0.95, 1, 12.706),
         (0.95, 2, 4.303),
-        (0.95, 3, 3.182),
-        (0.95, 4, 2.776),
         (0.95, 5, 2.571),
         (0.95, 10, 2.228),
-        (0.95, 30, 2.042),
         (0.95, 1000, 1.962),
         (0.99, 2, 9.925),
         (0.9, 4, 2.132),
@@ -59,21 +57,18 @@ def test_quantiles_are_those_of_the_tables(confidence: float, freedom: int, expe
     assert t_quantile(confidence, freedom) == pytest.approx(expected, abs=6e-4)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 95.0, float("nan")])
+@pytest.mark.parametrize("confidence", [0.0, 1.0, float("nan")])
 def test_no_interval_has_such_a_confidence(confidence: float) -> None:
     with pytest.raises(UserError, match="confidence must be above 0 and below 1"):
         t_quantile(confidence, 3)
 
 
 def test_paired_difference_by_hand() -> None:
-    found = paired_difference([71.0, 75.0, 73.0], [70.0, 72.0, 71.0])
     # Differences 1, 3, 2: mean 2, deviation 1, half a width of 4.303 / sqrt(3).
-    assert found.values == [1.0, 3.0, 2.0]
-    assert found.mean == 2.0
-    assert found.low == pytest.approx(2 - 2.4841, abs=1e-3)
-    assert found.high == pytest.approx(2 + 2.4841, abs=1e-3)
+    values, *interval = paired_difference([71.0, 75.0, 73.0], [70.0, 72.0, 71.0])
+    assert values == [1.0, 3.0, 2.0]
+    assert interval == pytest.approx([2.0, 2 - 2.4841, 2 + 2.4841], abs=1e-3)
     assert paired_difference([2.0], [1.5]) == ([0.5], 0.5, None, None)
-    assert paired_difference([2.0, 3.0], [1.0, 2.0])[1:] == (1.0, 1.0, 1.0)
 
 
 # Variants
@@ -94,7 +89,7 @@ def by_label(variants: list[Variant]) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def test_each_part_left_out_and_each_alone() -> None:
-    assert by_label(ablation_variants("pckd", epochs=10)) == {
+    parts = {
         "kd": ("kd", {}),
         "vanilla": ("vanilla", {}),
         "pckd": ("pckd", {}),
@@ -107,17 +102,15 @@ def test_each_part_left_out_and_each_alone() -> None:
         "ce+center": ("pckd(feature=0, beta=0, delta=0)", {}),
         "ce+contrast": ("pckd(feature=0, alpha=0, delta=0)", {"scheduler": "constant"}),
         "ce+kd": ("pckd(feature=0, alpha=0, beta=0)", {"scheduler": "constant"}),
+    }
+    assert by_label(ablation_variants("pckd", epochs=10)) == {
+        **parts,
         "pckd-1-view": ("pckd", {"views": 1}),
         "pckd-1-view-4x-epochs": ("pckd", {"views": 1, "epochs": 40}),
         "kd-4x-epochs": ("kd", {"epochs": 40}),
     }
-
-
-def test_where_all_have_one_number_of_views_no_variant_changes_it() -> None:
-    variants = by_label(ablation_variants("pckd", epochs=10, views=1))
-    every = by_label(ablation_variants("pckd", epochs=10))
-    assert every.keys() - variants.keys() == {"pckd-1-view", "pckd-1-view-4x-epochs", "kd-4x-epochs"}
-    assert variants.items() <= every.items()
+    # Where all have one number of views, no variant changes it.
+    assert by_label(ablation_variants("pckd", epochs=10, views=1)) == parts
 
 
 def test_all_combinations_of_parts_that_mean_something() -> None:
@@ -128,9 +121,7 @@ def test_all_combinations_of_parts_that_mean_something() -> None:
     assert full["ce+feature+contrast+preview"] == ("pckd(alpha=0, delta=0)", {})
     assert full["ce+feature+contrast"] == ("pckd(alpha=0, delta=0)", {"scheduler": "constant"})
     assert "ce+feature+preview" not in full
-    assert "ce+center+preview" not in full
-    one = by_label(ablation_variants("pckd", epochs=10))
-    assert {label: full[label] for label in one} == one
+    assert by_label(ablation_variants("pckd", epochs=10)).items() <= full.items()
 
 
 def test_the_parts_are_those_that_the_base_has() -> None:
@@ -140,9 +131,6 @@ def test_the_parts_are_those_that_the_base_has() -> None:
     assert variants["ce+feature+center"] == ("pckd_without_kd(beta=0)", {})
     assert variants["ce+contrast"][0] == "pckd_without_kd(beta=0.1, feature=0, alpha=0)"
     assert "ce+kd" not in variants
-    for base in ("kd", "pckd+crd"):
-        with pytest.raises(UserError, match="--base"):
-            ablation_variants("pckd", base=base, epochs=1)
 
 
 def test_every_metric_with_every_scheduler_and_every_center_rule() -> None:
@@ -158,24 +146,20 @@ def test_every_metric_with_every_scheduler_and_every_center_rule() -> None:
 
 
 def test_a_scheduler_is_given_to_what_previews_and_has_none_of_its_own() -> None:
-    variants = [
-        *method_variants("kd,pckd,pckd(beta=0, delta=0),kd+pckd"),
-        Variant("unpreviewed", "pckd", {"scheduler": "constant"}),
-    ]
-    assert scheduled(variants, None) == variants
-    options = [dict(variant.options) for variant in scheduled(variants, "focal")]
-    assert options == [{}, {"scheduler": "focal"}, {}, {"scheduler": "focal"}, {"scheduler": "constant"}]
-    assert [variant.label for variant in scheduled(variants, "focal")] == [variant.label for variant in variants]
+    own = Variant("unpreviewed", "pckd", {"scheduler": "constant"})
+    kd, *others = method_variants("kd,pckd,pckd(beta=0, delta=0),kd+pckd")
+    assert scheduled([kd, *others, own], None) == [kd, *others, own]
+    focal = {"scheduler": "focal"}
+    changed = [replace(others[0], options=focal), others[1], replace(others[2], options=focal)]
+    assert scheduled([kd, *others, own], "focal") == [kd, *changed, own]
 
 
 # Jobs
 
 
 def test_pairs_seeds_and_weights_are_read() -> None:
-    assert parse_pairs("resnet20>resnet8, vgg13 > vgg8,resnet20>resnet8") == [
-        ("resnet20", "resnet8"),
-        ("vgg13", "vgg8"),
-    ]
+    pairs = [("resnet20", "resnet8"), ("vgg13", "vgg8")]
+    assert parse_pairs("resnet20>resnet8, vgg13 > vgg8,resnet20>resnet8") == pairs
     assert parse_seeds("0,2, 1,2") == [0, 2, 1]
     assert parse_weights(None, ["vgg13"]) == {}
     assert parse_weights("runs/a=b.pth", ["vgg13", "vgg13"]) == {"vgg13": "runs/a=b.pth"}
@@ -193,6 +177,8 @@ def test_pairs_seeds_and_weights_are_read() -> None:
         (lambda: parse_weights("a.pth", ["resnet20", "vgg13"]), "several teachers"),
         (lambda: parse_weights("resnet20=a,vgg16=b", ["resnet20", "vgg13"]), "give NAME=FILE"),
         (lambda: method_variants(","), "names none"),
+        (lambda: ablation_variants("pckd", base="kd", epochs=1), "--base 'kd' has none of the parts"),
+        (lambda: ablation_variants("pckd", base="pckd+crd", epochs=1), "--base 'pckd+crd': the parts of one method"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_line(call: Any, message: str) -> None:
@@ -203,8 +189,7 @@ def test_what_cannot_be_read_is_refused_in_a_line(call: Any, message: str) -> No
 
 
 def test_folders_are_readable_and_tell_apart() -> None:
-    assert folder_name("pckd-without-kd") == "pckd-without-kd"
-    assert folder_name("ce+feature") == "ce+feature"
+    assert [folder_name(name) for name in ("pckd-without-kd", "ce+feature")] == ["pckd-without-kd", "ce+feature"]
     one, other = folder_name("kd(ce=1)"), folder_name("kd(ce 1)")
     assert one.startswith("kd_ce_1-")
     assert one != other
@@ -213,13 +198,12 @@ def test_folders_are_readable_and_tell_apart() -> None:
 
 def settings(**given: Any) -> dict[str, Any]:
     usual = settings_of(DEFAULTS) | {"epochs": 3, "batch_size": 4, "precision": "fp32", "device": "cpu"}
-    return {**usual, "data": "shapes(image_size=8, train_size=20, test_size=9)", **given}
+    return {**usual, "data": DATA, **given}
 
 
 def jobs_of(labels: str = "kd,vanilla", pairs: str = "resnet8>resnet8", seeds: str = "0,1", **given: Any) -> list[Job]:
-    return make_jobs(
-        parse_pairs(pairs), method_variants(labels), parse_seeds(seeds), settings(**given), {}, Path("out")
-    )
+    variants = method_variants(labels)
+    return make_jobs(parse_pairs(pairs), variants, parse_seeds(seeds), settings(**given), {}, Path("out"))
 
 
 def test_runs_are_every_variant_seed_and_pair() -> None:
@@ -248,34 +232,31 @@ def test_unusual_options_tell_runs_apart_and_are_not_the_defaults() -> None:
 
 
 def test_what_cannot_work_is_known_before_any_run() -> None:
-    names = "fsp,kd,pckd,pckd(feature=0,beta=0,delta=0)"
-    runs = jobs_of(names, pairs="resnet8x4>resnet8,resnet8>resnet8", seeds="0")
-    data = load_data(runs[0].arguments["data"])
+    pair, alone, data = "resnet8x4>resnet8", "pckd(feature=0,beta=0,delta=0)", load_data(DATA)
+    runs = jobs_of(f"fsp,kd,pckd,{alone}", pairs=f"{pair},resnet8>resnet8", seeds="0")
     refused, notes = refuse_early(runs, data)
-    pair = "resnet8x4>resnet8"
-    assert set(refused) == {(pair, "fsp"), (pair, "pckd(feature=0,beta=0,delta=0)")}
+    assert set(refused) == {(pair, "fsp"), (pair, alone)}
     assert "fsp needs maps of equal widths" in refused[pair, "fsp"]
-    assert "no term that looks at the teacher" in refused[pair, "pckd(feature=0,beta=0,delta=0)"]
+    assert "no term that looks at the teacher" in refused[pair, alone]
     assert notes == [f"{pair} pckd: without center_alignment, which cannot work here"]
     cached, _ = refuse_early(jobs_of("at,kd", teacher_cache="there"), data)
     assert list(cached) == [("resnet8>resnet8", "at")]
 
 
-def test_weights_of_another_network_are_refused_before_any_run(tmp_path: Path) -> None:
-    path = save_weights(BACKBONES.get("resnet14")(10), tmp_path / "other.pth")
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("resnet14", r"other\.pth"),
+        ("resnet8", r"other\.pth: was trained on the same classes in another order"),
+    ],
+)
+def test_a_teacher_that_is_another_is_refused_before_any_run(network: str, message: str, tmp_path: Path) -> None:
+    data = load_data(DATA)
+    teacher = BACKBONES.get(network)(10)
+    set_preprocessing(teacher, replace(data.preprocessing, classes=data.train.classes[::-1]))
+    path = save_weights(teacher, tmp_path / "other.pth")
     runs = make_jobs([("resnet8", "resnet8")], method_variants("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
-    with pytest.raises(UserError, match=r"other\.pth"):
-        refuse_early(runs, load_data(runs[0].arguments["data"]))
-
-
-def test_a_teacher_of_other_classes_is_refused_before_any_run(tmp_path: Path) -> None:
-    runs = jobs_of("kd", seeds="0")
-    data = load_data(runs[0].arguments["data"])
-    network = BACKBONES.get("resnet8")(10)
-    set_preprocessing(network, replace(data.preprocessing, classes=data.train.classes[::-1]))
-    path = save_weights(network, tmp_path / "other.pth")
-    runs = make_jobs([("resnet8", "resnet8")], method_variants("kd"), [0], settings(), {"resnet8": str(path)}, tmp_path)
-    with pytest.raises(UserError, match=r"other\.pth: was trained on the same classes in another order"):
+    with pytest.raises(UserError, match=message):
         refuse_early(runs, data)
 
 
@@ -285,13 +266,13 @@ def test_two_runs_never_have_one_folder(monkeypatch: pytest.MonkeyPatch) -> None
         jobs_of("kd,vanilla")
 
 
-def test_accelerators_are_dealt_in_turn() -> None:
-    two = ["cuda:0", "cuda:1"]
-    assert [dealt(None, slot, two) for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert dealt("cuda", 1, two) == "cuda:1"
-    assert dealt("cuda:0", 1, two) == "cuda:0"
-    assert dealt("cpu", 1, two) == "cpu"
-    assert dealt(None, 1, []) is None
+@pytest.mark.parametrize(
+    ("device", "slot", "expected"),
+    [(None, 0, "cuda:0"), (None, 2, "cuda:0"), ("cuda", 1, "cuda:1"), ("cuda:0", 1, "cuda:0"), ("cpu", 1, "cpu")],
+)
+def test_accelerators_are_dealt_in_turn(device: str | None, slot: int, expected: str) -> None:
+    assert dealt(device, slot, ["cuda:0", "cuda:1"]) == expected
+    assert dealt(device, slot, []) == device
 
 
 def test_why_a_child_failed_is_its_last_line(tmp_path: Path) -> None:
@@ -310,26 +291,31 @@ def test_why_a_child_failed_is_its_last_line(tmp_path: Path) -> None:
 PROTOCOL = {"dataset": "cifar100", "epochs": 240, "batch_size": 64, "val_fraction": 0.0, "confidence": 0.95}
 
 
-def test_a_figure_of_the_paper_stands_beside_its_own_setting_only() -> None:
-    def figure(method: str, protocol: dict[str, Any] | None = None, **options: Any) -> float | None:
-        return paper_figure(protocol or PROTOCOL, "vgg13", "vgg8", Variant("any", method, options))
+def figure(method: str, student: str = "vgg8", protocol: Any = PROTOCOL, **options: Any) -> float | None:
+    return paper_figure(protocol, "vgg13", student, Variant("any", method, options))
 
-    assert [figure(name) for name in ("pckd", "kd", "vanilla", "pckd_without_kd")] == [75.80, 72.98, 70.36, 75.61]
-    assert figure("pckd(delta=0)") == 75.61
-    assert figure("reviewkd") == 74.84
+
+def test_a_figure_of_the_paper_stands_beside_its_own_method_and_pair() -> None:
+    known = {"pckd": 75.80, "kd": 72.98, "vanilla": 70.36, "pckd_without_kd": 75.61, "pckd(delta=0)": 75.61}
+    known["reviewkd"] = 74.84
+    assert {name: figure(name) for name in known} == known
     assert paper_figure(PROTOCOL, "vgg13", "vgg8", "teacher") == 74.64
-    assert figure("lskd") is None
-    assert figure("pckd(beta=0)") is None
-    assert figure("kd+crd") is None
-    assert figure("pckd", scheduler="constant") is None
-    assert paper_figure(PROTOCOL, "vgg13", "resnet8", Variant("kd", "kd")) is None
     assert paper_figure(PROTOCOL, "ResNet50", "vgg8", Variant("kd", "kd")) == 73.81
-    others = [{"dataset": "cifar10"}, {"epochs": 12}, {"limit_train": 10}, {"limit_test": 10}, {"batch_size": 128}]
-    others += [{"val_fraction": 0.1}, {"lr": 0.1}, {"views": 1}, {"view_pool": 4}, {"teacher_epochs": 10}]
-    others += [{"view_statistics": "own"}, {"difficulty": "margin"}, {"centers": "ema"}]
-    for other in others:
-        assert not is_papers_setting({**PROTOCOL, **other})
-        assert figure("pckd", {**PROTOCOL, **other}) is None
+    assert [figure(name) for name in ("lskd", "pckd(beta=0)", "kd+crd")] == [None] * 3
+    assert figure("pckd", scheduler="constant") is None
+    assert figure("kd", "resnet8") is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *({"dataset": "cifar10"}, {"epochs": 12}, {"limit_train": 10}, {"limit_test": 10}, {"batch_size": 128}),
+        *({"val_fraction": 0.1}, {"lr": 0.1}, {"views": 1}, {"view_pool": 4}, {"teacher_epochs": 10}),
+        *({"view_statistics": "own"}, {"difficulty": "margin"}, {"centers": "ema"}, {"teacher_cache": "there"}),
+    ],
+)
+def test_another_setting_has_no_figures(other: dict[str, Any]) -> None:
+    assert figure("pckd", protocol={**PROTOCOL, **other}) is None
     assert is_papers_setting({**PROTOCOL, "teacher_epochs": 10, "teacher_weights": "there.pth"})
 
 
@@ -337,7 +323,6 @@ def test_presets_are_the_papers_table_and_one_to_try() -> None:
     paper = preset("paper-cifar100")
     assert (paper["dataset"], paper["epochs"]) == ("cifar100", 240)
     assert parse_pairs(paper["pairs"]) == [(pair.teacher, pair.student) for pair in PAIRS[:7]]
-    assert len(paper_pairs()) == 7
     # Of the 25 rows, the teacher is none, and three are left out.
     assert len(paper_methods()) == 20
     assert {"vanilla", "kd", "pckd", "pckd_without_kd", "reviewkd", "sskd"} <= set(paper_methods())
@@ -365,26 +350,23 @@ def results_of(jobs: list[Job], tops: list[float], folder: Path, protocol: dict[
 
 def test_rows_by_hand(tmp_path: Path) -> None:
     runs = jobs_of("vanilla,kd", seeds="0,1,2")
-    rows = results_of(runs, [60.0, 70.0, 61.0, 70.0, 59.0, 73.0], tmp_path).rows()
-    vanilla, kd = rows
+    vanilla, kd = results_of(runs, [60.0, 70.0, 61.0, 70.0, 59.0, 73.0], tmp_path).rows()
     assert (vanilla["label"], vanilla["seeds"], vanilla["last_top1"]) == ("vanilla", [0, 1, 2], [60.0, 61.0, 59.0])
     assert (vanilla["mean"], vanilla["std"]) == (60.0, 1.0)
     assert (kd["mean"], kd["best_mean"], kd["std"]) == (71.0, 72.0, pytest.approx(3**0.5))
-    assert kd["difference"] is None
+    assert (kd["seconds"], kd["terms"], kd["teacher_top1"], kd["difference"]) == ([4.0] * 3, {"kd": 1.0}, 80.0, None)
+    assert kd["folders"][2] == "resnet8_resnet8/kd-seed2"
     # -10, -9, -14: mean -11, deviation sqrt(7).
     difference = vanilla["difference"]
     assert (difference["to"], difference["values"], difference["mean"]) == ("kd", [-10.0, -9.0, -14.0], -11.0)
     assert difference["low"] == pytest.approx(-11 - 4.3027 * 7**0.5 / 3**0.5, abs=1e-3)
-    assert kd["seconds"] == [4.0, 4.0, 4.0]
-    assert kd["terms"] == {"kd": 1.0}
-    assert kd["folders"][2] == "resnet8_resnet8/kd-seed2"
-    assert kd["teacher_top1"] == 80.0
 
 
 def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
     runs = jobs_of("vanilla,kd", seeds="0,1")
     results = results_of(runs, [60.0, 70.0, 62.0], tmp_path)
-    results.refuse(runs[3], "epoch 1, step 2: kd is not finite", failed=True)
+    reason = "epoch 1, step 2: kd is not finite"
+    results.refuse(runs[3], reason, failed=True)
     results.write()
     text = (tmp_path / "benchmark.md").read_text()
     assert "3 of 4 runs" in text
@@ -392,22 +374,22 @@ def test_a_table_of_what_is_done_so_far(tmp_path: Path) -> None:
     assert "| vanilla | 61.00 ± 1.41 | 60.00, 62.00 | 62.00 ± 1.41 | -10.00 (-) | 4 | 100 |" in text
     assert "| kd | 70.00 | 70.00 | 71.00 | - | 4 | 100 |" in text
     assert "paper" not in text.replace("paper's", "")
-    assert "- resnet8>resnet8 kd seed 1: epoch 1, step 2: kd is not finite" in text
+    assert f"- resnet8>resnet8 kd seed 1: {reason}" in text
     content = json.loads((tmp_path / "benchmark.json").read_text())
-    assert (content["done"], content["runs"]) == (3, 4)
+    assert (content["done"], content["runs"], results.failures) == (3, 4, 1)
     assert content["refused"] == [
-        {"pair": "resnet8>resnet8", "label": "kd", "method": "kd", "seed": 1, "reason": results.refused[0]["reason"]}
+        {"pair": "resnet8>resnet8", "label": "kd", "method": "kd", "seed": 1, "reason": reason}
     ]
-    lines = list(csv.DictReader(io.StringIO((tmp_path / "benchmark.csv").read_text())))
-    assert [(line["label"], line["seed"], line["last_top1"]) for line in lines] == [
-        ("vanilla", "0", "60.0"),
-        ("kd", "0", "70.0"),
-        ("vanilla", "1", "62.0"),
-    ]
-    assert lines[0]["pair"] == "resnet8>resnet8"
-    assert lines[0]["folder"] == "resnet8_resnet8/vanilla-seed0"
-    assert (lines[0]["seconds"], lines[0]["images_per_second"], lines[0]["best_top1"]) == ("4.0", "100.0", "61.0")
-    assert results.failures == 1
+    header, *lines = csv.reader((tmp_path / "benchmark.csv").read_text().splitlines())
+    assert header == [
+        "pair", "label", "method", "seed", "last_top1", "best_top1", "seconds", "images_per_second", "folder",
+    ]  # fmt: skip
+    assert lines == [
+        ["resnet8>resnet8", name, name, seed, last, best, "4.0", "100.0", f"resnet8_resnet8/{name}-seed{seed}"]
+        for name, seed, last, best in (
+            ("vanilla", "0", "60.0", "61.0"), ("kd", "0", "70.0", "71.0"), ("vanilla", "1", "62.0", "63.0"),
+        )
+    ]  # fmt: skip
 
 
 def test_a_metric_of_another_task_is_called_by_its_name(tmp_path: Path) -> None:
@@ -434,28 +416,31 @@ def test_papers_figures_have_a_column_where_the_setting_is_theirs(tmp_path: Path
 
 
 def test_true_difficulty_has_tables_of_its_own(tmp_path: Path) -> None:
-    def history(truths: tuple[float, ...], thirds: list[float]) -> list[dict[str, Any]]:
-        def report(truth: float) -> dict[str, Any]:
-            metrics = {"margin": {"histogram": [], "truth": truth}, "entropy": {"histogram": []}}
-            return {"edges": [], "metrics": metrics, "top1_by_truth": thirds}
-
-        return [{"epoch": at, "difficulty_report": report(truth)} for at, truth in enumerate(truths, start=1)]
+    def history(hard: float) -> list[dict[str, Any]]:
+        metrics = [
+            {"margin": {"histogram": [], "truth": truth}, "entropy": {"histogram": []}}
+            for truth in (0.1, 0.9, 0.2, 0.9, 0.4)
+        ]
+        reports = [{"edges": [], "metrics": metric, "top1_by_truth": [90.0, 60.0, hard]} for metric in metrics]
+        return [{"epoch": at, "difficulty_report": report} for at, report in enumerate(reports, start=1)]
 
     variants = [Variant("pckd", "pckd"), Variant("flat", "pckd", {"scheduler": "constant"}), Variant("kd", "kd")]
     runs = make_jobs([("resnet8", "resnet8")], variants, [0, 1], settings(), {}, tmp_path)
-    results = Results(tmp_path, PROTOCOL, runs, reference="kd", confidence=0.95)
-    truths = (0.1, 0.9, 0.2, 0.9, 0.4)
+    results = results_of(runs, [], tmp_path)
     for run, hard in zip(runs, [30.0, 26.0, 20.0, 34.0, 28.0, 24.0], strict=True):
-        results.add(run, finished(50.0, history(truths, [90.0, 60.0, hard])))
-    content = results.write()
-    truth = content["rows"][0]["truth"]
-    assert truth["epochs"] == [1, 3, 5]
-    assert truth["correlation"] == {"margin": pytest.approx([0.1, 0.2, 0.4]), "entropy": [None, None, None]}
-    assert truth["top1"] == [[90.0, 60.0, 30.0], [90.0, 60.0, 34.0]]
+        results.add(run, finished(50.0, history(hard)))
+    assert results.write()["rows"][0]["truth"] == {
+        "epochs": [1, 3, 5],
+        "correlation": {"margin": pytest.approx([0.1, 0.2, 0.4]), "entropy": [None, None, None]},
+        "top1": [[90.0, 60.0, 30.0], [90.0, 60.0, 34.0]],
+    }
     text = (tmp_path / "benchmark.md").read_text()
-    assert "| pckd | 1 / 3 / 5 | 0.10 / 0.20 / 0.40 | - / - / - |" in text
     # Gains over the flat variant: 4 and 6, which is 5 with half a width of 12.706 * sqrt(2) / sqrt(2).
-    gain = "+5.00 (-7.71 to +17.71)"
-    assert f"| pckd | 90.00 | 60.00 | 32.00 | +0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) | {gain} |" in text
-    assert "| flat | 90.00 | 60.00 | 27.00 | - | - | - |" in text
-    assert "| kd | 90.00 | 60.00 | 22.00 | - | - | - |" in text
+    gains = "+0.00 (+0.00 to +0.00) | +0.00 (+0.00 to +0.00) | +5.00 (-7.71 to +17.71)"
+    for row in (
+        "pckd | 1 / 3 / 5 | 0.10 / 0.20 / 0.40 | - / - / -",
+        f"pckd | 90.00 | 60.00 | 32.00 | {gains}",
+        "flat | 90.00 | 60.00 | 27.00 | - | - | -",
+        "kd | 90.00 | 60.00 | 22.00 | - | - | -",
+    ):
+        assert f"| {row} |" in text

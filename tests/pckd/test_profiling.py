@@ -17,19 +17,21 @@ from torch.autograd import DeviceType
 
 import pckd
 from pckd.device import Device
+from pckd.display import Silent
 from pckd.engine.optimization import Optimization
+from pckd.engine.teacher import FrozenTeacher
 from pckd.plan import make_objective
 from pckd.profiling import Comparison, Profile, compare, plot, render, short, step
 from pckd.profiling.measure import MARK, Clock, held_for_backward, interleaved, peak_of, recorder, spent, summary
 from pckd.profiling.networks import count, inference_speed, quiet
 from pckd.profiling.operators import Counting, is_costly
-from pckd.profiling.render import profile_tables, sentence
+from pckd.profiling.render import sentence
 from pckd.profiling.step import Workload, timed_step
-from pckd.tables import amount, renderable
+from pckd.tables import amount
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
 from pckd.terms import method_terms
-from registry import BACKBONES, Context, NotApplicable, Output, Setup, Term, UserError, build
+from registry import BACKBONES, Batch, Context, Output, Setup, Shapes, Term, UserError, build
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "model_zoo" / "data" / "backbones_100.json").read_text())
 SMALL: dict[str, Any] = {
@@ -65,11 +67,11 @@ def comparison() -> Comparison:
 @pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "resnet20"])
 def test_networks_cost_what_is_published(name: str) -> None:
     found = count(build(BACKBONES, name, 100), name, torch.zeros(1, 3, 32, 32), 1)
-    assert found.macs == GOLDEN[name]["macs_fvcore"]
-    assert found.parameters == GOLDEN[name]["params"]
-    assert found.error is None
-    assert found.uncounted == {}
-    assert found.notes == []
+    assert (found.macs, found.parameters) == (GOLDEN[name]["macs_fvcore"], GOLDEN[name]["params"])
+    assert (found.error, found.uncounted, found.notes) == (None, {}, [])
+
+
+IMAGES = torch.zeros(1, 3, 6, 6)
 
 
 class Tiny(nn.Module):
@@ -86,19 +88,16 @@ class Tiny(nn.Module):
 
 
 def test_counts_by_hand_down_to_the_depth_asked_for() -> None:
-    images = torch.zeros(1, 3, 6, 6)
     conv, linear = 36 * 4 * 3 * 9, 4 * 2
-    found = count(Tiny(), "tiny", images, 2)
-    assert found.macs == conv + linear
-    assert found.activations == 36 * 4 + 2
+    by_depth = [count(Tiny(), "tiny", IMAGES, depth) for depth in (0, 1, 2)]
+    names = [[row.name for row in found.modules] for found in by_depth]
+    assert names == [["tiny"], ["tiny", "body", "classifier"], ["tiny", "body", "body.0", "body.1", "classifier"]]
+    found = by_depth[2]
+    assert (found.macs, found.activations) == (conv + linear, 36 * 4 + 2)
     assert found.elementwise == 36 * 4 + 36 * 4  # ReLU and mean
     assert found.left_out == {"aten::mean": 1}
-    rows = {row.name: row for row in found.modules}
-    assert list(rows) == ["tiny", "body", "body.0", "body.1", "classifier"]
-    assert (rows["body.0"].parameters, rows["body.0"].macs, rows["body.0"].activations) == (108, conv, 144)
-    assert rows["classifier"].type == "Linear"
-    assert [row.name for row in count(Tiny(), "tiny", images, 1).modules] == ["tiny", "body", "classifier"]
-    assert [row.name for row in count(Tiny(), "tiny", images, 0).modules] == ["tiny"]
+    row = found.modules[2]
+    assert (row.type, row.parameters, row.macs, row.activations) == ("Conv2d", 108, conv, 144)
 
 
 class Untraceable(Tiny):
@@ -112,20 +111,15 @@ class Untraceable(Tiny):
 
 def test_a_network_that_cannot_be_traced_is_one_line_and_the_rest_is_there() -> None:
     found = pckd.profile(student=Untraceable(), teacher=Tiny(), method="kd", **{**SMALL, "num_classes": 2})
-    assert found.student.macs is None
-    assert found.student.error is not None
-    assert "Untraceable: fvcore cannot trace it (RuntimeError: no tracing here)" in found.student.error
-    assert found.notes == [found.student.error]
-    assert found.student.parameters == found.teacher.parameters  # type: ignore[union-attr]
-    assert found.teacher is not None
-    assert found.teacher.macs == 64 * 4 * 27 + 8
-    assert found.ratio["macs"] is None
-    assert found.ratio["parameters"] == 1
-    assert found.step.parts["student"].macs == 4 * found.teacher.macs
-    assert found.student.latency["4"].seconds is not None
-    text = render(found)
-    assert text.count("cannot trace it") == 1
-    assert "kd forward" in text
+    student, teacher = found.student, found.teacher
+    assert teacher is not None
+    assert (student.macs, teacher.macs) == (None, 64 * 4 * 27 + 8)
+    assert "Untraceable: fvcore cannot trace it (RuntimeError: no tracing here)" in found.notes[0]
+    assert found.notes == [student.error]
+    assert (found.ratio["macs"], found.ratio["parameters"]) == (None, 1)
+    assert found.step.parts["student"].macs == 4 * teacher.macs
+    assert student.latency["4"].seconds is not None
+    assert render(found).count("cannot trace it") == 1
 
 
 class Moody(Tiny):
@@ -136,7 +130,7 @@ class Moody(Tiny):
 
 
 def test_control_flow_that_depends_on_data_is_told() -> None:
-    found = count(Moody(), "moody", torch.zeros(1, 3, 6, 6), 0)
+    found = count(Moody(), "moody", IMAGES, 0)
     assert found.error is None
     assert found.notes == ["moody: what it computes depends on the values in the images; counted for one random image"]
 
@@ -151,13 +145,13 @@ class Attentive(Tiny):
 
 
 def test_operators_that_fvcore_does_not_know_have_handles_or_are_listed() -> None:
-    found = count(Attentive(), "attentive", torch.zeros(1, 3, 6, 6), 0)
+    found = count(Attentive(), "attentive", IMAGES, 0)
     assert found.macs == 36 * 4 * 27 + 8 + 36 * 36 * (4 + 4)
     assert found.uncounted == {"aten::sort": 1}
 
 
 def test_tracing_is_silent(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
-    count(Attentive(), "attentive", torch.zeros(1, 3, 6, 6), 0)
+    count(Attentive(), "attentive", IMAGES, 0)
     pckd.profile(**PAIR, method="crd(negatives=8)", **UNTIMED)
     assert not recwarn.list
     assert capfd.readouterr() == ("", "")
@@ -169,43 +163,25 @@ def test_tracing_is_silent(recwarn: pytest.WarningsRecorder, capfd: pytest.Captu
 def test_terms_of_pckd_by_hand(cost: Profile) -> None:
     terms = cost.terms
     assert list(terms) == ["cross_entropy", "kd", "feature_alignment", "center_alignment", "category_contrast"]
-    for name in ("cross_entropy", "kd", "center_alignment"):
-        assert (terms[name].parameters, terms[name].macs, terms[name].macs_backward) == (0, 0, 0)
-        assert terms[name].elementwise > 0
-
-    alignment = terms["feature_alignment"]
-    assert alignment.parameters == (D * P + P) + 2 * P + (P * D + D)
-    assert alignment.macs == N * (D * P + P * D)
-    assert alignment.macs_backward == 2 * alignment.macs
-    assert alignment.buffer_bytes == 2 * P * 4 + 8
-    assert list(alignment.projections) == ["projection"]
-    assert alignment.projections["projection"].macs == alignment.macs
-    assert alignment.projections["projection"].parameters == alignment.parameters
-
-    contrast = terms["category_contrast"]
     query, relation, gram = N * D * D, N * D * K, (2 * N) ** 2 * K
-    assert contrast.parameters == 2 * (D * D + D)
-    assert contrast.macs == 2 * query + 2 * relation + gram
-    # Queries: to weight and input. Relations: to both queries and the student's centers. u u^T: to u from both sides.
-    assert contrast.macs_backward == 4 * query + 3 * relation + 2 * gram
-    assert {name: p.macs for name, p in contrast.projections.items()} == {
-        "student_query": query,
-        "teacher_query": query,
+    expected = {
+        "feature_alignment": ((D * P + P) + 2 * P + (P * D + D), N * (D * P + P * D), 2 * N * (D * P + P * D)),
+        # Backward, queries: to weight and input. Relations: to both queries and the student's centers. u u^T: to u from
+        # both sides.
+        "category_contrast": (2 * (D * D + D), 2 * query + 2 * relation + gram, 4 * query + 3 * relation + 2 * gram),
     }
-    assert all(term.uncounted == {} for term in terms.values())
-
-
-def test_terms_agree_with_fvcore(cost: Profile) -> None:
-    class Projection(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Linear(D, P), nn.ReLU(), nn.Linear(P, D))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layers(x)
-
-    with quiet():
-        assert FlopCountAnalysis(Projection(), torch.zeros(N, D)).total() == cost.terms["feature_alignment"].macs
+    for name, term in terms.items():
+        assert (term.parameters, term.macs, term.macs_backward) == expected.get(name, (0, 0, 0))
+        assert term.elementwise > 0
+        assert term.uncounted == {}
+    alignment, contrast = terms["feature_alignment"], terms["category_contrast"]
+    assert alignment.buffer_bytes == 2 * P * 4 + 8
+    assert {name: (p.parameters, p.macs) for name, p in alignment.projections.items()} == {
+        "projection": (alignment.parameters, alignment.macs)
+    }
+    assert {name: p.macs for name, p in contrast.projections.items()} == dict.fromkeys(
+        ("student_query", "teacher_query"), query
+    )
 
 
 class KnownFunction(torch.autograd.Function):
@@ -239,24 +215,14 @@ class Known(nn.Module):
 
 
 def test_a_loss_of_known_cost() -> None:
-    terms = [Term("cross_entropy"), Term(Known, name="known")]
-    term = pckd.profile(**PAIR, method=terms, **UNTIMED).terms["known"]
-    rows = 4
-    assert term.parameters == D * 7
-    assert term.buffer_bytes == 120
-    assert term.macs == rows * D * 7
-    assert term.macs_backward == 2 * term.macs
+    found = pckd.profile(**PAIR, method=[Term("cross_entropy"), Term(Known, name="known")], **UNTIMED)
+    term, rows = found.terms["known"], 4
+    assert (term.parameters, term.buffer_bytes, term.projections, term.seconds) == (D * 7, 120, {}, None)
+    assert (term.macs, term.macs_backward) == (rows * D * 7, 2 * rows * D * 7)
     # Besides the 1000 floats only the product's left side, which the function has copied.
     assert term.bytes == 4 * 1000 + 4 * rows * D
-    assert term.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
-    assert term.projections == {}
-    assert term.seconds is None
-
-
-def test_uncounted_operators_are_in_every_output() -> None:
-    found = pckd.profile(**PAIR, method=[Term(Known)], **UNTIMED)
-    assert found.step.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
-    assert "Known: NOT COUNTED, cost unknown: _linalg_svd (1 call), sort (1 call)." in render(found)
+    assert term.uncounted == found.step.uncounted == {"aten::_linalg_svd": 1, "aten::sort": 1}
+    assert "known: NOT COUNTED, cost unknown: _linalg_svd (1 call), sort (1 call)." in render(found)
     assert "NOT COUNTED" in short(found)
 
 
@@ -273,16 +239,14 @@ def test_projections_under_no_grad_have_no_backward() -> None:
     assert parts["teacher_head"].macs_backward == 0
 
 
-def workload(method: str) -> Workload:
-    """A step on random data, as profile() makes it."""
-    from pckd.engine.teacher import FrozenTeacher
-    from registry import Batch, Shapes
-
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    """A step of PCKD on random data, as profile() makes it."""
     student, teacher = build(BACKBONES, "resnet8", K), FrozenTeacher(build(BACKBONES, "resnet8", K))
     shapes = Shapes.of(teacher(torch.zeros(2, 3, 8, 8)))
     setup = Setup(shapes, shapes, 40, teacher.classifier)
     objective = make_objective(
-        method_terms(method), setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
+        method_terms("pckd"), setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
     )
     device = Device(torch.device("cpu"))
     optimizer = Optimization(1, 4, 0.0, weight_decay=0.0).optimizer((student, objective), device.target)
@@ -294,23 +258,17 @@ def workload(method: str) -> Workload:
 
 
 def test_parts_add_up_to_the_step(cost: Profile) -> None:
-    step = cost.step
-    assert list(step.parts) == [
-        "teacher",
-        "student",
-        "preview",
-        *(f"term:{name}" for name in cost.terms),
-        "backward",
-        "optimizer",
-        "other",
-    ]
+    step, terms = cost.step, {f"term:{name}": term for name, term in cost.terms.items()}
+    assert list(step.parts) == ["teacher", "student", "preview", *terms, "backward", "optimizer", "other"]
     assert step.macs == sum(part.macs for part in step.parts.values())
     assert step.elementwise == sum(part.elementwise for part in step.parts.values())
-    for name, term in cost.terms.items():
-        assert step.parts[f"term:{name}"].macs == term.macs
+    assert {name: step.parts[name].macs for name in terms} == {name: term.macs for name, term in terms.items()}
     assert step.rows == N
-    assert step.parameters == cost.student.parameters + sum(term.parameters for term in cost.terms.values())
+    assert step.parameters == cost.student.parameters + sum(term.parameters for term in terms.values())
     assert step.parts["optimizer"].bytes == 4 * step.parameters
+    backward = step.parts["backward"].macs - sum(term.macs_backward for term in terms.values())
+    first = N * 64 * 16 * 27  # the first convolution has no gradient to the images
+    assert backward == 2 * step.parts["student"].macs - first
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -323,33 +281,17 @@ def test_networks_in_the_step_agree_with_fvcore(role: str, cost: Profile) -> Non
     assert cost.step.parts[role].macs == N * (operators["conv"] + operators["linear"])
 
 
-def test_backward_of_the_student_is_nearly_twice_its_forward(cost: Profile) -> None:
-    backward = cost.step.parts["backward"].macs - sum(term.macs_backward for term in cost.terms.values())
-    first = N * 64 * 16 * 27  # the first convolution has no gradient to the images
-    assert backward == 2 * cost.step.parts["student"].macs - first
-
-
 def test_time_and_memory_are_measured(cost: Profile) -> None:
-    step = cost.step
-    assert step.seconds is not None
-    assert step.seconds > 0
-    assert step.seconds_low is not None
-    assert step.seconds_high is not None
-    assert step.seconds_low <= step.seconds <= step.seconds_high
+    step, student, teacher = cost.step, cost.student, cost.teacher
+    assert 0 < step.seconds_low <= step.seconds <= step.seconds_high  # type: ignore[operator]
     assert all(part.seconds is not None for part in step.parts.values())
-    assert all(term.seconds is not None for term in cost.terms.values())
-    assert cost.objective.seconds is not None
-    assert cost.objective.seconds > 0
+    assert cost.objective.seconds > 0  # type: ignore[operator]
     assert all(term.seconds > step.parts[f"term:{name}"].seconds for name, term in cost.terms.items())  # type: ignore
-    assert set(cost.student.latency) == {"1", "4"}
-    assert all((timing.seconds or 0) > 0 for timing in cost.student.latency.values())
-    held = step.parts["student"].bytes
-    assert held is not None
-    assert step.peak_bytes is not None
-    assert cost.teacher is not None
-    assert cost.student.peak_bytes is not None
-    assert step.peak_bytes > 4 * (cost.teacher.parameters + 3 * step.parameters) + held / 2
-    assert cost.student.peak_bytes > 4 * cost.student.parameters
+    assert set(student.latency) == {"1", "4"}
+    assert all((timing.seconds or 0) > 0 for timing in student.latency.values())
+    weights = 4 * (teacher.parameters + 3 * step.parameters)  # type: ignore[union-attr]
+    assert step.peak_bytes > weights + step.parts["student"].bytes / 2  # type: ignore[operator]
+    assert student.peak_bytes > 4 * student.parameters  # type: ignore[operator]
     assert "torch.profiler" in step.peak_how
 
 
@@ -370,25 +312,20 @@ def test_speed_of_inference_is_of_what_a_network_is_used_for(detector: bool) -> 
     assert min(speed.values()) > 0
 
 
-def test_times_of_a_step_add_up_by_part_and_by_term() -> None:
-    work = workload("pckd")
-    times = timed_step(work, Clock(work.device))
+def test_times_of_a_step_add_up_by_part_and_by_term(work: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = timed_step(work, Clock(work.device.target))
     assert sum(times.parts.values()) == pytest.approx(times.whole)
     assert times.objective == pytest.approx(times.parts["preview"] + sum(times.terms.values()))
     for label, seconds in times.terms.items():
         assert times.parts[f"term:{label}"] < seconds < times.parts[f"term:{label}"] + times.parts["backward"]
-
-
-def test_a_device_whose_kernels_are_not_recorded_is_timed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = workload("pckd")
+    # A device whose kernels are not recorded is timed as a whole.
     monkeypatch.setattr(step, "is_recorded", lambda device: False)
-    times = timed_step(work, Clock(work.device))
+    times = timed_step(work, Clock(work.device.target))
     assert times.whole > 0
     assert (times.parts, times.terms, times.objective) == ({}, {}, None)
 
 
-def test_the_optimizer_really_steps_and_weights_stay() -> None:
-    work = workload("pckd")
+def test_the_optimizer_really_steps_and_weights_stay(work: Workload) -> None:
     before = copy.deepcopy(work.model.student.state_dict())
     work.step()
     assert len(work.optimizer.state) == len(work.optimizer.param_groups[0]["params"])
@@ -427,33 +364,31 @@ def test_strong_views_and_other_rules_are_taken() -> None:
     assert "preview" in found.step.parts
 
 
-def test_bf16_is_profiled_as_it_trains() -> None:
+def test_bf16_is_profiled_as_it_trains(comparison: Comparison) -> None:
     found = pckd.profile(**PAIR, method="kd", **{**UNTIMED, "precision": "bf16"})
     assert found.settings["precision"] == "bf16"
-    assert found.step.macs == pckd.profile(**PAIR, method="kd", **UNTIMED).step.macs
+    assert found.step.macs == comparison.profiles["kd"].step.macs
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"rounds": -1}, "rounds must be at least 0, not -1"),
         ({"views": 5}, "views=5"),
-        ({"views": 0}, "views=0"),
-        ({"num_classes": 2, "teacher": Tiny()}, None),
+        (
+            {"teacher": "resnet8x4", "method": "pckd(center='center_alignment')+kdsvd"},
+            "kdsvd needs maps of equal widths",
+        ),
         ({"teacher": Tiny()}, "the teacher has 2 classes"),
         ({"method": "nothing"}, "unknown name"),
         ({"batch_size": 1, "views": 1, "image_size": 4}, "one image, raised ValueError: Expected more than 1"),
         ({"student": Tiny(), "teacher": None}, "method 'pckd' needs a teacher"),
     ],
 )
-def test_bad_input_is_one_line(options: dict[str, Any], message: str | None) -> None:
-    arguments = {**PAIR, **UNTIMED, **options}
-    if message is None:
-        pckd.profile(**arguments)
-        return
-    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
-        pckd.profile(**arguments)
+def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pckd.profile(**{**PAIR, **UNTIMED, **options})
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -461,23 +396,14 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str | None) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "costly"),
+    ("costly", "names"),
     [
-        ("aten::add_", False),
-        ("aten::relu_", False),
-        ("aten::sqrt", False),
-        ("aten::resolve_conj", False),
-        ("aten::linalg_vector_norm", False),
-        ("prim::ListConstruct", False),
-        ("aten::_linalg_svd", True),
-        ("aten::sort", True),
-        ("aten::addmm_", True),
-        ("aten::_euclidean_dist", True),
-        ("torchvision::roi_align", True),
+        (False, "aten::add_ aten::sqrt aten::resolve_conj aten::linalg_vector_norm prim::ListConstruct"),
+        (True, "aten::_linalg_svd aten::sort aten::addmm_ aten::_euclidean_dist torchvision::roi_align"),
     ],
 )
-def test_operators_whose_cost_their_sizes_do_not_tell(name: str, costly: bool) -> None:
-    assert is_costly(name) is costly
+def test_operators_whose_cost_their_sizes_do_not_tell(costly: bool, names: str) -> None:
+    assert {name: is_costly(name) for name in names.split()} == dict.fromkeys(names.split(), costly)
 
 
 def test_work_of_every_kind_by_hand() -> None:
@@ -485,33 +411,23 @@ def test_work_of_every_kind_by_hand() -> None:
     with Counting() as counting:
         one.relu().unflatten(0, (5, 6)).sum()  # 240 each, and a view
         torch.cdist(one, other)
-    assert (counting.macs.total(), counting.elementwise.total()) == (0, 2 * 240)
-    assert counting.uncounted.total() == 1
-
-
-def test_products_are_counted_forward_and_backward() -> None:
-    one, other = torch.randn(30, 8, requires_grad=True), torch.randn(40, 8)
-    for call, forward, backward in (
-        (lambda: one @ other.T, 30 * 8 * 40, 30 * 8 * 40),
-        (lambda: torch.einsum("nd,kd->nk", one, other), 30 * 8 * 40, 30 * 8 * 40),
-    ):
-        with Counting() as counting:
+    assert (counting.macs.total(), counting.elementwise.total(), counting.uncounted.total()) == (0, 2 * 240, 1)
+    for call in (lambda: one @ other.T, lambda: torch.einsum("nd,kd->nk", one, other)):
+        with Counting() as forward:
             value = call().sum()
-        assert counting.macs.total() == forward
-        with Counting() as counting:
+        with Counting() as backward:
             value.backward()
-        assert counting.macs.total() == backward
+        assert (forward.macs.total(), backward.macs.total()) == (30 * 8 * 40, 30 * 8 * 40)
 
 
-def test_a_step_marks_its_parts_for_the_profiler() -> None:
-    work = workload("pckd")
-    with recorder(work.device) as profiler:
+def test_a_step_marks_its_parts_for_the_profiler(work: Workload) -> None:
+    with recorder(work.device.target) as profiler:
         work.step()
     marks = [event for event in profiler.events() if event.name.startswith(MARK)]
     terms = [f"term:{label}" for label in work.objective.terms]
     order = ["teacher", "student", "centers", "preview", *terms, "backward", "optimizer", "centers"]
     assert [mark.name.removeprefix(MARK) for mark in sorted(marks, key=lambda mark: mark.time_range.start)] == order
-    found = spent(profiler.events(), work.device)
+    found = spent(profiler.events(), work.device.target)
     assert {part for part, times in found.items() if times.backward} == {"student", *terms}
     assert sum(times.backward for times in found.values()) <= found["backward"].here
 
@@ -645,20 +561,6 @@ def test_markdown_says_it_all(cost: Profile) -> None:
         "medians of 2 rounds",
     ):
         assert part in text, part
-    widths = {line.count("|") for line in text.split("\n\n")[1].splitlines()}
-    assert len(widths) == 1
-
-
-def test_rich_tables_show_every_value_whole(cost: Profile) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
-    for width in (60, 200):
-        stream = StringIO()
-        Console(file=stream, width=width).print(renderable(profile_tables(cost)))
-        assert "…" not in stream.getvalue()
-    assert "category_contrast" in stream.getvalue()
 
 
 def test_the_short_form_has_a_line_for_each_term(cost: Profile) -> None:
@@ -672,41 +574,27 @@ def test_the_short_form_has_a_line_for_each_term(cost: Profile) -> None:
 
 
 def test_methods_side_by_side(comparison: Comparison) -> None:
-    assert list(comparison.profiles) == ["vanilla", "kd", "pckd", "pckd@1"]
-    assert [p.settings["views"] for p in comparison.profiles.values()] == [1, 1, 4, 1]
-    data = json.loads(json.dumps(comparison.as_dict()))
-    assert data["relative"]["kd"]["kd"] == {"seconds": 1, "macs": 1, "peak_bytes": 1, "parameters": 1}
+    assert {label: p.settings["views"] for label, p in comparison.profiles.items()} == {
+        "vanilla": 1, "kd": 1, "pckd": 4, "pckd@1": 1,
+    }  # fmt: skip
+    relative = json.loads(json.dumps(comparison.as_dict()))["relative"]
+    assert relative["kd"]["kd"] == {"seconds": 1, "macs": 1, "peak_bytes": 1, "parameters": 1}
     kd, whole, one = (comparison.profiles[name].step for name in ("kd", "pckd", "pckd@1"))
-    assert data["relative"]["pckd"]["kd"]["macs"] == whole.macs / kd.macs > 4
+    assert relative["pckd"]["kd"]["macs"] == whole.macs / kd.macs > 4
     assert 1 < one.macs / kd.macs < 1.2
-    assert data["relative"]["pckd@1"]["vanilla"]["seconds"] > 0
+    assert relative["pckd@1"]["vanilla"]["seconds"] > 0
     text = render(comparison)
-    assert "| method | views | time | multiply-adds | peak memory |" in text
-    assert "Where a step's time goes" in text
-    assert "pckd with 4 views takes" in text
-    assert "pckd with one view takes" in text
-
-
-def test_the_sentence_gives_median_and_range_over_pairs(comparison: Comparison) -> None:
+    for part in ("| method | views | time | multiply-adds |", "Where a step's time goes", "pckd with 4 views takes"):
+        assert part in text
     text = sentence([comparison, comparison], "kd")
+    assert "pckd with one view takes" in text
     assert text.endswith("(median and range over 2 pairs).")
     assert text.count(" to ") == 6
 
 
-def test_options_and_views_in_names() -> None:
-    found = compare(["kd(temperature=2)@4"], **PAIR, bases=(), **UNTIMED)
-    assert list(found.profiles) == ["kd(temperature=2)@4"]
-    assert found.profiles["kd(temperature=2)@4"].step.rows == N
-    with pytest.raises(UserError, match="after the @ stands the number of views"):
-        compare(["kd@four"], **PAIR, **UNTIMED)
-
-
-def test_a_method_that_cannot_work_is_refused() -> None:
-    with pytest.raises(NotApplicable):
-        pckd.profile(student="resnet8", teacher="resnet8x4", method="pckd(center='center_alignment')+kdsvd", **UNTIMED)
-
-
-def test_pictures_are_drawn(cost: Profile, comparison: Comparison, tmp_path: Path) -> None:
+def test_pictures_are_drawn(
+    cost: Profile, comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     for number, what in enumerate((cost, comparison)):
         plot(what, tmp_path / f"{number}.png")
@@ -715,9 +603,6 @@ def test_pictures_are_drawn(cost: Profile, comparison: Comparison, tmp_path: Pat
         plot(cost, tmp_path / "missing" / "x.png")
     with pytest.raises(UserError, match="needs timings"):
         plot(pckd.profile(student="resnet8", method="vanilla", **UNTIMED), tmp_path / "x.png")
-
-
-def test_a_missing_matplotlib_is_told(cost: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install 'pckd\[plots\]'"):
         plot(cost, tmp_path / "x.png")
@@ -729,37 +614,31 @@ def test_a_missing_matplotlib_is_told(cost: Profile, tmp_path: Path, monkeypatch
 def test_profile_of_a_run_is_kept_and_changes_nothing(tiny_data: pckd.Data, tmp_path: Path) -> None:
     notes: list[str] = []
 
-    class Recorder:
+    class Recorder(Silent):
         def note(self, text: str) -> None:
             notes.append(text)
 
         def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
             notes.append("training begins")
 
-        def advance(self, epoch: int, step: int) -> None: ...
-        def epoch(self, row: dict[str, Any]) -> None: ...
-        def end(self) -> None: ...
-
-    options: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 1, "method": "pckd"}
+    options: dict[str, Any] = {"data": tiny_data, "batch_size": 16, "precision": "fp32", "device": "cpu", "epochs": 1}
     teacher = build(BACKBONES, "resnet8", 3)
-    runs = [
+    plain, profiled = (
         pckd.distill(
             student="resnet8",
             teacher=copy.deepcopy(teacher),
-            data=tiny_data,
             profile=profile,
             output=tmp_path / str(profile),
             display=Recorder(),
             **options,
         )
         for profile in (False, True)
-    ]
-    assert runs[0].history == runs[1].history
-    assert runs[0].record["profile"] is None
+    )
+    assert plain.history == profiled.history
+    assert plain.record["profile"] is None
     kept = json.loads((tmp_path / "True" / "result.json").read_text())["profile"]
-    assert kept["settings"]["num_classes"] == 3
-    assert kept["settings"]["num_samples"] == 48
-    assert kept["settings"]["image_size"] == [8, 8]
+    taken = [kept["settings"][name] for name in ("num_classes", "num_samples", "image_size")]
+    assert taken == [3, 48, [8, 8]]
     assert kept["terms"]["feature_alignment"]["parameters"] > 0
     assert kept["step"]["seconds"] > 0
     told = next(number for number, note in enumerate(notes) if note.startswith("profile: resnet8 by pckd"))

@@ -74,7 +74,7 @@ def test_a_last_line_cut_short_is_left_out_with_a_note(write_run: WriteRun) -> N
     runs, notes = read_runs([folder])
     assert [row["epoch"] for row in runs[0].rows] == [1, 2]
     assert len(notes) == 1
-    assert "still going on" in notes[0]
+    assert "the last line of metrics.jsonl is cut short" in notes[0]
     assert list(labels([folder])) == ["run"]
 
 
@@ -93,25 +93,24 @@ def test_the_metric_is_what_the_result_names(write_run: WriteRun) -> None:
     assert [title_of(run.metric) for run in (usual, other)] == ["top-1", "miou"]
 
 
-def without(folder: Path, *names: str) -> Path:
-    path = folder / "result.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in names}))
-    return folder
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("content", "message"),
     [
-        (lambda folder: (folder / "result.json").unlink(), "not the folder of a finished run: it has no result.json"),
-        (lambda folder: (folder / "result.json").write_text("{"), "result.json: cannot be read: it is no JSON"),
-        (lambda folder: (folder / "result.json").write_text("[]"), "result.json: holds no JSON object"),
-        (lambda folder: without(folder, "method", "last_top1"), "not a run's: it has no method, last_top1; give"),
-        (lambda folder: without(folder, "arguments"), "not a run's: it has no arguments; give"),
+        (None, "not the folder of a finished run: it has no result.json"),
+        ("{", "result.json: cannot be read: it is no JSON"),
+        ("[]", "result.json: holds no JSON object"),
+        (("method", "last_top1"), "not a run's: it has no method, last_top1; give"),
+        (("arguments",), "not a run's: it has no arguments; give"),
     ],
 )
-def test_what_is_no_finished_run_is_refused(write_run: WriteRun, spoil: Callable[[Path], Any], message: str) -> None:
+def test_what_is_no_finished_run_is_refused(write_run: WriteRun, content: Any, message: str) -> None:
     folder = write_run("run")
-    spoil(folder)
+    path = folder / "result.json"
+    if isinstance(content, tuple):
+        content = json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in content})
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
     with pytest.raises(UserError) as error:
         read_finished(folder)
     assert str(error.value).startswith(str(folder))

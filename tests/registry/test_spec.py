@@ -8,18 +8,9 @@ from typing import Any
 
 import pytest
 
-from registry import (
-    DIFFICULTY_SCHEDULERS,
-    LOSSES,
-    Registry,
-    Setup,
-    Shapes,
-    UnknownName,
-    UserError,
-    build,
-    options_of,
-    parse,
-)
+from registry import DIFFICULTY_SCHEDULERS, LOSSES, Registry, Setup, Shapes, UserError, build, options_of, parse
+
+SETUP = Setup(Shapes(3, 4), Shapes(3, 4))
 
 
 @pytest.fixture
@@ -59,15 +50,14 @@ def rules() -> Registry:
 
 
 def test_a_name_alone() -> None:
-    assert parse("kd") == ("kd", {})
-    assert parse("  kd ( ) ") == ("kd", {})
+    for spec in ("kd", "  kd ( ) "):
+        assert parse(spec) == ("kd", {})
     assert parse("torchvision:resnet18") == ("torchvision:resnet18", {})
 
 
 def test_values_are_literals() -> None:
-    name, options = parse("a(i=-1, f=1e-3, s='x, (y)', t=(1, 2), l=[True, None], d={'k': 1},)")
-    assert name == "a"
-    assert options == {"i": -1, "f": 1e-3, "s": "x, (y)", "t": (1, 2), "l": [True, None], "d": {"k": 1}}
+    options = {"i": -1, "f": 1e-3, "s": "x, (y)", "t": (1, 2), "l": [True, None], "d": {"k": 1}}
+    assert parse("a(i=-1, f=1e-3, s='x, (y)', t=(1, 2), l=[True, None], d={'k': 1},)") == ("a", options)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +66,6 @@ def test_values_are_literals() -> None:
         "__import__('os')",
         "open('/etc/passwd')",
         "os",
-        "x.y",
         "lambda: 1",
         "[i for i in (1, 2)]",
         "f'{1}'",
@@ -95,19 +84,16 @@ def test_nothing_but_literals_is_read(value: str) -> None:
     "spec",
     [
         "",
-        " ",
         "kd(",
         "kd)",
         "kd(temperature)",
         "kd(2)",
-        "kd(2, temperature=1)",
         "kd(*[1])",
         "kd(**{'temperature': 1})",
         "kd(temperature=)",
         "kd(temperature=1, temperature=2)",
         "kd(temperature=1)(2)",
         "kd(temperature=1) + kd(temperature=1)",
-        "kd(temperature=1); kd()",
         "3kd",
         "kd temperature=2",
         "kd(temperature='\0')",
@@ -128,21 +114,20 @@ def test_deep_nesting_is_refused_in_one_short_line(value: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_a_factory_is_called(shapes: Registry) -> None:
-    assert build(shapes, "box(width=3)", "setup") == ("setup", 3, 2.0, "")
-    assert build(shapes, "box", "setup", label="l") == ("setup", 1.0, 2.0, "l")
-
-
-def test_options_of_the_text_win(shapes: Registry) -> None:
-    assert build(shapes, "box(width=3)", "setup", width=4, height=5) == ("setup", 3, 5, "")
-
-
-def test_a_factory_with_any_options(shapes: Registry) -> None:
-    assert build(shapes, "bag(a=1, b='x')", "setup") == {"a": 1, "b": "x"}
-
-
-def test_a_member_of_a_family(shapes: Registry) -> None:
-    assert build(shapes, "family:leaf(size=2)", "setup") == ("leaf", "setup", 2)
+@pytest.mark.parametrize(
+    ("spec", "options", "made"),
+    [
+        ("box(width=3)", {}, ("setup", 3, 2.0, "")),
+        ("box", {"label": "l"}, ("setup", 1.0, 2.0, "l")),
+        # Options of the text win.
+        ("box(width=3)", {"width": 4, "height": 5}, ("setup", 3, 5, "")),
+        ("bag(a=1, b='x')", {}, {"a": 1, "b": "x"}),
+        ("family:leaf(size=2)", {}, ("leaf", "setup", 2)),
+        ("strict(size=3)", {}, 3),
+    ],
+)
+def test_a_factory_is_called(shapes: Registry, spec: str, options: dict[str, Any], made: object) -> None:
+    assert build(shapes, spec, "setup", **options) == made
 
 
 def test_a_function_gets_its_options_bound(rules: Registry) -> None:
@@ -153,35 +138,25 @@ def test_a_function_gets_its_options_bound(rules: Registry) -> None:
         build(rules, "power", 2)
 
 
-def test_unknown_option_says_the_closest_and_all(shapes: Registry, rules: Registry) -> None:
-    with pytest.raises(UserError) as caught:
-        build(shapes, "box(widht=3)", "setup")
-    expected = "SHAPES: box has no option 'widht'; did you mean 'width'? Options: width, height, label"
-    assert str(caught.value) == expected
-    with pytest.raises(UserError, match=r"^RULES: power has no option 'zzz'\. Options: exponent$"):
-        build(rules, "power(zzz=3)")
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("box(widht=3)", "SHAPES: box has no option 'widht'; did you mean 'width'? Options: width, height, label"),
+        ("strict", "SHAPES: strict: missing a required"),
+        ("bxo(width=1)", "did you mean 'box'"),
+        # What the caller gives is no option.
+        *((f"{name}(setup=1)", "no option 'setup'") for name in ("box", "bag", "strict")),
+    ],
+)
+def test_what_no_factory_takes_is_refused(shapes: Registry, spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(shapes, spec, "setup")
 
 
-@pytest.mark.parametrize("name", ["box", "bag", "strict"])
-def test_what_the_caller_gives_is_no_option(shapes: Registry, name: str) -> None:
-    with pytest.raises(UserError, match="no option 'setup'"):
-        build(shapes, f"{name}(setup=1)", "setup")
-
-
-def test_what_a_function_is_called_with_is_no_option(rules: Registry) -> None:
-    with pytest.raises(UserError, match="no option 'base'"):
-        build(rules, "power(base=1)")
-
-
-def test_an_option_without_a_default_must_be_given(shapes: Registry) -> None:
-    assert build(shapes, "strict(size=3)", "setup") == 3
-    with pytest.raises(UserError, match=r"SHAPES: strict: missing a required .*'size'"):
-        build(shapes, "strict", "setup")
-
-
-def test_unknown_name(shapes: Registry) -> None:
-    with pytest.raises(UnknownName, match="did you mean 'box'"):
-        build(shapes, "bxo(width=1)", "setup")
+def test_what_no_function_takes_is_refused(rules: Registry) -> None:
+    for spec, message in (("power(zzz=3)", "'zzz'\\. Options: exponent$"), ("power(base=1)", "'base'")):
+        with pytest.raises(UserError, match=f"^RULES: power has no option {message}"):
+            build(rules, spec)
 
 
 def test_options_of(shapes: Registry) -> None:
@@ -201,12 +176,10 @@ def test_options_of(shapes: Registry) -> None:
     ],
 )
 def test_value_of_the_wrong_type_is_one_line(spec: str, message: str) -> None:
-    shapes = Shapes(3, 4)
     with pytest.raises(UserError, match=re.escape(message)):
-        build(LOSSES, spec, Setup(shapes, shapes))
+        build(LOSSES, spec, SETUP)
 
 
 def test_int_is_a_float_and_none_fits_an_optional() -> None:
-    shapes = Shapes(3, 4)
-    assert build(LOSSES, "kd(temperature=2)", Setup(shapes, shapes)).options == {"temperature": 2}
+    assert build(LOSSES, "kd(temperature=2)", SETUP).options == {"temperature": 2}
     assert build(DIFFICULTY_SCHEDULERS, "preview(reference_epochs=None)").keywords == {"reference_epochs": None}
