@@ -98,6 +98,14 @@ class Case(NamedTuple):
         return self._replace(student=student, teacher=teacher)
 
 
+class Bare(nn.Module):
+    """A network of which only the classifier is there."""
+
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, CLASSES, bias=bias)
+
+
 def make_case(views: int, teacher_width: int, *, seed: int = 0, grad: bool = True, strong: bool = False) -> Case:
     """Random outputs for 6 images; two pairs of these share a class, two images are alone in theirs.
 

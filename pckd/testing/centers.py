@@ -11,19 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pckd.testing.cases import CLASSES, PAIRS, WIDTH, Case, hidden_parts, make_case, same, saved, tensors_of
+from pckd.testing.cases import CLASSES, PAIRS, WIDTH, Bare, Case, hidden_parts, make_case, same, saved, tensors_of
 from pckd.testing.contract import Contract
 from registry import CENTER_RULES, Centers, NotApplicable
 
 STEPS = 3
-
-
-class Classifier(nn.Module):
-    """As much of a network as a center rule looks at."""
-
-    def __init__(self, width: int, bias: bool) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(width, CLASSES, bias=bias)
 
 
 def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
@@ -42,7 +34,7 @@ def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
     for (views, width), bias in product(PAIRS, (True, False)):
         case = make_case(views, width, grad=False)
         with contract.trial(f"{case}, classifiers with{'' if bias else 'out'} bias"):
-            nets = Classifier(WIDTH, bias), Classifier(width, bias)
+            nets = Bare(WIDTH, bias), Bare(width, bias)
             made = _built(contract, case)
             if made is None:
                 continue
@@ -63,7 +55,7 @@ def _built(contract: Contract, case: Case) -> Any:
     return made
 
 
-def _look(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], width: int, case: str) -> None:
+def _look(contract: Contract, rule: Any, nets: tuple[Bare, Bare], width: int, case: str) -> None:
     contract.case = case
     with contract.clause("runs") as expect:
         centers = rule(*nets)
@@ -81,7 +73,7 @@ def _look(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], wi
         expect(_same(centers, rule(*nets)), "a second look gave other centers", "the same")
 
 
-def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], case: Case, half: bool) -> None:
+def _update(contract: Contract, rule: Any, nets: tuple[Bare, Bare], case: Case, half: bool) -> None:
     shown = [*tensors_of(case.student), *tensors_of(case.teacher), case.context.labels]
     shown += [parameter for net in nets for parameter in net.parameters()]
     before = [tensor.detach().clone() for tensor in shown]
@@ -109,7 +101,7 @@ def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], 
             expect(dtypes == {torch.float32}, f"centers are {dtypes} after bfloat16 outputs", "torch.float32")
 
 
-def _state(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], case: Case) -> None:
+def _state(contract: Contract, rule: Any, nets: tuple[Bare, Bare], case: Case) -> None:
     theirs = {id(parameter) for net in nets for parameter in net.parameters()} | set(map(id, case.constants))
     held = ", ".join(key for key, tensor in rule.named_parameters() if id(tensor) in theirs)
     contract.holds("holds no network", not held, f"{held} is a network's", "a rule that reads them and keeps nothing")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pckd.testing.cases import CLASSES, IMAGES, ORDER, Case, hidden_parts, make_case, near, same, saved
+from pckd.testing.cases import CLASSES, IMAGES, ORDER, Bare, Case, hidden_parts, make_case, near, same, saved
 from pckd.testing.contract import SEED, Contract, seed_cpu
 
 TOLERANCE, LAYERS_TOLERANCE = 1e-4, 0.05
@@ -106,14 +106,6 @@ def check_start(contract: Contract, loss: Any, case: Case) -> None:
         expect(all(value.isfinite().all() for value in after.values()), "start set weights not finite", "finite ones")
         kept = same(teacher.state_dict().values(), theirs.values())
         expect(kept, "start changed the teacher", "the student alone changed")
-
-
-class Bare(nn.Module):
-    """A network of which only the classifier is there."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(width, CLASSES)
 
 
 def check_order(contract: Contract, case: Case) -> None:
