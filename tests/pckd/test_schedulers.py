@@ -31,8 +31,10 @@ def weigh(spec: str, difficulty: Tensor, epoch: int = 60, epochs: int = 240, pro
         ("focal(gamma=0.5)", [1.0], 0, [math.sqrt(1 - math.exp(-1))]),
         ("focal(gamma=0)", [0.3, 7.0], 0, [1, 1]),
         ("preview", [0.2, BAR - 1e-3, BAR + 1e-3, 2.0], 0, [1, 1, math.exp(-((BAR + 1e-3) ** 2)), math.exp(-4)]),
+        ("preview(growth=1)", [1.0], 0, [1]),
         ("preview(growth=1.015)", [FASTER - 1e-3, FASTER + 1e-3], 0, [1, math.exp(-((FASTER + 1e-3) ** 2))]),
         ("hard_curriculum", [0.2, BAR - 1e-3, BAR + 1e-3, 2.0], 0, [1, 1, 0, 0]),
+        ("hard_curriculum(growth=1)", [1.0], 0, [1]),
         ("hard_curriculum(growth=1.015)", [FASTER - 1e-3, FASTER + 1e-3], 0, [1, 0]),
         # The pace is halfway between 1 and 4.
         ("self_paced", [0.0, 1.0, 2.5, 3.0], 0.5, [1, 0.6, 0, 0]),
