@@ -13,8 +13,6 @@ from pckd.data.check import first_item
 from pckd.testing.contract import Contract
 from registry import DATASETS, BadImages, DataSplit
 
-__all__ = ["check_dataset"]
-
 LOOKED_AT = 64
 """Images of streamed data that are read, spread evenly."""
 
@@ -30,10 +28,6 @@ def check_dataset(dataset: str | Callable[..., DataSplit], *, root: str | None =
     Args:
         dataset: a registered name, with options or without, or the function ``(root, train, **options) -> DataSplit``.
         root: where its files are.
-
-    Raises:
-        ContractError: it breaks a clause; the message says which, what was seen, and what is expected.
-        UserError: there is no data set of that name.
     """
     contract = Contract("data set", DATASETS, dataset)
     splits = []
