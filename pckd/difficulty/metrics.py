@@ -17,17 +17,13 @@ from registry import DIFFICULTY_METRICS
 def cross_entropy_difficulty(student_logits: Tensor, labels: Tensor) -> Tensor:
     """The student's cross entropy over its batch mean (PCKD, arXiv 2410.14143): what the student finds hard now.
 
-    gamma_i = CE_i / mean_j CE_j, PCKD's difficulty of an instance.
+    gamma_i = CE_i / mean_j CE_j, PCKD's difficulty of an instance; [B], without gradient, all zero when every cross
+    entropy is exactly zero.
 
     Args:
-        student_logits: [B, K], of the upright views.
-        labels: [B].
-
-    Returns:
-        [B], non-negative with mean 1 (all zero when every cross entropy is exactly zero); without gradient.
+        student_logits: [B, K], of the upright views. labels: [B].
     """
-    losses = F.cross_entropy(full(student_logits.detach()), labels, reduction="none")
-    return relative(losses)
+    return relative(F.cross_entropy(full(student_logits.detach()), labels, reduction="none"))
 
 
 @DIFFICULTY_METRICS.register

@@ -5,19 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pckd.losses.maps import (
-    matched,
-    paired,
-    paired_shapes,
-    regressor,
-)
+from pckd.losses.maps import matched, paired, paired_shapes, regressor
 from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
 
 def activation_boundary(
     student_preacts: Sequence[Tensor], teacher_preacts: Sequence[Tensor], margin: float = 1.0
 ) -> Tensor:
-    """Transfer of activation boundaries (Heo et al., arXiv 1811.03233, the alternative loss), as in CRD's benchmark.
+    """Transfer of activation boundaries; [N] (Heo et al., arXiv 1811.03233, alternative loss, as in CRD's benchmark).
 
     A neuron that is on in the teacher should be above ``margin`` in the student, one that is off below -``margin``;
     the squared shortfall is summed over the neurons. The i-th of n layers counts 2^(i - n), all of it times 3 / 1000.
@@ -26,9 +21,6 @@ def activation_boundary(
         student_preacts: [N, C, Hs, Ws] each, after the connector; teacher_preacts: [N, C, Ht, Wt] each; constant.
             Paired from the last backwards; of two sizes the larger is average pooled.
         margin: mu.
-
-    Returns:
-        [N].
     """
     layers = []
     for pair in paired(student_preacts, teacher_preacts):

@@ -22,7 +22,7 @@ def check(setup: Setup, *, p: float) -> None:
 
 @LOSSES.register("at", inputs=("student_stages", "teacher_stages"), check=check)
 def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], p: float = 2.0) -> Tensor:
-    """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, L_AT with F^p_sum), as in CRD's benchmark.
+    """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, L_AT with F^p_sum), as in CRD's benchmark; [N].
 
     The attention map of a layer is mean_c |A_c|^p, as a vector over the positions of length 1. The mean, not the sum,
     of the squared differences over the positions is taken, and the layers are summed.
@@ -31,9 +31,6 @@ def attention_transfer(student_maps: Sequence[Tensor], teacher_maps: Sequence[Te
         student_maps: [N, Cs, Hs, Ws] each; teacher_maps: [N, Ct, Ht, Wt] each; constant. Paired from the last
             backwards; of two sizes the larger is average pooled.
         p: the power, at least 1.
-
-    Returns:
-        [N].
     """
     layers = []
     for pair in paired(student_maps, teacher_maps):

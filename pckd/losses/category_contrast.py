@@ -18,7 +18,7 @@ def category_contrast(
     base_temperature: float = 0.07,
     gather: bool = False,
 ) -> Tensor:
-    """Category contrast L_CC, as in PCKD's released training step (arXiv 2410.14143).
+    """Category contrast L_CC, as in PCKD's released training step (arXiv 2410.14143); [N].
 
     Each instance is described by how it relates to every category center: u = [q_s W_s^T ; q_t W_t^T], [2N, K].
     Rows of the same label attract each other: supervised contrast over the 2N anchors with logits u u^T / temperature,
@@ -32,9 +32,6 @@ def category_contrast(
         temperature: tau, of the anchors' logits.
         base_temperature: the loss is scaled by temperature / base_temperature.
         gather: where several processes train together, contrast with the rows of all of them; not published.
-
-    Returns:
-        [N].
     """
     with exact(student_query):
         relation = torch.cat(

@@ -7,17 +7,14 @@ from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
 
 def correlation_congruence(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
-    """Correlation congruence, as its authors shared it with the CRD benchmark (Peng et al., arXiv 1904.01802).
+    """Correlation congruence, as its authors shared it with the CRD benchmark (Peng et al., arXiv 1904.01802); scalar.
 
     The paper compares kernel matrices of the batch. What was released, and gave the numbers reported since, is the
-    correlation of neighbors in the batch: mean over i of <|s_i - t_i|, |s_(i+1) - t_(i+1)|>.
+    correlation of neighbors in the batch: mean over i of <|s_i - t_i|, |s_(i+1) - t_(i+1)|>; 0 for a single image.
 
     Args:
         student_embedding: [B, D]. teacher_embedding: [B, D], of the same width; gradient flows into both, because
             both are projections that are learned. With the teacher's own embedding, detach it.
-
-    Returns:
-        scalar; 0 for a single image.
     """
     delta = (full(student_embedding) - full(teacher_embedding)).abs()
     return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)

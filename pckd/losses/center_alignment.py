@@ -29,14 +29,11 @@ def center_alignment(
     teacher_weight: Tensor,
     teacher_bias: Tensor | None,
 ) -> Tensor:
-    """Center alignment L_CA: mean squared difference of [W_s, b_s] and [W_t, b_t] (PCKD, arXiv 2410.14143).
+    """Center alignment L_CA: mean squared difference of [W_s, b_s] and [W_t, b_t]; scalar (PCKD, arXiv 2410.14143).
 
     Args:
         student_weight: [K, D]; teacher_weight: [K, D], the same D; constant.
         student_bias: [K] or None; teacher_bias: [K] or None; constant. Compared only where both are given.
-
-    Returns:
-        scalar.
 
     Raises:
         ValueError: the widths differ; :func:`center_relation` works for any two widths.

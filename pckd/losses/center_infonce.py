@@ -8,18 +8,13 @@ from registry import LOSSES, Context, Output, Setup, UserError
 
 
 def center_infonce(student_embedding: Tensor, labels: Tensor, centers: Tensor, temperature: float = 0.07) -> Tensor:
-    """Instance-to-center InfoNCE: -log softmax_k(cos(q, W_k) / temperature) at the label.
+    """Instance-to-center InfoNCE: -log softmax_k(cos(q, W_k) / temperature) at the label; [N].
 
     The reading of category contrast that the paper's figure draws (PCKD, arXiv 2410.14143): a feature attracts the
     center of its own category and repels the others.
 
     Args:
-        student_embedding: [N, D]; normalized here.
-        labels: [N].
-        centers: [K, D]; normalized here.
-
-    Returns:
-        [N].
+        student_embedding: [N, D]; normalized here. labels: [N]. centers: [K, D]; normalized here.
     """
     with exact(student_embedding):
         cosines = unit(student_embedding) @ unit(centers).T

@@ -18,13 +18,10 @@ from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Ter
 
 
 def draw_negatives(own: Tensor, slots: int, draws: int) -> Tensor:
-    """Draw slots uniformly, on the device of ``own``, never the own one: own + 1 to own + M - 1, modulo M.
+    """Draw slots uniformly, never the own one; counts [N, M], whose rows sum to ``draws`` and are 0 at ``own``.
 
     Args:
         own: [N], int64, each row's own slot. slots: M, at least 2. draws: m, with replacement.
-
-    Returns:
-        counts [N, M]: each row sums to ``draws`` and is 0 at ``own``.
     """
     shift = torch.randint(1, slots, (len(own), draws), device=own.device)
     counts = torch.zeros(len(own), slots, device=own.device)
@@ -34,26 +31,21 @@ def draw_negatives(own: Tensor, slots: int, draws: int) -> Tensor:
 def keep_other_classes(counts: Tensor, labels: Tensor, slot_labels: Tensor) -> Tensor:
     """Leave out the draws that show the row's own class, and scale the others up to as many draws as there were.
 
-    So the row's sum over draws has the expectation that draws from other classes alone would give it.
+    So the row's sum over draws has the expectation that draws from other classes alone would give it. All counts [N, M]
+    of a row that drew its own class only are 0.
 
     Args:
         counts: [N, M]. labels: [N]. slot_labels: [M], negative where not known yet: that counts as another class.
-
-    Returns:
-        counts [N, M]; all 0 for a row that drew its own class only.
     """
     kept = counts * (labels[:, None] != slot_labels[None, :])
     return kept * (counts.sum(dim=1) / kept.sum(dim=1).clamp_min(1))[:, None]
 
 
 def bank_scores(query: Tensor, key: Tensor, bank: Tensor, temperature: float = 0.07) -> tuple[Tensor, Tensor]:
-    """Scores query . key / temperature, of each query with its own key and with every slot of the bank.
+    """Scores query . key / temperature, of each query with its own key, [..., N], and with every slot, [..., N, M].
 
     Args:
         query: [..., N, D], of length 1. key: [..., N, D]; constant. bank: [..., M, D]; constant.
-
-    Returns:
-        [..., N] and [..., N, M].
     """
     with exact(query):
         query, key, bank = full(query), full(key.detach()), full(bank.detach())
@@ -62,13 +54,10 @@ def bank_scores(query: Tensor, key: Tensor, bank: Tensor, temperature: float = 0
 
 @torch.no_grad()
 def log_normalizer(positive: Tensor, negatives: Tensor, counts: Tensor) -> Tensor:
-    """log Z, with Z = M * mean of exp(score) over positives and drawn negatives: estimated once, at the first batch.
+    """log Z, with Z = M * mean of exp(score) over positives and drawn negatives, of the first batch; [...].
 
     Args:
         positive: [..., N]. negatives: [..., N, M]. counts: [N, M].
-
-    Returns:
-        [...].
     """
     positive, negatives = full(positive), full(negatives)
     largest = torch.maximum(positive.amax(dim=-1), negatives.amax(dim=(-2, -1)))
@@ -78,7 +67,7 @@ def log_normalizer(positive: Tensor, negatives: Tensor, counts: Tensor) -> Tenso
 
 
 def noise_contrast(positive: Tensor, negatives: Tensor, counts: Tensor, draws: int, log_z: Tensor) -> Tensor:
-    """Is a pair a joint one or noise: -log h(positive) - sum over the draws of log(1 - h(negative)).
+    """Is a pair a joint one or noise: -log h(positive) - sum over the draws of log(1 - h(negative)); [..., N].
 
     h = P / (P + m / M) with P = exp(score) / Z: CRD's critic and its loss (equation 18), with m negatives. Computed
     from log P, it needs no small constant and is finite for any score.
@@ -86,9 +75,6 @@ def noise_contrast(positive: Tensor, negatives: Tensor, counts: Tensor, draws: i
     Args:
         positive: [..., N], scores. negatives: [..., N, M], scores of every slot. counts: [N, M].
         draws: m, how many negatives each row has. log_z: [...].
-
-    Returns:
-        [..., N].
     """
     noise = (log_z + math.log(draws / counts.shape[1]))[..., None]
     others = counts * F.softplus(full(negatives) - noise[..., None])
@@ -97,13 +83,10 @@ def noise_contrast(positive: Tensor, negatives: Tensor, counts: Tensor, draws: i
 
 @torch.no_grad()
 def renewed(old: Tensor, vectors: Tensor, keep: Tensor) -> Tensor:
-    """Vectors to write: keep * old + (1 - keep) * new, scaled to length 1.
+    """Vectors to write: keep * old + (1 - keep) * new, scaled to length 1; [..., N, D].
 
     Args:
         old: [..., N, D]. vectors: [..., N, D]. keep: [N], CRD's momentum, or 0 to forget the old.
-
-    Returns:
-        [..., N, D].
     """
     keep = keep[:, None].to(old.dtype)
     return unit(keep * old + (1 - keep) * full(vectors))

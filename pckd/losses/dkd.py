@@ -17,21 +17,15 @@ def dkd(
     beta: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """Decoupled KD: alpha TCKD + beta NCKD, times T^2 (Zhao et al., arXiv 2203.08679, eq. 7).
+    """Decoupled KD: alpha TCKD + beta NCKD, times T^2; [B] (Zhao et al., arXiv 2203.08679, eq. 7).
 
     TCKD is the divergence of the two-way split between the label and everything else, NCKD that of the softmax over
     everything else. Both are computed from log probabilities: finite for any logits, and NCKD is zero where there
     is only one other class.
 
     Args:
-        student_logits: [B, K].
-        teacher_logits: [B, K]; constant.
-        labels: [B], int64.
-        alpha: weight of TCKD. beta: weight of NCKD.
-        temperature: T > 0.
-
-    Returns:
-        [B].
+        student_logits: [B, K]. teacher_logits: [B, K]; constant. labels: [B], int64.
+        alpha: weight of TCKD. beta: weight of NCKD. temperature: T > 0.
     """
     classes = student_logits.shape[-1]
     if classes < 2:

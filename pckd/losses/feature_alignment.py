@@ -7,14 +7,11 @@ from registry import LOSSES, Context, Output, Setup
 
 
 def feature_alignment(projected_student: Tensor, teacher_embedding: Tensor) -> Tensor:
-    """Feature alignment L_FA: 2 - 2 cos(P(f_s), f_t) (PCKD, arXiv 2410.14143, feature alignment).
+    """Feature alignment L_FA: 2 - 2 cos(P(f_s), f_t); [N] in [0, 4] (PCKD, arXiv 2410.14143, feature alignment).
 
     Args:
         projected_student: [N, Dt], the student's embedding after its projection P.
         teacher_embedding: [N, Dt]; constant.
-
-    Returns:
-        [N] in [0, 4].
     """
     return 2 - 2 * (unit(projected_student) * unit(teacher_embedding.detach())).sum(-1)
 

@@ -2,24 +2,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pckd.losses.maps import (
-    matched,
-    paired,
-    paired_shapes,
-    regressor,
-)
+from pckd.losses.maps import matched, paired, paired_shapes, regressor
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term
 
 
 def hint(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """FitNets' hint: mean squared difference (Romero et al., arXiv 1412.6550, L_HT, equation 3).
+    """FitNets' hint: mean squared difference; [N] (Romero et al., arXiv 1412.6550, L_HT, equation 3).
 
     Args:
         student_map: [N, C, Hs, Ws], after the regressor; teacher_map: [N, C, Ht, Wt]; constant. Of two sizes the
             larger is average pooled.
-
-    Returns:
-        [N].
     """
     student, teacher = matched(student_map, teacher_map)
     return (student - teacher).square().flatten(1).mean(1)

@@ -17,7 +17,7 @@ def check(setup: Setup) -> None:
 
 @LOSSES.register("fsp", check=check)
 def fsp(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Flow of the solution procedure (Yim et al., CVPR 2017, L_FSP).
+    """Flow of the solution procedure; [N] (Yim et al., CVPR 2017, L_FSP).
 
     G_ij = mean over the positions of channel i of a layer times channel j of the next one; the mean squared
     difference of the two networks' matrices, summed over the consecutive layers.
@@ -25,9 +25,6 @@ def fsp(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tenso
     Args:
         student_maps: [N, C, H, W] each; teacher_maps: [N, C, H', W'] each, of the same widths; constant. Paired from
             the last backwards; of two consecutive sizes the larger is average pooled.
-
-    Returns:
-        [N].
     """
     pairs = paired(student_maps, [m.detach() for m in teacher_maps])
     student, teacher = (_flows(side) for side in zip(*pairs, strict=True))

@@ -12,7 +12,7 @@ from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Ter
 
 
 def factor_transfer(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Factor transfer's L_FT (Kim et al., arXiv 1802.04977), as in CRD's benchmark.
+    """Factor transfer's L_FT (Kim et al., arXiv 1802.04977), as in CRD's benchmark; [N].
 
     Mean absolute difference over the positions of the two factors' attention maps (p = 2). The paper takes
     the difference of the normalized factors themselves.
@@ -20,9 +20,6 @@ def factor_transfer(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Args:
         student_map: [N, Cs, Hs, Ws], the translator's factor; teacher_map: [N, Ct, Ht, Wt], the paraphraser's;
             constant. Of two sizes the larger is average pooled.
-
-    Returns:
-        [N].
     """
     student, teacher = (attention(m, 2) for m in matched(student_map, teacher_map))
     return (student - teacher).abs().mean(1)

@@ -7,7 +7,7 @@ from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Ter
 
 
 def channel_correlation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Inter-channel correlation L_ICKD-C (Liu et al., arXiv 2202.03680): sum of (G_s - G_t)^2 over C.
+    """Inter-channel correlation L_ICKD-C (Liu et al., arXiv 2202.03680): sum of (G_s - G_t)^2 over C; [N].
 
     With F the map as a [C, H * W] matrix, G = F F^T is C x C: its size does not depend on H and W. Its rows are
     normalized and the squares divided by C, as in the released code for CIFAR.
@@ -15,9 +15,6 @@ def channel_correlation(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Args:
         student_map: [N, C, H, W], already projected to the teacher's channels.
         teacher_map: [N, C, H', W']; constant; another resolution is fine.
-
-    Returns:
-        [N].
 
     Raises:
         ValueError: the numbers of channels differ.

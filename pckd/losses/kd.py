@@ -9,15 +9,10 @@ from registry import LOSSES, METHODS, Term
 
 @LOSSES.register("kd", check=above_zero("kd", "temperature"))
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)) (Hinton et al., arXiv 1503.02531).
+    """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)); [B] (Hinton et al., arXiv 1503.02531).
 
     Args:
-        student_logits: [B, K].
-        teacher_logits: [B, K]; constant.
-        temperature: T > 0.
-
-    Returns:
-        [B]: the divergence summed over classes, per sample.
+        student_logits: [B, K]. teacher_logits: [B, K]; constant. temperature: T > 0.
     """
     student = F.log_softmax(full(student_logits) / temperature, dim=-1)
     teacher = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=-1)

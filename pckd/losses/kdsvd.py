@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def check(setup: Setup, *, k: int) -> None:
 
 @LOSSES.register("kdsvd", inputs=("student_stages", "teacher_stages"), check=check)
 def kdsvd(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k: int = 1) -> Tensor:
-    """Distillation by singular value decomposition (Lee et al., arXiv 1807.06819), as in CRD's benchmark.
+    """Distillation by singular value decomposition (Lee et al., arXiv 1807.06819), as in CRD's benchmark; [N].
 
     A map, as a matrix of positions by channels, is described by its first k right singular vectors, those of the
     student being the ones, of k + 3, nearest to the teacher's, with their signs. All are scaled by the teacher's
@@ -33,23 +34,18 @@ def kdsvd(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k: int
         student_maps: [N, C, H, W] each; teacher_maps: [N, C, H', W'] each, of the same widths; constant. Paired from
             the last backwards.
         k: number of singular vectors, at least 1.
-
-    Returns:
-        [N].
     """
-    layers: list[Tensor] = []
-    before: tuple[Tensor, Tensor] | None = None
+    described = []
     for student_map, teacher_map in paired(student_maps, teacher_maps):
         with exact(student_map):
             scale, teacher = (x[..., :k] for x in _decompose(teacher_map.detach()))
             student = _aligned(_decompose(student_map)[1][..., : k + 3], teacher)
-            now = tuple(v * unit(scale)[:, None] for v in (student, teacher))
-        if before is not None:
-            by_student, by_teacher = (
-                torch.exp(-(v[:, :, None] - w[:, None]).square() / 8) for v, w in zip(now, before, strict=True)
-            )
-            layers.append((by_student - by_teacher).square().sum((1, 2, 3)))
-        before = (now[0], now[1])
+            described.append([v * unit(scale)[:, None] for v in (student, teacher)])
+    layers = []
+    for before, now in pairwise(described):
+        pairs = zip(now, before, strict=True)
+        by_student, by_teacher = (torch.exp(-(v[:, :, None] - w[:, None]).square() / 8) for v, w in pairs)
+        layers.append((by_student - by_teacher).square().sum((1, 2, 3)))
     return torch.stack(layers).sum(0)
 
 

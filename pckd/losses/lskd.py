@@ -23,15 +23,11 @@ def standardize(logits: Tensor) -> Tensor:
 
 @LOSSES.register("lskd", check=above_zero("lskd", "temperature"))
 def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    """KD between standardized logits: blind to shift and scale of either side (Sun et al., arXiv 2403.01427).
+    """KD between standardized logits: blind to shift and scale of either side; [B] (Sun et al., arXiv 2403.01427).
 
     Args:
-        student_logits: [B, K].
-        teacher_logits: [B, K]; constant.
+        student_logits: [B, K]. teacher_logits: [B, K]; constant.
         temperature: the base temperature tau > 0; the deviation of each row's logits multiplies it.
-
-    Returns:
-        [B]: tau^2 KL(teacher || student) of each sample.
     """
     return kd(standardize(student_logits), standardize(teacher_logits.detach()), temperature)
 

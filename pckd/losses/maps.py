@@ -54,13 +54,10 @@ def paired_shapes(
 
 
 def matched(student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps in at least float32 and at one size: the larger is average pooled; the teacher's is a constant.
+    """Both maps in at least float32 and at the smaller size: the larger is average pooled; the teacher's is a constant.
 
     Args:
         student_map: [N, Cs, Hs, Ws]; teacher_map: [N, Ct, Ht, Wt].
-
-    Returns:
-        [N, Cs, H, W] and [N, Ct, H, W], H = min(Hs, Ht), W = min(Ws, Wt).
     """
     size = smaller_size(student_map, teacher_map)
     return resized(student_map, size), resized(teacher_map.detach(), size)

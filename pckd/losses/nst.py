@@ -16,7 +16,7 @@ def check(setup: Setup) -> None:
 
 @LOSSES.register("nst", inputs=("student_stages", "teacher_stages"), check=check)
 def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Neuron selectivity transfer, L_MMD^2 with the polynomial kernel (Huang & Wang, arXiv 1707.01219).
+    """Neuron selectivity transfer, L_MMD^2 with the polynomial kernel; [N] (Huang & Wang, arXiv 1707.01219).
 
     Squared maximum mean discrepancy between the channels of the two maps, each a unit vector over the positions, with
     k(a, b) = (a^T b)^2. Layers are summed.
@@ -24,9 +24,6 @@ def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tenso
     Args:
         student_maps: [N, Cs, Hs, Ws] each; teacher_maps: [N, Ct, Ht, Wt] each; constant. Paired from the last
             backwards; of two sizes the larger is average pooled.
-
-    Returns:
-        [N].
     """
     layers = []
     for pair in paired(student_maps, teacher_maps):

@@ -13,7 +13,7 @@ from registry import LOSSES, METHODS, Context, Output, Setup, Term
 
 
 def ofd(student_preacts: Sequence[Tensor], teacher_preacts: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
-    """Overhaul of feature distillation: partial L2 after a margin ReLU (Heo et al., arXiv 1904.01866, d_p and sigma_m).
+    """OFD, partial L2 after a margin ReLU; [N] (Heo et al., arXiv 1904.01866, d_p and sigma_m).
 
     The teacher's value is max(t, m). Squared differences are summed over the neurons, except where the teacher is off
     and the student already below that value. The i-th of n layers counts 2^(i - n), as in the published code.
@@ -22,9 +22,6 @@ def ofd(student_preacts: Sequence[Tensor], teacher_preacts: Sequence[Tensor], ma
         student_preacts: [N, C, Hs, Ws] each, after the connector; teacher_preacts: [N, C, Ht, Wt] each; constant.
             Paired from the last backwards; of two sizes the larger is average pooled.
         margins: [C] each, not positive: m, one for each pair.
-
-    Returns:
-        [N].
     """
     layers = []
     for pair, margin in zip(paired(student_preacts, teacher_preacts), margins, strict=True):
@@ -38,11 +35,7 @@ def ofd(student_preacts: Sequence[Tensor], teacher_preacts: Sequence[Tensor], ma
 def negative_means(preact: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of the negative values of each channel: E[x | x < 0], OFD's margin (arXiv 1904.01866, m_C).
 
-    Args:
-        preact: [N, C, H, W].
-
-    Returns:
-        means [C], zero where a channel has no negative value, and their counts [C].
+    Of a map [N, C, H, W] the means [C], zero where a channel has no negative value, and the counts [C] of such values.
     """
     preact = full(preact.detach())
     counts = (preact < 0).to(preact.dtype).sum((0, 2, 3))

@@ -9,18 +9,14 @@ from registry import LOSSES, METHODS, Term
 
 @LOSSES.register("pkt", compares_rows=True)
 def pkt(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
-    """Probabilistic knowledge transfer: match who is near whom (Passalis and Tefas, arXiv 1803.10837).
+    """Probabilistic knowledge transfer: match who is near whom; [B] (Passalis and Tefas, arXiv 1803.10837).
 
     p(j | i) = K(x_i, x_j) / sum_k K(x_i, x_k) with the kernel K = (cos + 1) / 2, image i itself included as in the
     authors' code. Value i is sum_j p_t(j | i) log(p_t(j | i) / p_s(j | i)) / B, so that the mean over the batch is the
     mean over all pairs.
 
     Args:
-        student_embedding: [B, Ds].
-        teacher_embedding: [B, Dt]; constant.
-
-    Returns:
-        [B].
+        student_embedding: [B, Ds]. teacher_embedding: [B, Dt]; constant.
     """
     with exact(student_embedding):
         student, teacher = (_neighbors(x) for x in (student_embedding, teacher_embedding.detach()))

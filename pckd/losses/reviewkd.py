@@ -14,7 +14,7 @@ CONTEXT_SIZES = (4, 2, 1)
 
 
 def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """ReviewKD's hierarchical context loss (Chen et al., arXiv 2104.09044, HCL).
+    """ReviewKD's hierarchical context loss; [N] (Chen et al., arXiv 2104.09044, HCL).
 
     Mean squared differences of the maps and of their averages on grids of 4, 2 and 1 (those smaller than the map);
     the map counts 1, each grid half of what precedes it, over their sum. Layers are summed.
@@ -22,9 +22,6 @@ def hierarchical_context(student_maps: Sequence[Tensor], teacher_maps: Sequence[
     Args:
         student_maps: [N, C, Hs, Ws] each, after the fusion; teacher_maps: [N, C, Ht, Wt] each; constant. Paired from
             the last backwards; of two sizes the larger is average pooled.
-
-    Returns:
-        [N].
     """
     layers = []
     for pair in paired(student_maps, teacher_maps):

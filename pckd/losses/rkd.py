@@ -12,18 +12,14 @@ from registry import LOSSES, METHODS, Term
 def rkd(
     student_embedding: Tensor, teacher_embedding: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0
 ) -> Tensor:
-    """Relational knowledge distillation: Huber loss of distances and of angles (Park et al., arXiv 1904.05068).
+    """Relational knowledge distillation: Huber loss of distances and of angles; [B] (Park et al., arXiv 1904.05068).
 
     Distances are |x_i - x_j| over their mean in the batch (the paper's psi_D with its mu); angles are
     cos(x_j - x_i, x_k - x_i), image i at the vertex (psi_A). Value i is the mean over image i's pairs and triplets.
 
     Args:
-        student_embedding: [B, Ds].
-        teacher_embedding: [B, Dt]; constant.
+        student_embedding: [B, Ds]. teacher_embedding: [B, Dt]; constant.
         distance_weight: of the distances. angle_weight: of the angles.
-
-    Returns:
-        [B].
     """
     with exact(student_embedding):
         student, teacher = _differences(student_embedding), _differences(teacher_embedding.detach())

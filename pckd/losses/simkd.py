@@ -9,14 +9,11 @@ from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Ter
 
 
 def reused_feature(projected_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """L_SimKD: mean squared difference of the projected and the teacher's last map (Chen et al., arXiv 2203.14001).
+    """L_SimKD: mean squared difference of the projected and the teacher's map; [N] (Chen et al., arXiv 2203.14001).
 
     Args:
         projected_map: [N, Ct, H, W], the student's last map after the projector.
-        teacher_map: [N, Ct, H, W]; constant.
-
-    Returns:
-        [N].
+        teacher_map: [N, Ct, H, W], its last; constant.
 
     Raises:
         ValueError: the shapes differ.

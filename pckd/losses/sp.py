@@ -13,16 +13,13 @@ def check(setup: Setup) -> None:
 
 @LOSSES.register("sp", check=check)
 def similarity_preserving(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Similarity-preserving distillation (Tung & Mori, arXiv 1907.09682, L_SP).
+    """Similarity-preserving distillation; [N] (Tung & Mori, arXiv 1907.09682, L_SP).
 
     G = Q Q^T of the flattened maps, each row scaled to length 1. The published loss ||G_t - G_s||^2 / N^2 is the mean
     of these values: row n holds what the similarities of sample n to the batch contribute.
 
     Args:
         student_map: [N, ...]; teacher_map: [N, ...]; constant.
-
-    Returns:
-        [N].
     """
     with exact(student_map):
         student, teacher = (unit(q @ q.T) for q in (full(m).flatten(1) for m in (student_map, teacher_map.detach())))

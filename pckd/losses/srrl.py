@@ -8,14 +8,11 @@ from registry import LOSSES, METHODS, Context, Output, Setup, Term
 
 
 def feature_statistic(adapted_map: Tensor, teacher_embedding: Tensor) -> Tensor:
-    """L_FM of SRRL: mean squared difference of the features' means over space (Yang et al., ICLR 2021).
+    """L_FM of SRRL: mean squared difference of the features' means over space; [N] (Yang et al., ICLR 2021).
 
     Args:
         adapted_map: [N, Dt, H, W], the student's last map after the adapter.
         teacher_embedding: [N, Dt], the teacher's last map averaged over space; constant.
-
-    Returns:
-        [N].
 
     Raises:
         ValueError: the widths differ.
@@ -24,14 +21,11 @@ def feature_statistic(adapted_map: Tensor, teacher_embedding: Tensor) -> Tensor:
 
 
 def softmax_regression(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """L_SR of SRRL as released: mean squared difference of the teacher's classifier on both features (ICLR 2021).
+    """L_SR of SRRL as released: mean squared difference of the teacher's classifier on both features; [N] (ICLR 2021).
 
     Args:
         student_logits: [N, K], the teacher's classifier on the student's adapted feature.
         teacher_logits: [N, K]; constant.
-
-    Returns:
-        [N].
 
     Raises:
         ValueError: the shapes differ.

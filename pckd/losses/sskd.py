@@ -30,13 +30,10 @@ def _over_all_rows(values: Tensor, kept: Tensor, views: int) -> Tensor:
 
 
 def view_similarity(embedding: Tensor, views: int) -> Tensor:
-    """Cosine of every transformed row with every image's upright row: SSKD's matrix A.
+    """Cosine of every transformed row with every image's upright row: SSKD's matrix A; [R, B].
 
     Args:
         embedding: [N, D], of the self-supervision head. views: V.
-
-    Returns:
-        [R, B].
     """
     with exact(embedding):
         embedding = unit(embedding)
@@ -49,15 +46,12 @@ def _own_images(similarity: Tensor) -> Tensor:
 
 
 def view_contrast(embedding: Tensor, views: int) -> Tensor:
-    """Which image is this the transformation of: -log softmax_j(A_ij) at the own image, as SSKD trains its head.
+    """Which image is this the transformation of: -log softmax_j(A_ij) at the own image, as SSKD trains its head; [N].
 
     The published code has no temperature here.
 
     Args:
         embedding: [N, D], of the self-supervision head. views: V.
-
-    Returns:
-        [N].
     """
     similarity = view_similarity(embedding, views)
     own = _own_images(similarity)
@@ -65,15 +59,12 @@ def view_contrast(embedding: Tensor, views: int) -> Tensor:
 
 
 def reliable(scores: Tensor, targets: Tensor, ratio: float) -> Tensor:
-    """SSKD's selective transfer: the rows that a teacher gets right, and of the others the share it is least wrong in.
+    """SSKD's selective transfer: which rows a teacher gets right, or of the others is least wrong in; bool [R].
 
     A row's error is the rank of its target among the row's scores; of equal errors the earlier row goes first.
 
     Args:
         scores: [R, C]. targets: [R]. ratio: in [0, 1], the share of the wrong rows that is kept, rounded down.
-
-    Returns:
-        bool [R].
     """
     rank = (scores > scores.gather(1, targets[:, None])).sum(dim=1)
     wrong = (rank > 0).sum()
@@ -97,14 +88,11 @@ def transformed_kd(
     temperature: float = 4.0,
     ratio: float = 1.0,
 ) -> Tensor:
-    """Knowledge distillation on the transformed rows, SSKD's L_T: T^2 KL(softmax(z_t / T) || softmax(z_s / T)).
+    """Knowledge distillation on the transformed rows, SSKD's L_T: T^2 KL(softmax(z_t / T) || softmax(z_s / T)); [N].
 
     Args:
         student_logits: [N, K]. teacher_logits: [N, K]; constant. labels: [N]. views: V.
         temperature: T. ratio: see :func:`reliable`; by the teacher's rank of the label.
-
-    Returns:
-        [N].
     """
     student, teacher = (_transformed(x, views) for x in (student_logits, teacher_logits.detach()))
     kept = reliable(full(teacher), _transformed(labels, views), ratio)
@@ -114,15 +102,12 @@ def transformed_kd(
 def similarity_transfer(
     student_embedding: Tensor, teacher_embedding: Tensor, views: int, temperature: float = 0.5, ratio: float = 0.75
 ) -> Tensor:
-    """SSKD's L_ss: T^2 KL between the rows of the two networks' :func:`view_similarity`, softened by T.
+    """SSKD's L_ss: T^2 KL between the rows of the two networks' :func:`view_similarity`, softened by T; [N].
 
     Args:
         student_embedding: [N, Ds], of the student's self-supervision head.
         teacher_embedding: [N, Dt], of the teacher's; constant. views: V.
         temperature: T. ratio: see :func:`reliable`; by the teacher's rank of the own image.
-
-    Returns:
-        [N].
     """
     student, teacher = (view_similarity(x, views) for x in (student_embedding, teacher_embedding.detach()))
     kept = reliable(teacher, _own_images(teacher), ratio)

@@ -12,7 +12,7 @@ from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
 
 def vid(predicted_mean: Tensor, target: Tensor, log_scale: Tensor, eps: float = 1e-5) -> Tensor:
-    """Variational information distillation (Ahn et al., arXiv 1904.05835, -log q(t|s)).
+    """Variational information distillation (Ahn et al., arXiv 1904.05835, -log q(t|s)); [N].
 
     Negative log-likelihood, up to a constant, of the teacher's map under a Gaussian whose mean the student predicts:
     ((t - mu)^2 / var + log var) / 2, with one var = log(1 + exp(log_scale)) + eps a channel; mean over C, H and W.
@@ -21,9 +21,6 @@ def vid(predicted_mean: Tensor, target: Tensor, log_scale: Tensor, eps: float = 
         predicted_mean: [N, C, Hs, Ws], mu; target: [N, C, Ht, Wt]; constant. Of two sizes the larger is average
             pooled.
         log_scale: [C]. eps: the least variance.
-
-    Returns:
-        [N].
     """
     mean, target = matched(predicted_mean, target)
     variance = (F.softplus(full(log_scale)) + eps)[:, None, None]

@@ -19,15 +19,12 @@ def constant(difficulty: Tensor, context: Context) -> Tensor:
 
 
 def preview_weights(difficulty: Tensor, epoch: float, growth: float = GROWTH) -> Tensor:
-    """Preview weight v_i = 1 if gamma_i <= growth^epoch, else exp(-gamma_i^2) (PCKD's preview strategy).
+    """Preview weight v_i = 1 if gamma_i <= growth^epoch, else exp(-gamma_i^2); [B] (PCKD's preview strategy).
 
     Args:
         difficulty: [B], relative to the batch mean.
         epoch: counted from 1; may be fractional where a schedule is rescaled.
         growth: how fast the bar rises per epoch.
-
-    Returns:
-        [B] in [0, 1]; without gradient.
     """
     difficulty = full(difficulty.detach())
     return torch.where(difficulty <= growth**epoch, 1.0, torch.exp(-difficulty.square()))

@@ -6,8 +6,9 @@
         check_loss("mine")
 
 Each takes a registered name, with options or without (``"preview(growth=1.01)"``), or the function or class itself, and
-raises :class:`ContractError` in one line: whose contract, which clause, what was seen, and what is expected. They need
-neither pytest nor files, take a second or less, and leave the random numbers of the caller as they were.
+raises :class:`ContractError` in one line: whose contract, which clause, what was seen, and what is expected. An unknown
+name is a :class:`registry.UserError`. They need neither pytest nor files, take a second or less, and leave the random
+numbers of the caller as they were.
 """
 
 from pckd.testing.backbones import check_backbone

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo import probe
-from pckd.testing.cases import hidden_parts, near, saved, tensors_of
+from pckd.testing.cases import hidden_parts, near, same, saved, tensors_of
 from pckd.testing.contract import Contract
 from registry import BACKBONES, Output
-
-__all__ = ["check_backbone"]
 
 CLASSES = 7
 TOLERANCE = 1e-3
@@ -38,30 +36,19 @@ def check_backbone(
             a network, which is copied, and of which ``num_classes`` and ``state`` are not asked.
         in_channels: channels of the images, each tried; one number for a network.
         image_sizes: pixels, or (height, width), each tried; the first of them most.
-
-    Raises:
-        ContractError: it breaks a clause; the message says which, what was seen, and what is expected.
-        UserError: there is no network of that name.
     """
     contract = Contract("backbone", BACKBONES, backbone)
     is_network = isinstance(backbone, nn.Module)
     for channels in in_channels[: 1 if is_network else None]:
         for size in image_sizes:
-            with contract.trial(f"images of {channels} x {_text(size)}"):
+            height, width = (size, size) if isinstance(size, int) else size
+            with contract.trial(f"images of {channels} x {height} x {width}"):
                 network = _built(contract, channels)
-                images = torch.randn(4, channels, *_pair(size))
+                images = torch.randn(4, channels, height, width)
                 _answers(contract, network, images)
                 if channels == in_channels[0] and size == image_sizes[0]:
                     _trains(contract, network, images)
                     _state(contract, network, images)
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _text(size: Size) -> str:
-    return "{} x {}".format(*_pair(size))
 
 
 def _built(contract: Contract, channels: int) -> Any:
@@ -82,22 +69,21 @@ def _answers(contract: Contract, network: Any, images: Tensor) -> None:
         output = network(images)
     with contract.clause("output"):
         shapes = probe(network, images.shape[1], (images.shape[2], images.shape[3]))
-    with contract.clause("finite") as expect:
-        expect(all(tensor.isfinite().all() for tensor in tensors_of(output)), "some values are not", "finite values")
+    finite = all(tensor.isfinite().all() for tensor in tensors_of(output))
+    contract.holds("finite", finite, "some values are not", "finite values")
     if not isinstance(contract.plugin, nn.Module):
-        with contract.clause("num_classes") as expect:
-            expect(shapes.num_classes == CLASSES, f"{shapes.num_classes} logits", f"{CLASSES}, as asked for")
+        right = shapes.num_classes == CLASSES
+        contract.holds("num_classes", right, f"{shapes.num_classes} logits", f"{CLASSES}, as asked for")
     with contract.clause("classifier") as expect:
         agrees = near(network.classifier(output.embedding), output.logits, TOLERANCE)
         expect(agrees, "the logits are not classifier(embedding)", "the classifier to be the last layer")
     with contract.clause("deterministic in eval mode") as expect:
-        same = zip(tensors_of(output), tensors_of(network(images)), strict=True)
-        expect(all(a.equal(b) for a, b in same), "the same images gave another output", "the same")
+        again = same(tensors_of(output), tensors_of(network(images)))
+        expect(again, "the same images gave another output", "the same")
     with contract.clause("eval changes nothing") as expect:
         changed = [key for key, value in network.state_dict().items() if not value.equal(state[key])]
         expect(not changed, f"answering changed {', '.join(changed)}", "no change")
-    with contract.clause("input untouched") as expect:
-        expect(images.equal(kept), "wrote into the images", "no change")
+    contract.holds("input untouched", images.equal(kept), "wrote into the images", "no change")
     with contract.clause("one image") as expect:
         alone = network(images[:1]).logits
         expect(near(alone, output.logits[:1], TOLERANCE), "an image alone has other logits", "those it has in a batch")
@@ -120,13 +106,12 @@ def _trains(contract: Contract, network: Any, images: Tensor) -> None:
 
 
 def _state(contract: Contract, network: Any, images: Tensor) -> None:
-    with contract.clause("parameters") as expect:
-        # Aliased weights would be counted, saved and optimized twice.
-        pointers = [parameter.data_ptr() for parameter in network.parameters()]
-        expect(len(set(pointers)) == len(pointers), "two parameters share their memory", "each its own")
-    with contract.clause("registered state") as expect:
-        hidden = ", ".join(hidden_parts(network))
-        expect(not hidden, f"{hidden} is neither submodule, parameter nor buffer", "nothing hidden")
+    # Aliased weights would be counted, saved and optimized twice.
+    pointers = [parameter.data_ptr() for parameter in network.parameters()]
+    distinct = len(set(pointers)) == len(pointers)
+    contract.holds("parameters", distinct, "two parameters share their memory", "each its own")
+    hidden = hidden_parts(network)
+    contract.holds("registered state", not hidden, hidden, "nothing hidden")
     if isinstance(contract.plugin, nn.Module):
         return
     with contract.clause("state") as expect, torch.no_grad():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ from registry import (
 IMAGES, CLASSES, SAMPLES, WIDTH = 6, 7, 50, 12
 SIZES = (16, 16, 8, 4, 4)
 """Of the maps: as many as any built-in network has."""
-VIEWS = (1, 4)
-TEACHER_WIDTHS = (12, 20)
+PAIRS = ((1, 12), (1, 20), (4, 12), (4, 20))
+"""Views, and the teacher's width."""
 ORDER = (2, 0, 1, 5, 3, 4)
 """Another order of the images."""
 BOXES = Boxes(
@@ -75,6 +76,13 @@ class Case(NamedTuple):
         views = self.context.views
         return self.student.upright(views), self.teacher.upright(views), self.context.upright()
 
+    @property
+    def constants(self) -> list[Tensor | None]:
+        """What no gradient may reach: the teacher's."""
+        centers, classifier = self.context.centers, self.setup.teacher_classifier
+        assert classifier is not None
+        return [*tensors_of(self.teacher), centers.teacher, centers.teacher_bias, *classifier.parameters()]
+
     def images(self, chosen: Iterable[int]) -> Case:
         """The same case for these images, in this order."""
         views = self.context.views
@@ -101,8 +109,9 @@ class Case(NamedTuple):
 
     def whole(self) -> Case:
         """The images of the case, as a task shows them whose rows are none: feature maps, boxes and pixels alone."""
-        student, teacher = (cast(output.rows(None), torch.float32) for output in (self.student, self.teacher))
-        return Case(student, teacher, self.context.select("images"), self.setup.of("images"))
+        student, teacher = (output.rows(None) for output in (self.student, self.teacher))
+        whole = Case(student, teacher, self.context.select("images"), self.setup.of("images"))
+        return whole.to(torch.float32)
 
     def without_maps(self) -> Case:
         """The same case; whoever looks at a feature map is refused."""
@@ -111,8 +120,20 @@ class Case(NamedTuple):
         return self._replace(student=student, teacher=teacher)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """The same case with the networks' outputs in another precision; what is the centers' stays."""
-        return self._replace(student=cast(self.student, dtype), teacher=cast(self.teacher, dtype))
+        """The same case with the networks' outputs as leaves in another precision; what is the centers' stays."""
+        student, teacher = (
+            output.apply(lambda x: x.detach().to(dtype).requires_grad_(x.requires_grad))
+            for output in (self.student, self.teacher)
+        )
+        return self._replace(student=student, teacher=teacher)
+
+
+class Bare(nn.Module):
+    """A network of which only the classifier is there."""
+
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, CLASSES, bias=bias)
 
 
 def make_case(
@@ -133,10 +154,7 @@ def make_case(
     rows = IMAGES * views
     student = make_output(generator, rows, WIDTH, grad)
     teacher = make_output(generator, rows, teacher_width, grad)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal = partial(torch.randn, generator=generator)
     labels, index = torch.tensor([0, 3, 0, 6, 3, 1]), torch.tensor([4, 49, 0, 7, 21, 8])
     centers = Centers(
         normal(CLASSES, WIDTH).requires_grad_(grad),
@@ -186,10 +204,7 @@ def enough_views(views: int, losses: Iterable[nn.Module]) -> int:
 
 def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -> Output:
     """Random outputs shaped as those of a small residual network with a last stage of ``width`` channels."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    normal = partial(torch.randn, generator=generator)
     channels = (width // 3, width // 3, width // 2, width, width)
     preacts = tuple(normal(rows, c, size, size) for c, size in zip(channels, SIZES, strict=True))
     maps = tuple(preact.relu() for preact in preacts)
@@ -205,14 +220,14 @@ def tensors_of(output: Output) -> list[Tensor]:
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
-def cast(output: Output, dtype: torch.dtype) -> Output:
-    """The same output in another precision, as leaves that ask for gradient where the output did."""
-    return output.apply(lambda x: x.detach().to(dtype).requires_grad_(x.requires_grad))
-
-
 def reached(tensors: Iterable[Tensor | None]) -> bool:
     """Whether any gradient other than zero has come here."""
     return any(t is not None and t.grad is not None and bool(t.grad.any()) for t in tensors)
+
+
+def same(ones: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether the tensors of two collections are equal, pair by pair."""
+    return all(one.detach().equal(other.detach()) for one, other in zip(ones, others, strict=True))
 
 
 def near(value: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
@@ -241,15 +256,15 @@ def objective_of(terms: Sequence[Term], setup: Setup) -> Objective:
     )
 
 
-def hidden_parts(module: nn.Module) -> list[str]:
-    """Attributes, of a module and those below it, whose tensors or layers neither an optimizer nor a file would see."""
+def hidden_parts(module: nn.Module) -> str:
+    """What to say of tensors and layers in a module that neither an optimizer nor a file would see; "" of none."""
     own = set(vars(nn.Module()))
 
     def holds(value: object) -> bool:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         return any(isinstance(part, (nn.Module, Tensor)) for part in parts)
 
-    return [
+    hidden = [
         f"{path}.{key}".lstrip(".")
         for path, part in module.named_modules()
         # PyTorch's own layers keep lists of their parameters (nn.LSTM does).
@@ -257,3 +272,4 @@ def hidden_parts(module: nn.Module) -> list[str]:
         for key, value in vars(part).items()
         if key not in own and holds(value)
     ]
+    return f"{', '.join(hidden)} is neither submodule, parameter nor buffer" if hidden else ""

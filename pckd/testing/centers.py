@@ -11,21 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pckd.testing.cases import CLASSES, TEACHER_WIDTHS, VIEWS, WIDTH, Case, hidden_parts, make_case, saved, tensors_of
+from pckd.testing.cases import CLASSES, PAIRS, WIDTH, Bare, Case, hidden_parts, make_case, same, saved, tensors_of
 from pckd.testing.contract import Contract
 from registry import CENTER_RULES, Centers, NotApplicable
 
-__all__ = ["check_center_rule"]
-
 STEPS = 3
-
-
-class Classifier(nn.Module):
-    """As much of a network as a center rule looks at."""
-
-    def __init__(self, width: int, bias: bool) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(width, CLASSES, bias=bias)
 
 
 def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
@@ -38,17 +28,13 @@ def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
 
     Args:
         rule: a registered name, with options or without, or the factory ``(setup, **options) -> CenterRule``.
-
-    Raises:
-        ContractError: it breaks a clause; the message says which, what was seen, and what is expected.
-        UserError: there is no rule of that name.
     """
     contract = Contract("center rule", CENTER_RULES, rule)
     accepted = False
-    for views, width, bias in product(VIEWS, TEACHER_WIDTHS, (True, False)):
+    for (views, width), bias in product(PAIRS, (True, False)):
         case = make_case(views, width, grad=False)
         with contract.trial(f"{case}, classifiers with{'' if bias else 'out'} bias"):
-            nets = Classifier(WIDTH, bias), Classifier(width, bias)
+            nets = Bare(WIDTH, bias), Bare(width, bias)
             made = _built(contract, case)
             if made is None:
                 continue
@@ -57,8 +43,7 @@ def check_center_rule(rule: str | Callable[..., nn.Module]) -> None:
                 _look(contract, made, nets, width, f"{case}, after {step} updates")
                 _update(contract, made, nets, case, half=step == STEPS - 1)
             _state(contract, made, nets, case)
-    with contract.clause("applicable") as expect:
-        expect(accepted, "refused every pair of networks", "one that it works for")
+    contract.holds("applicable", accepted, "refused every pair of networks", "one that it works for")
 
 
 def _built(contract: Contract, case: Case) -> Any:
@@ -70,7 +55,7 @@ def _built(contract: Contract, case: Case) -> Any:
     return made
 
 
-def _look(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], width: int, case: str) -> None:
+def _look(contract: Contract, rule: Any, nets: tuple[Bare, Bare], width: int, case: str) -> None:
     contract.case = case
     with contract.clause("runs") as expect:
         centers = rule(*nets)
@@ -81,16 +66,14 @@ def _look(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], wi
             continue
         with contract.clause("shape") as expect:
             expect(tensor.shape == shape, f"{name} has shape {tuple(tensor.shape)}", f"{shape}")
-        with contract.clause("finite") as expect:
-            expect(tensor.isfinite().all(), f"{name} is not finite", "valid centers from step 0 on")
-        with contract.clause("teacher is constant") as expect:
-            expect(name.startswith("student") or not tensor.requires_grad, f"{name} asks for gradient", "a constant")
+        contract.holds("finite", tensor.isfinite().all(), f"{name} is not finite", "valid centers from step 0 on")
+        constant = name.startswith("student") or not tensor.requires_grad
+        contract.holds("teacher is constant", constant, f"{name} asks for gradient", "a constant")
     with contract.clause("looking changes nothing") as expect:
-        again = rule(*nets)
-        expect(_same(centers, again), "a second look gave other centers", "the same")
+        expect(_same(centers, rule(*nets)), "a second look gave other centers", "the same")
 
 
-def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], case: Case, half: bool) -> None:
+def _update(contract: Contract, rule: Any, nets: tuple[Bare, Bare], case: Case, half: bool) -> None:
     shown = [*tensors_of(case.student), *tensors_of(case.teacher), case.context.labels]
     shown += [parameter for net in nets for parameter in net.parameters()]
     before = [tensor.detach().clone() for tensor in shown]
@@ -99,9 +82,8 @@ def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], 
         value = (rule(*nets).student @ query).sum()
         answer = rule.update(case.student, case.teacher, case.context.labels)
         expect(answer is None, f"update returned {type(answer).__name__}", "None")
-    with contract.clause("inputs untouched") as expect:
-        same = all(a.equal(b.detach()) for a, b in zip(before, shown, strict=True))
-        expect(same, "update wrote into the networks or their outputs", "no change")
+    untouched = same(before, shown)
+    contract.holds("inputs untouched", untouched, "update wrote into the networks or their outputs", "no change")
     with contract.clause("backward after update"):
         # What the forward pass saved must not be what the update writes into.
         value.backward()
@@ -119,15 +101,12 @@ def _update(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], 
             expect(dtypes == {torch.float32}, f"centers are {dtypes} after bfloat16 outputs", "torch.float32")
 
 
-def _state(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], case: Case) -> None:
-    with contract.clause("holds no network") as expect:
-        networks = [*nets, *filter(None, [case.setup.teacher_classifier])]
-        theirs = {id(parameter) for net in networks for parameter in net.parameters()}
-        held = [key for key, tensor in rule.named_parameters() if id(tensor) in theirs]
-        expect(not held, f"{', '.join(held)} is a network's", "a rule that reads the networks and keeps nothing")
-    with contract.clause("registered state") as expect:
-        hidden = ", ".join(hidden_parts(rule))
-        expect(not hidden, f"{hidden} is neither submodule, parameter nor buffer", "nothing hidden")
+def _state(contract: Contract, rule: Any, nets: tuple[Bare, Bare], case: Case) -> None:
+    theirs = {id(parameter) for net in nets for parameter in net.parameters()} | set(map(id, case.constants))
+    held = ", ".join(key for key, tensor in rule.named_parameters() if id(tensor) in theirs)
+    contract.holds("holds no network", not held, f"{held} is a network's", "a rule that reads them and keeps nothing")
+    hidden = hidden_parts(rule)
+    contract.holds("registered state", not hidden, hidden, "nothing hidden")
     with contract.clause("state") as expect:
         resumed = contract.make(case.setup)
         resumed.load_state_dict(saved(rule.state_dict()))
@@ -138,5 +117,5 @@ def _state(contract: Contract, rule: Any, nets: tuple[Classifier, Classifier], c
 
 
 def _same(one: Centers, other: Centers) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all((a is None and b is None) or (a is not None and b is not None and a.equal(b)) for a, b in pairs)
+    kept = [[tensor for tensor in centers if tensor is not None] for centers in (one, other)]
+    return [t is None for t in one] == [t is None for t in other] and same(*kept)

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from registry import Registry, build, parse
-
-__all__ = ["SEED", "Contract", "ContractError", "Expect", "seed_cpu"]
 
 SEED = 0
 LONGEST_REASON = 300
@@ -87,6 +85,21 @@ class Contract:
             reason = " ".join(str(error).split())[:LONGEST_REASON]
             seen = f"raised {type(error).__name__}" + (f": {reason}" if reason else "")
             raise broken(seen, "no error") from error
+
+    def holds(self, clause: str, ok: object, seen: str, expected: str) -> None:
+        """Raise the error of ``clause`` unless ``ok``."""
+        with self.clause(clause) as expect:
+            expect(ok, seen, expected)
+
+    def vector(self, call: Callable[[], Any], shape: torch.Size) -> Tensor:
+        """What ``call`` returns: finite float32 numbers of this shape."""
+        with self.clause("runs") as expect:
+            values: Tensor = call()
+            expect(isinstance(values, Tensor), f"returned {type(values).__name__}", "a tensor")
+        self.holds("shape", values.shape == shape, f"returned shape {tuple(values.shape)}", f"{tuple(shape)}")
+        self.holds("float32", values.dtype == torch.float32, f"returned {values.dtype}", "torch.float32")
+        self.holds("finite", values.isfinite().all(), f"returned {values.tolist()}", "finite values")
+        return values
 
     @contextmanager
     def trial(self, case: object = "") -> Iterator[None]:

@@ -14,8 +14,6 @@ from pckd.data.check import first_item
 from pckd.testing.contract import Contract
 from registry import DATASETS, BadImages, DataSplit
 
-__all__ = ["check_dataset"]
-
 LOOKED_AT = 64
 """Images of streamed data that are read, spread evenly."""
 
@@ -32,10 +30,6 @@ def check_dataset(dataset: str | Callable[..., Any], *, root: str | None = None)
     Args:
         dataset: a registered name, with options or without, or the function ``(root, train, **options) -> DataSplit``.
         root: where its files are.
-
-    Raises:
-        ContractError: it breaks a clause; the message says which, what was seen, and what is expected.
-        UserError: there is no data set of that name.
     """
     contract = Contract("data set", DATASETS, dataset)
     splits = []

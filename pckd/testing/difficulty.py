@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 
 import torch
 from torch import Tensor
 
-from pckd.testing.cases import IMAGES, ORDER, TEACHER_WIDTHS, VIEWS, Case, make_case, near, tensors_of
+from pckd.testing.cases import IMAGES, ORDER, PAIRS, Case, make_case, near, same, tensors_of
 from pckd.testing.contract import Contract
 from registry import DIFFICULTY_METRICS, Instances
-
-__all__ = ["check_difficulty"]
 
 EASY, HARD = (9.0, 0, 0, 0, 0, 0, 0), (-4.0, 0, 0, 0, 0, 0, 0)
 SURE, UNSURE = (9.0, 0, 0, 0, 0, 0, 0), (2.0, 0, 0, 0, 0, 0, 0)
@@ -35,16 +32,12 @@ def check_difficulty(difficulty: str | Callable[..., Tensor]) -> None:
     Args:
         difficulty: a registered name, with options or without, or the function
             ``(student, teacher, context) -> difficulty [B]``.
-
-    Raises:
-        ContractError: it breaks a clause; the message says which, what was seen, and what is expected.
-        UserError: there is no metric of that name.
     """
     contract = Contract("difficulty metric", DIFFICULTY_METRICS, difficulty)
     with contract.clause("builds") as expect:
         measure = contract.make()
         expect(callable(measure), f"it is {type(measure).__name__}", "a function")
-    for views, width in product(VIEWS, TEACHER_WIDTHS):
+    for views, width in PAIRS:
         case = make_case(views, width, grad=False)
         for images in (range(IMAGES), range(1)):
             some = case.images(images)
@@ -58,33 +51,20 @@ def _check(contract: Contract, measure: Callable[..., Tensor], case: Case) -> No
     student, teacher, context = case.upright
     shown = [*tensors_of(student), *tensors_of(teacher), context.labels, context.index]
     before = [tensor.clone() for tensor in shown]
-    with contract.clause("runs") as expect:
-        values = measure(student, teacher, context)
-        expect(isinstance(values, Tensor), f"returned {type(values).__name__}", "a tensor")
-    with contract.clause("shape") as expect:
-        shape = tuple(context.labels.shape)
-        expect(values.shape == shape, f"returned shape {tuple(values.shape)}", f"{shape}")
-    with contract.clause("float32") as expect:
-        expect(values.dtype == torch.float32, f"returned {values.dtype}", "torch.float32")
-    with contract.clause("finite") as expect:
-        expect(values.isfinite().all(), f"returned {values.tolist()}", "finite values")
-    with contract.clause("not negative") as expect:
-        expect((values >= 0).all(), f"returned {values.tolist()}", "nothing below 0")
-    with contract.clause("mean 1") as expect:
-        mean = float(values.mean())
-        expect(abs(mean - 1) < 1e-4 or not values.any(), f"the batch has mean {mean:.4g}", "1, or 0 everywhere")
-    with contract.clause("no gradient") as expect:
-        expect(not values.requires_grad, "the values ask for gradient", "constants")
+    values = contract.vector(lambda: measure(student, teacher, context), context.labels.shape)
+    contract.holds("not negative", (values >= 0).all(), f"returned {values.tolist()}", "nothing below 0")
+    mean = float(values.mean())
+    is_relative = abs(mean - 1) < 1e-4 or not values.any()
+    contract.holds("mean 1", is_relative, f"the batch has mean {mean:.4g}", "1, or 0 everywhere")
+    contract.holds("no gradient", not values.requires_grad, "the values ask for gradient", "constants")
     with contract.clause("deterministic") as expect:
         values = values.clone()
         expect(measure(*case.upright).equal(values), "the same arguments gave other values", "the same")
-    with contract.clause("inputs untouched") as expect:
-        same = all(a.equal(b) for a, b in zip(before, shown, strict=True))
-        expect(same, "wrote into what it was shown", "no change")
+    contract.holds("inputs untouched", same(before, shown), "wrote into what it was shown", "no change")
     if not getattr(measure, "reads_maps", True):
         with contract.clause("reads_maps") as expect:
-            same = measure(*case.without_maps().upright).equal(values)
-            expect(same, "without feature maps it gave other values", "the same")
+            bare = measure(*case.without_maps().upright)
+            expect(bare.equal(values), "without feature maps it gave other values", "the same")
     with contract.clause("half precision") as expect:
         half = case.to(torch.bfloat16)
         wanted = measure(*half.to(torch.float32).upright)

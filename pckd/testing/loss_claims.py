@@ -8,19 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pckd.testing.cases import CLASSES, IMAGES, ORDER, Case, hidden_parts, near, saved
+from pckd.testing.cases import CLASSES, IMAGES, ORDER, Bare, Case, hidden_parts, near, same, saved
 from pckd.testing.contract import SEED, Contract, seed_cpu
-
-__all__ = [
-    "call",
-    "check_claims",
-    "check_independent",
-    "check_order",
-    "check_precision",
-    "check_repeats",
-    "check_state",
-    "make",
-]
 
 TOLERANCE, LAYERS_TOLERANCE = 1e-4, 0.05
 """In half precision, relative to the largest value: of a loss without layers, and of one whose own layers run in it."""
@@ -45,8 +34,8 @@ def check_repeats(contract: Contract, case: Case) -> None:
         one, other = (make(contract, case) for _ in range(2))
         values = [call(loss, case) for loss in (one, other)]
         expect(values[0].equal(values[1]), "the same state and seed gave another value", "the same")
-        states = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-        expect(all(a.equal(b) for a, b in states), "the same state and seed gave another state", "the same")
+        states = [loss.state_dict().values() for loss in (one, other)]
+        expect(same(*states), "the same state and seed gave another state", "the same")
 
 
 def check_state(contract: Contract, case: Case) -> None:
@@ -54,8 +43,8 @@ def check_state(contract: Contract, case: Case) -> None:
     loss, resumed = make(contract, case), make(contract, case, seed=2)
     with contract.clause("registered state") as expect:
         call(loss, case)
-        hidden = ", ".join(hidden_parts(loss))
-        expect(not hidden, f"{hidden} is neither submodule, parameter nor buffer", "nothing hidden")
+        hidden = hidden_parts(loss)
+        expect(not hidden, hidden, "nothing hidden")
     with contract.clause("state") as expect:
         resumed.load_state_dict(saved(loss.state_dict()))
         later = case.another(seed=1)
@@ -112,19 +101,11 @@ def check_start(contract: Contract, loss: Any, case: Case) -> None:
         with torch.no_grad():
             loss.start(student, teacher)
         after = student.state_dict()
-        same = after.keys() == before.keys() and all(after[name].shape == before[name].shape for name in before)
-        expect(same, "start left the student with weights of other shapes", "the same shapes")
+        shapes = [{name: value.shape for name, value in state.items()} for state in (after, before)]
+        expect(shapes[0] == shapes[1], "start left the student with weights of other shapes", "the same shapes")
         expect(all(value.isfinite().all() for value in after.values()), "start set weights not finite", "finite ones")
-        kept = all(value.equal(theirs[name]) for name, value in teacher.state_dict().items())
+        kept = same(teacher.state_dict().values(), theirs.values())
         expect(kept, "start changed the teacher", "the student alone changed")
-
-
-class Bare(nn.Module):
-    """A network of which only the classifier is there."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(width, CLASSES)
 
 
 def check_order(contract: Contract, case: Case) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -20,12 +21,23 @@ from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
 from pckd.terms import method_terms, schedule_terms
 from pckd.testing.cases import methods_of_views
-from registry import BACKBONES, Batch, NotApplicable, Progress, Setup, Term, UserError
+from registry import (
+    BACKBONES,
+    LOSSES,
+    METHODS,
+    Batch,
+    NotApplicable,
+    Progress,
+    Setup,
+    Shapes,
+    Term,
+    UserError,
+    build,
+)
 
 PAIRS = {
     "resnet-resnet": ("resnet14", "resnet8"),
     "wrn-resnet": ("wrn_16_2", "resnet8"),
-    "vgg-vgg": ("vgg11", "vgg8"),
     "resnet-vgg": ("resnet8x4", "vgg8"),
     "resnet-MobileNetV2": ("resnet8x4", "MobileNetV2"),
     "resnet-ShuffleV2": ("resnet8x4", "ShuffleV2"),
@@ -34,18 +46,9 @@ CLASSES, IMAGES, SIDE, SAMPLES = 4, 4, 16, 20
 CPU = torch.device("cpu")
 
 # What cannot work, and the reason; every other method works on every pair.
-REFUSED = {
-    ("fsp", "wrn-resnet"): "channels",
-    ("fsp", "resnet-vgg"): "channels",
-    ("fsp", "resnet-MobileNetV2"): "channels",
-    ("fsp", "resnet-ShuffleV2"): "channels",
-    ("kdsvd", "wrn-resnet"): "channels",
-    ("kdsvd", "resnet-vgg"): "channels",
-    ("kdsvd", "resnet-MobileNetV2"): "channels",
-    ("kdsvd", "resnet-ShuffleV2"): "channels",
-    ("simkd", "resnet-MobileNetV2"): "srrl",
-    ("simkd", "resnet-ShuffleV2"): "srrl",
-}
+REFUSED = {(name, pair): "equal widths.*any widths" for name in ("fsp", "kdsvd") for pair in PAIRS}
+del REFUSED["fsp", "resnet-resnet"], REFUSED["kdsvd", "resnet-resnet"]
+REFUSED |= {("simkd", "resnet-MobileNetV2"): "srrl", ("simkd", "resnet-ShuffleV2"): "srrl"}
 
 
 class Run:
@@ -115,9 +118,8 @@ def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", methods_of_views())
 def test_method_on_pair(method: str, pair: str) -> None:
     if (method, pair) in REFUSED:
-        with pytest.raises(NotApplicable, match=REFUSED[method, pair]) as refusal:
+        with pytest.raises(NotApplicable, match=f"^.*{REFUSED[method, pair]}.*$"):
             Run(method, pair)
-        assert "\n" not in str(refusal.value)
         return
     run = Run(method, pair)
     student, teacher = snapshot(run.student), snapshot(run.teacher)
@@ -125,9 +127,9 @@ def test_method_on_pair(method: str, pair: str) -> None:
     stages = ["initial"] if run.objective.initial_epochs(240) else []
     for number, stage in enumerate([*stages, "main"]):
         values = run.step(number, stage)
-        assert all(torch.tensor(value).isfinite() for value in values.values()), values
+        assert all(math.isfinite(value) for value in values.values()), values
         acting = {name for name, t in run.objective.terms.items() if (t.initial if stage == "initial" else t.main)}
-        assert acting <= values.keys()
+        assert acting == values.keys() & run.objective.terms.keys()
         assert values["loss"] == pytest.approx(sum(values[name] for name in acting), rel=1e-4, abs=1e-6)
         trained |= {name for name, p in run.objective.named_parameters() if p.grad is not None}
     # The gradient reaches the student, and every parameter of the losses (or it would stay at its random start).
@@ -141,23 +143,17 @@ def test_method_on_pair(method: str, pair: str) -> None:
 
 
 @pytest.mark.parametrize("method", methods_of_views())
-def test_method_in_bf16(method: str) -> None:
-    run = Run(method, "resnet-resnet")
-    stages = ["initial"] if run.objective.initial_epochs(240) else []
-    for number, stage in enumerate([*stages, "main"]):
-        half = run.step(number, stage, precision="bf16")
-        assert all(torch.tensor(value).isfinite() for value in half.values()), half
-
-
-@pytest.mark.parametrize("method", methods_of_views())
-def test_saved_and_reloaded_method_continues_identically(method: str) -> None:
+def test_saved_and_reloaded_method_continues_identically_in_bf16(method: str) -> None:
     first = Run(method, "resnet-resnet")
     if first.objective.initial_epochs(240):
-        first.step(0, "initial")
-    first.step(1)
+        first.step(0, "initial", "bf16")
+    first.step(1, precision="bf16")
     again = Run(method, "resnet-resnet", seed=99)
     again.load(first.state())
-    assert [first.step(n) for n in (2, 3)] == [again.step(n) for n in (2, 3)]
+    for number in (2, 3):
+        values = first.step(number, precision="bf16")
+        assert all(math.isfinite(value) for value in values.values())
+        assert again.step(number, precision="bf16") == values
     for a, b in zip(first.student.state_dict().values(), again.student.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -169,22 +165,119 @@ def test_methods_act_together(method: str) -> None:
     parts = [Run(part, "resnet-resnet").objective.terms for part in method.split("+")]
     expected = {label for terms in parts for label in terms}
     assert expected <= values.keys()
-    assert torch.tensor(list(values.values())).isfinite().all()
 
 
-WHOLE_BATCH = ["cc"]
-"""Methods whose only loss is about the batch as a whole: it has no samples to weigh."""
-
-
-@pytest.mark.parametrize("method", [m for m in methods_of_views() if m not in ("vanilla", *WHOLE_BATCH)])
+@pytest.mark.parametrize("method", [name for name in methods_of_views() if name not in ("vanilla", "cc")])
 def test_per_sample_losses_of_any_method_can_be_previewed(method: str) -> None:
     terms, scheduler = schedule_terms(method_terms(method), "constant")
     run = Run(method, "resnet-resnet", terms=terms, scheduler=scheduler)
     assert run.step(0)["preview_weight"] == 1
-    assert any(term.previewed for term in run.objective.terms.values())
+    chosen = {term.label for term in method_terms(method) if term.previewed}
+    per_sample = {term.label for term in terms if getattr(LOSSES.get(term.label), "per_sample", True) and term.weight}
+    previewed = {term.label for term in run.objective.terms.values() if term.previewed}
+    assert previewed == (chosen or per_sample - {"cross_entropy"})
 
 
-@pytest.mark.parametrize("method", WHOLE_BATCH)
-def test_losses_about_the_whole_batch_cannot_be_previewed(method: str) -> None:
+def test_losses_about_the_whole_batch_cannot_be_previewed() -> None:
     with pytest.raises(UserError, match="nothing to schedule by difficulty"):
-        schedule_terms(method_terms(method), "preview")
+        schedule_terms(method_terms("cc"), "preview")
+
+
+PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
+    "ab": {"ab": (1, {"margin": 1, "initial": 30, "main": False})},
+    "at": {"at": (1000, {"p": 2})},
+    "cc": {"correlation_congruence": (0.02, {"width": 128})},
+    "crd": {"kd": (0, {}), "crd": (0.8, {"negatives": 16384, "memory": None})},
+    "dist": {"dist_inter": (2, {"temperature": 4}), "dist_intra": (2, {"temperature": 4})},
+    "dkd": {"dkd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "warmup": 20})},
+    "fitnet": {"fitnet": (100, {"hint_layer": 2})},
+    "fsp": {"fsp": (50, {"initial": 30, "initial_weight": 1, "main": False})},
+    "ft": {"ft": (200, {"rate": 0.5, "initial": 30, "initial_weight": 0.2})},
+    "ickd": {"kd": (0, {"temperature": 4}), "channel_correlation": (2.5, {})},
+    "kd": {"kd": (1, {"temperature": 4})},
+    "kdsvd": {"kdsvd": (1, {"k": 1})},
+    "lskd": {"cross_entropy": (0.1, {}), "lskd": (9, {"temperature": 2})},
+    "mld": {
+        "cross_entropy": (0.2, {"rows": "strong"}),
+        "mld_instance": (1.8, {"temperature": 4, "rows": "strong"}),
+        "mld_batch": (0.9, {"temperature": 4}),
+        "mld_class": (0.9, {"temperature": 4}),
+    },
+    "nst": {"nst": (50, {})},
+    "ofd": {"ofd": (1e-3, {})},
+    "pkt": {"pkt": (30000, {})},
+    "reviewkd": {"reviewkd": (5, {"warmup": 20})},
+    "rkd": {"rkd": (1, {"distance_weight": 25, "angle_weight": 50})},
+    "simkd": {"cross_entropy": (0, {}), "simkd": (1, {"factor": 2})},
+    "sp": {"sp": (3000, {})},
+    "srrl": {"srrl": (1, {"feature": 1, "regression": 1})},
+    "sskd": {
+        "cross_entropy": (0.1, {}),
+        "kd": (0.9, {"temperature": 4}),
+        "transformed_kd": (2.7, {"temperature": 4, "rows": "all"}),
+        "self_supervision": (
+            10,
+            {"temperature": 0.5, "ratio": 0.75, "rows": "all", "initial": 60, "initial_weight": 1},
+        ),
+    },
+    "vid": {"vid": (1, {"init_variance": 5})},
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_terms(method: str) -> None:
+    """Of PCKD's own, test_objective.py has the published total."""
+    terms = {term.label: (term.weight, {**term.options, **term.particulars}) for term in build(METHODS, method)}
+    assert terms == {"cross_entropy": (1, {}), **PUBLISHED[method]}
+
+
+def test_crd_has_the_published_contrast() -> None:
+    crd = build(LOSSES, "crd", Setup(Shapes(5, 6), Shapes(5, 8), 50000))
+    assert (crd.negatives, crd.temperature, crd.momentum, crd.embed_student.out_features) == (16384, 0.07, 0.5, 128)
+
+
+NOT_ABOVE_0 = (0, -1, float("nan"))
+OF_TEMPERATURE = (
+    *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
+    *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "values"),
+    [
+        *((loss, "temperature", NOT_ABOVE_0) for loss in OF_TEMPERATURE),
+        ("category_contrast", "base_temperature", NOT_ABOVE_0),
+        ("crd", "memory", (1,)),
+        ("crd", "momentum", (-0.1, 1.0)),
+        ("crd", "negatives", (0,)),
+        ("crd", "width", (0,)),
+        ("correlation_congruence", "width", (0,)),
+        ("direct_alignment", "inherit", ("all",)),
+        ("transformed_kd", "ratio", (-0.1, 1.1)),
+        ("self_supervision", "ratio", (-0.1, 1.1)),
+        ("simkd", "factor", (0, -1, 9)),
+        ("at", "p", (0.5,)),
+        ("kdsvd", "k", (0,)),
+        ("ab", "margin", NOT_ABOVE_0),
+        ("vid", "init_variance", (0, 1e-5)),
+    ],
+)
+def test_options_out_of_range_are_refused(loss: str, option: str, values: tuple[Any, ...]) -> None:
+    shapes = Shapes(3, 8, *2 * (((4, 8, 8), (6, 8, 8), (8, 4, 4)),))
+    for value in values:
+        with pytest.raises(UserError, match=f"^{loss.partition('_')[0]}.*: .*{option}"):
+            build(LOSSES, loss, Setup(shapes, shapes, SAMPLES), **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("fitnet(hint_layer=3)", "hint_layer=3, but this pair has layers 0 to 2"),
+        ("ft(rate=0.01)", r"rate=0\.01 of 8 channels"),
+    ],
+)
+def test_options_that_leave_nothing_are_refused(loss: str, said: str) -> None:
+    shapes = Shapes(3, 8, ((4, 8, 8), (6, 8, 8), (8, 4, 4)))
+    with pytest.raises(NotApplicable, match=said):
+        build(LOSSES, loss, Setup(shapes, shapes))
