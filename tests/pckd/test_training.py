@@ -109,7 +109,7 @@ def test_every_loss_parameter_is_trained(loss: str, tiny_data: pckd.Data, monkey
         return original(trainer)
 
     monkeypatch.setattr(loop.Trainer, "fit", spy)
-    run(tiny_data, method=[Term("cross_entropy"), Term(loss, views="all", name="probed", initial=1)], epochs=1)
+    run(tiny_data, method=[Term("cross_entropy"), Term(loss, 1e-4, views="all", name="probed", initial=1)], epochs=1)
     frozen = [name for name, p in seen[0].named_parameters() if torch.equal(before[name], p)]
     # A bias in front of a batch norm has no effect and so no gradient, but weight decay still moves it.
     assert not frozen
@@ -674,7 +674,7 @@ def test_bf16_gives_finite_metrics_close_to_fp32(tiny_data: pckd.Data) -> None:
         ({"batch_size": 0}, "batch_size must be"),
         ({"lr": float("nan")}, "lr must be"),
         ({"lr": 0.0}, "lr must be above 0"),
-        ({"method": "pkcd"}, "did you mean 'pckd'"),
+        ({"method": "pcdk"}, "did you mean 'pckd'"),
         ({"method": "pckd(betta=1)"}, "did you mean 'beta'"),
         ({"scheduler": "previw"}, "did you mean 'preview'"),
         ({"difficulty": "nothing"}, "DIFFICULTY_METRICS"),

@@ -150,7 +150,7 @@ CHOICES = {
     ),
     "student with a line break": says("--student 'res\nnet'", r"cannot read 'res\nnet'", "expected name"),
     "teacher": says("--method kd --teacher reznet20", "unknown name 'reznet20'", "did you mean 'resnet20'"),
-    "method": says("--method pkcd", "METHODS: unknown name 'pkcd'", "did you mean 'pckd'"),
+    "method": says("--method pcdk", "METHODS: unknown name 'pcdk'", "did you mean 'pckd'"),
     "method left out": says("--method crrcd", "method 'crrcd' is left out: neither a paper nor code"),
     "data set": says("--dataset shape", "DATASETS: unknown name 'shape'", "did you mean 'shapes'"),
     "difficulty": says(f"{PCKD} --difficulty crossentropy", "unknown name 'crossentropy'", "mean 'cross_entropy'"),
@@ -312,7 +312,7 @@ CHECKED = {
 }
 TOOLS_TOO = {
     "benchmark: no method": says("--methods ,", "--methods ',' names none", "or all", tool="benchmark"),
-    "benchmark: method": says("--methods kd,pkcd", "unknown name 'pkcd'", "did you mean 'pckd'", tool="benchmark"),
+    "benchmark: method": says("--methods kd,pcdk", "unknown name 'pcdk'", "did you mean 'pckd'", tool="benchmark"),
     "benchmark: seeds": says("--seeds 0,one", "--seeds must be whole numbers with commas", tool="benchmark"),
     "benchmark: seed of 70 bits": says(f"--seeds {2**70}", "seed must be a whole number from", tool="benchmark"),
     "benchmark: epochs": says("--epochs 0", "epochs must be a whole number of at least 1", tool="benchmark"),
