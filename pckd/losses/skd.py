@@ -33,7 +33,8 @@ def pairwise_similarity(
     """Pair-wise part of structured knowledge distillation (Liu et al., arXiv 1903.04197): similarities of patches.
 
     Mean squared difference of the cosine similarities of all pairs of patches; levels are summed. In segmentation
-    level -2 are the features. The holistic part, a discriminator that is trained against the student, is not here.
+    level -2 are the features. Gradient flows through the lengths, too (released: it does not). The holistic part, a
+    discriminator that is trained against the student, is not here.
 
     Args:
         student_maps: [B, Cs, Hs, Ws] each; teacher_maps: [B, Ct, Ht, Wt] each; constant. Paired from the last
