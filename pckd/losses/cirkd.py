@@ -47,7 +47,7 @@ def cross_image_relations(
     patch: int | None = None,
     level: int | None = FEATURES,
 ) -> Tensor:
-    """Pixel-to-pixel relations of the images of a batch (Yang et al., arXiv 2204.06986, equation 4).
+    """Pixel-to-pixel relations of the images of a batch (Yang et al., arXiv 2204.06986).
 
     Each cell's similarities with the cells of one image are a distribution; the mean divergence over all pairs of
     images and all cells is taken. Levels are summed.
@@ -76,7 +76,8 @@ def cross_image_relations(
 def cirkd(ce: float = 1.0, kd: float = 1.0, batch: float = 1.0, pixel: float = 0.1, region: float = 0.1) -> list[Term]:
     """Cross-image relations (Yang et al. 2022): a supervised term, KD by pixel, and relations in batch and memory.
 
-    The weights are those of the paper and of the released DeepLabV3.
+    The weights are the defaults of the released code. Its second version adds a hint and relations of channels, which
+    are not here.
     """
     terms = [Term("cross_entropy", ce), Term("kd", kd, options={"temperature": 1.0})]
     memory = Term("cirkd_memory", rows="images", options={"pixel": pixel, "region": region})

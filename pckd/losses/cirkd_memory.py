@@ -28,7 +28,7 @@ def enqueue(queue: Tensor, pointer: Tensor, vectors: Tensor, valid: Tensor) -> N
 
 @LOSSES.register("cirkd_memory")
 class CrossImageMemory(nn.Module):
-    """Relations of pixels with a memory of the teacher's pixels and regions; [B] (arXiv 2204.06986, equations 7, 9).
+    """Relations of pixels with a memory of the teacher's pixels and regions; [B] (CIRKD, arXiv 2204.06986).
 
     Each class has a ring of pixels and one of regions, the mean feature of the class in an image, all scaled to length
     1. A step writes into them first, of each image and class one region and ``drawn`` random pixels, of all processes.

@@ -9,7 +9,7 @@ from registry import LOSSES, METHODS, Boxes, Context, Output, Setup, Term, UserE
 
 
 def box_masks(boxes: Boxes, images: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Foreground and background weights of the cells, [B, H, W] each (FGD, equations 2 and 3).
+    """Foreground and background weights of the cells, [B, H, W] each.
 
     A cell of a box has 1 over the number of the box's cells, of several boxes the largest; another cell has 1 over
     the number of such cells of its image. (The released code counts one more row and column to each box.)
@@ -21,7 +21,7 @@ def box_masks(boxes: Boxes, images: int, size: tuple[int, int]) -> tuple[Tensor,
 
 
 def attention(feature_map: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Where a map [B, C, H, W] is strong (FGD, equations 4 to 7): over the cells [B, H, W], over the channels [B, C].
+    """Where a map [B, C, H, W] is strong: over the cells [B, H, W], over the channels [B, C].
 
     Each is a softmax of mean magnitudes, with mean 1.
     """

@@ -37,7 +37,7 @@ def near_objects(
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     threshold: float = 0.5,
 ) -> list[Tensor]:
-    """The cells near objects (Wang et al., arXiv 1906.03609, section 3.2), [B, H, W] for each level, 1 or 0.
+    """The cells near objects (Wang et al., arXiv 1906.03609), [B, H, W] for each level, 1 or 0.
 
     A cell is near a box where one of its anchors overlaps the box by more than ``threshold`` times the best overlap
     that any anchor, of any level, has with it.

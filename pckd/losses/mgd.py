@@ -46,8 +46,8 @@ class MGD(Levels):
 def mgd(ce: float = 1.0, weight: float = 5e-7, mask: float = 0.45, level: int | None = None) -> list[Term]:
     """Masked generative distillation (Yang et al. 2022): a supervised term plus generated maps.
 
-    Weight and mask are those of the released Faster R-CNN, on every FPN level. The released DeepLabV3 has
-    ``mgd(weight=2e-5, mask=0.75, level=-2)``: the features alone.
+    Weight and mask are those of the released Faster R-CNN, on every FPN level. The released DeepLabV3 has 2e-5 and
+    0.75 on the backbone's last map; nearest to it is ``mgd(weight=2e-5, mask=0.75, level=-2)``.
     """
     options = {"mask": mask, "level": level}
     return [Term("cross_entropy", ce), Term("mgd", weight, rows="images", options=options)]

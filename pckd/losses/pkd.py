@@ -44,6 +44,6 @@ class PKD(Levels):
 def pkd(ce: float = 1.0, weight: float = 6.0, level: int | None = None) -> list[Term]:
     """PKD (Cao et al. 2022): a supervised term plus the correlation of FPN levels.
 
-    The weight is that of two-stage detectors, in the paper and in mmrazor's Faster R-CNN; 10 for one-stage ones.
+    The weight is that of mmrazor's Faster R-CNN; its RetinaNet has 10.
     """
     return [Term("cross_entropy", ce), Term("pkd", weight, rows="images", options={"level": level})]

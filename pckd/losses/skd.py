@@ -33,7 +33,8 @@ def pairwise_similarity(
     """Pair-wise part of structured knowledge distillation (Liu et al., arXiv 1903.04197): similarities of patches.
 
     Mean squared difference of the cosine similarities of all pairs of patches; levels are summed. In segmentation
-    level -2 are the features. The holistic part, a discriminator that is trained against the student, is not here.
+    level -2 are the features. Gradient flows through the lengths, too (released: it does not). The holistic part, a
+    discriminator that is trained against the student, is not here.
 
     Args:
         student_maps: [B, Cs, Hs, Ws] each; teacher_maps: [B, Ct, Ht, Wt] each; constant. Paired from the last
@@ -51,11 +52,13 @@ def pairwise_similarity(
 
 
 @METHODS.register("skd", paper="Liu et al., arXiv 1903.04197", year=2019)
-def skd(ce: float = 1.0, kd: float = 1.0, weight: float = 10.0, scale: float = 0.5) -> list[Term]:
+def skd(
+    ce: float = 1.0, kd: float = 1.0, weight: float = 10.0, scale: float = 0.5, level: int | None = FEATURES
+) -> list[Term]:
     """Structured knowledge distillation (Liu et al. 2019): a supervised term, KD by pixel and pairs of patches.
 
     The weights are those of CIRKD's benchmark on DeepLabV3 (its patches are smaller: 2 x 2 cells). The authors' own
     script has 10 and 0.5 for PSPNet, where KD is summed over the images of a batch.
     """
-    pairs = Term("skd", weight, rows="images", options={"scale": scale})
+    pairs = Term("skd", weight, rows="images", options={"scale": scale, "level": level})
     return [Term("cross_entropy", ce), Term("kd", kd, options={"temperature": 1.0}), pairs]

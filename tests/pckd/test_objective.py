@@ -304,7 +304,8 @@ def test_values_stay_in_full_precision_under_autocast() -> None:
 def test_parameters_and_buffers_of_a_loss_are_the_objectives(name: str) -> None:
     torch.manual_seed(0)
     maps = ((4, 8, 8), (4, 8, 8), (6, 4, 4), (DS, 2, 2))
-    setup = Setup(Shapes(K, DS, maps, maps), Shapes(K, DS, maps, maps), num_samples=B)
+    known = ("boxes", "pixels")
+    setup = Setup(Shapes(K, DS, maps, maps), Shapes(K, DS, maps, maps), num_samples=B, knows=known)
     try:
         loss: nn.Module = build(LOSSES, name, setup)
     except NotApplicable as refusal:

@@ -548,7 +548,11 @@ class Stream:
 
 DATA_FAULTS: list[Fault] = [
     ("builds", "shapes(num_clases=3)", "did you mean 'num_classes'?"),
-    ("DataSplit", mine(lambda root, train: (1, 2)), "returned tuple, expected registry.DataSplit (train=True)"),
+    (
+        "DataSplit",
+        mine(lambda root, train: (1, 2)),
+        "returned tuple, expected registry.DataSplit, or pckd.data.annotated.AnnotatedSplit (train=True)",
+    ),
     ("not empty", mine(lambda root, train: split(train, size=0)), "the split has no labels"),
     ("length", having(labels=torch.zeros(19, dtype=torch.int64)), "20 images and 19 labels, expected one label an"),
     ("uint8", having(images=lambda s: s.images.float()), "images are torch.float32 (20, 3, 8, 8), expected uint8"),

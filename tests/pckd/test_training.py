@@ -137,7 +137,7 @@ def test_frozen_teacher_ignores_train_of_its_owner() -> None:
 
 @pytest.mark.parametrize("loss", losses_of_views())
 def test_every_loss_parameter_is_trained(loss: str, tiny_data: pckd.Data, objectives: list[Any]) -> None:
-    run(tiny_data, method=[Term("cross_entropy"), Term(loss, views="all", name="probed", initial=1)], epochs=1)
+    run(tiny_data, method=[Term("cross_entropy"), Term(loss, 1e-4, views="all", name="probed", initial=1)], epochs=1)
     (objective, start) = objectives[0]
     before = dict(start.named_parameters())
     # A bias in front of a batch norm has no effect and so no gradient, but weight decay still moves it.

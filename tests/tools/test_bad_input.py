@@ -138,7 +138,7 @@ CHOICES = [
     says("--student torchvision:squeezenet1_0", "does not end in a linear classifier"),
     says("--student 'res\nnet'", r"cannot read 'res\nnet'", "expected name"),
     says("--method kd --teacher reznet20", "unknown name 'reznet20'", "did you mean 'resnet20'"),
-    says("--method pkcd", "METHODS: unknown name 'pkcd'", "did you mean 'pckd'"),
+    says("--method pcdk", "METHODS: unknown name 'pcdk'", "did you mean 'pckd'"),
     says("--method crrcd", "method 'crrcd' is left out: neither a paper nor code"),
     says("--dataset shape", "DATASETS: unknown name 'shape'", "did you mean 'shapes'"),
     says(f"{PCKD} --difficulty crossentropy", "unknown name 'crossentropy'", "mean 'cross_entropy'"),
@@ -234,7 +234,7 @@ CHECKED = [
 benchmark, profile_net = (functools.partial(says, tool=tool) for tool in ("benchmark", "profile_net"))
 TOOLS_TOO = [
     benchmark("--methods ,", "--methods ',' names none", "or all"),
-    benchmark("--methods kd,pkcd", "unknown name 'pkcd'", "did you mean 'pckd'"),
+    benchmark("--methods kd,pcdk", "unknown name 'pcdk'", "did you mean 'pckd'"),
     benchmark("--seeds 0,one", "--seeds must be whole numbers with commas"),
     benchmark(f"--seeds {2**70}", "seed must be a whole number from"),
     benchmark("--epochs 0", "epochs must be a whole number of at least 1"),
