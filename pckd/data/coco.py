@@ -103,7 +103,9 @@ class _Outlines:
         try:
             import pycocotools.mask  # noqa: F401
         except ImportError as error:
-            raise UserError("coco: masks need pycocotools: pip install 'pckd[detection]', or leave out masks=True") from error
+            raise UserError(
+                "coco: masks need pycocotools: pip install 'pckd[detection]', or leave out masks=True"
+            ) from error
         self.outlines, self.sizes = list(outlines), list(sizes)
 
     def __len__(self) -> int:
