@@ -41,6 +41,8 @@ IGNORED = 255
 """In a mask: a pixel that counts for nothing. -1 in a batch."""
 LEAST_REST = 0.2
 """Share of a box's area that must be left after a crop; below it the box is dropped."""
+_JITTER = (0.2, 0.3, 0.3, 0.03)
+"""Of brightness, contrast, saturation and hue."""
 _TASK = 6
 """The stream of an image's seed for the task: see the streams of :mod:`pckd.data.loader`."""
 
@@ -87,7 +89,7 @@ class Augment(NamedTuple):
     """Resize by a factor from this range of what fits: above 1 a random part of the image is seen, below 1 there is
     more padding."""
     photometric: bool = False
-    """Change brightness, contrast, saturation, hue and the order of the channels."""
+    """Change brightness, contrast, saturation and hue by so little that colors still tell things apart."""
 
 
 FLIP_ONLY = Augment()
@@ -378,7 +380,7 @@ def prepare(
     if augment and augment.flip and drawn[0] < 0.5:
         each(change.horizontal_flip)
     if augment and augment.photometric:
-        sample[0] = v2.RandomPhotometricDistort()(sample[0])
+        sample[0] = v2.ColorJitter(*_JITTER)(sample[0])
     if (tall, wide) != tuple(size):
         fills = (list(fill), 0, IGNORED)
         margin = [0, 0, size[1] - wide, size[0] - tall]

@@ -92,6 +92,7 @@ def _found(path: Any, each: dict[str, Any], names: dict[Any, str]) -> Found:
 
     left, top, width, height = numbers(each.get("bbox"), 4, f"{path}, annotation {each.get('id')}, bbox")
     category, area = each.get("category_id"), each.get("area")
+    area = area if isinstance(area, (int, float)) and area > 0 else None
     name = names.get(category, f"category {category}")
     return Found((left, top, left + width, top + height), name, place, bool(each.get("iscrowd")), area)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.ops import masks_to_boxes
 
 from pckd.data.annotated import AnnotatedSplit, Annotation
 from pckd.data.drawing import PATTERNS, SHAPES, class_names, clutter, color_apart, covering, figure, painted
@@ -28,6 +28,10 @@ _LEAST_SEEN = 0.5
 """Share of each object that is seen: another one that would cover more of it is left out."""
 _REACH = 1.4
 """Radius of a circle that holds every shape, in units of the shape's own."""
+
+
+_EDGE = torch.tensor([0, 0, 1, 1])
+"""From the last pixel of an object to the edge of its box."""
 
 
 @DATASETS.register("scenes", drawn=True, task="detection")
@@ -88,27 +92,19 @@ def scenes(
     ):
         if not low <= value <= high:
             raise UserError(f"scenes: {name}={value}: it must be {low:g} to {high:g}")
-    count = train_size if train else test_size
-    pieces = [
-        _piece(
-            min(_PIECE, count - first),
-            num_classes,
-            image_size,
-            objects,
-            (math.log(smallest), math.log(largest)),
-            noise,
-            occlusion,
-            contrast,
-            seeded(seed, 0 if train else 1, first),
-        )
-        for first in range(0, count, _PIECE)
-    ]
-    difficulty = torch.tensor([levels for piece in pieces for levels in piece[3]]).view(-1, 3)
+    count, stream = (train_size, 0) if train else (test_size, 1)
+    levels = {"noise": noise, "occlusion": occlusion, "contrast": contrast}
+    pieces = []
+    for first in range(0, count, _PIECE):
+        generator, here = seeded(seed, stream, first), min(_PIECE, count - first)
+        pieces.append(_piece(here, num_classes, image_size, objects, (smallest, largest), generator, **levels))
+    images, masks, annotations, known = zip(*pieces, strict=True)
+    difficulty = torch.tensor([values for piece in known for values in piece]).view(-1, 3)
     return AnnotatedSplit(
-        torch.cat([piece[0] for piece in pieces]),
-        tuple(annotation for piece in pieces for annotation in piece[2]),
+        torch.cat(images),
+        tuple(annotation for piece in annotations for annotation in piece),
         class_names(num_classes),
-        torch.cat([piece[1] for piece in pieces]),
+        torch.cat(masks),
         mean=_MEAN,
         std=_STD,
         difficulty=dict(zip(("size", "contrast", "occlusion"), difficulty.unbind(1), strict=True)),
@@ -121,13 +117,14 @@ def _piece(
     num_classes: int,
     size: int,
     most: int,
-    log_radius: tuple[float, float],
+    radii: tuple[float, float],
+    generator: torch.Generator,
+    *,
     noise: float,
     occlusion: float,
     contrast: float,
-    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, list[Annotation], list[list[float]]]:
-    """Images, masks and annotations of ``count`` scenes, and the levels of difficulty of their objects."""
+    """Images, masks and annotations of ``count`` scenes, and the difficulty of their objects."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         # Always drawn for a full piece, so that image i does not depend on the number of images.
@@ -136,78 +133,69 @@ def _piece(
     def choice(options: int, *shape: int) -> Tensor:
         return torch.randint(options, (_PIECE, *shape), generator=generator)[:count]
 
-    grid = (torch.arange(size) + 0.5) / size * 2 - 1
     base = uniform(0.3, 0.7, 3)
+    grid = (torch.arange(size) + 0.5) / size * 2 - 1
     ground = clutter(base, uniform(-1, 1, 3, 9, 9), 0.12, uniform(0, 1, 6, 8), grid)
     wanted = 1 + choice(most)
     labels, pattern = choice(num_classes, most), choice(len(PATTERNS), most)
     if num_classes > len(SHAPES):
         pattern = labels // len(SHAPES)
     small = uniform(0, 1, most)
-    radius = (log_radius[1] - small * (log_radius[1] - log_radius[0])).exp() * size
+    radius = (math.log(radii[1]) - small * math.log(radii[1] / radii[0])).exp() * size
     center, placed = _places(uniform(0, 1, most, _TRIES, 2), radius, size, wanted)
     angle, faint = uniform(-math.pi / 8, math.pi / 8, most), uniform(0, 1, most) ** 2
     directions, side = uniform(-1, 1, most, 3, 3), uniform(0, 2 * math.pi, most)
     # Half of the objects have a plank in front of them.
-    covered = (uniform(-1, 1, most).clamp_min(0) * occlusion)[placed]
-    base_of = base[placed.nonzero()[:, 0]]
+    covered = uniform(-1, 1, most).clamp_min(0) * occlusion
 
-    # Each object is drawn on a patch of its own, and these are laid on the images one after the other.
-    half = math.ceil(_REACH * math.exp(log_radius[1]) * size) + 1
+    # From here on the n objects that found a place, image by image. Each is drawn on a patch of its own.
+    small, faint, labels, base = small[placed], faint[placed], labels[placed], base[placed.nonzero()[:, 0]]
     radius, center, angle = radius[placed], center[placed], angle[placed]
+    half = math.ceil(_REACH * radii[1] * size) + 1
     corner = center.floor().long() - half
     x, y = ((torch.arange(2 * half) + 0.5 + (corner - center)[:, k, None]) / radius[:, None] for k in (0, 1))
     x, y, cos, sin = x[:, None], y[:, :, None], angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    u, v = x * cos + y * sin, y * cos - x * sin
-    mask, second = figure(labels[placed] % len(SHAPES), pattern[placed], u, v, (1 / radius).view(-1, 1, 1))
+    u, v, pixel = x * cos + y * sin, y * cos - x * sin, 1 / radius.view(-1, 1, 1)
+    mask, second = figure(labels % len(SHAPES), pattern[placed], u, v, pixel)
     toward = directions[placed].unbind(1)
-    color = color_apart(base_of, toward[0], 0.65)
-    other = color + 0.35 * (color_apart(base_of, toward[1], 0.65) - color)
-    paint = painted(base_of, color, other, second, 1 - faint[placed] * (1 - contrast))
-    plank = covering(u, v, mask, (1 / radius).view(-1, 1, 1), side[placed], covered, _REACH)
-    plank_color = color_apart(base_of, toward[2], 0.15)[:, :, None, None]
+    color = color_apart(base, toward[0], 0.65)
+    other = color + 0.35 * (color_apart(base, toward[1], 0.65) - color)
+    paint = painted(base, color, other, second, 1 - faint * (1 - contrast))
+    plank = covering(u, v, mask, pixel, side[placed], covered[placed], _REACH)
+    plank_color = color_apart(base, toward[2], 0.15)[:, :, None, None]
 
     image = pad(ground, (2 * half,) * 4)
-    # The number of the object that is seen at each pixel; 0 where none is.
+    inner = (..., slice(2 * half, 2 * half + size), slice(2 * half, 2 * half + size))
+    # The number of the object that is seen at each pixel, from 1 on; 0 where none is.
     owner = torch.zeros(count, *image.shape[2:], dtype=torch.int64)
-    there: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    there: list[dict[int, int]] = [{} for _ in range(count)]
     for k, i in enumerate(placed.nonzero()[:, 0].tolist()):
         left, top = (corner[k] + 2 * half).tolist()
         window = (..., slice(top, top + 2 * half), slice(left, left + 2 * half))
         before, shape = owner[i][window].clone(), mask[k] > 0.5
         owner[i][window][shape] = k + 1
         owner[i][window][plank[k] > 0.5] = 0
-        seen = owner[i][_inner(2 * half, size)].flatten().bincount(minlength=k + 2)
-        with_this = [*there[i], (k, int(shape.sum()))]
-        if any(seen[number + 1] < _LEAST_SEEN * area for number, area in with_this):
+        seen, areas = owner[i][inner].flatten().bincount(minlength=k + 2), {**there[i], k: int(shape.sum())}
+        if any(seen[number + 1] < _LEAST_SEEN * area for number, area in areas.items()):
             owner[i][window] = before
             continue
-        there[i] = with_this
+        there[i] = areas
         patch = torch.lerp(image[i][window], paint[k], mask[k])
         image[i][window] = torch.lerp(patch, plank_color[k].expand_as(patch), plank[k])
 
-    image, owner = image[_inner(2 * half, size)], owner[_inner(2 * half, size)]
+    image, owner = image[inner], owner[inner]
     image = image + uniform(0, noise, 1, 1, 1) * torch.randn(_PIECE, 3, size, size, generator=generator)[:count]
-    kinds = labels[placed] + 1
-    masks = torch.cat([kinds.new_zeros(1), kinds])[owner].byte()
-    annotations, levels = [], []
-    for i in range(count):
-        boxes, areas = [], []
-        for k, area in there[i]:
-            here = owner[i] == k + 1
-            across, down = here.any(0).nonzero()[:, 0].tolist(), here.any(1).nonzero()[:, 0].tolist()
-            boxes.append([across[0], down[0], across[-1] + 1, down[-1] + 1])
-            areas.append(int(here.sum()))
-            levels.append([float(small[placed][k]), float(faint[placed][k]), 1 - areas[-1] / area])
-        which = [int(kinds[k]) for k, _ in there[i]]
-        annotations.append(Annotation.of(boxes, which, area=torch.tensor(areas).float()))
+    annotations, difficulty = [], []
+    for i, areas in enumerate(there):
+        numbers = torch.tensor(list(areas), dtype=torch.int64)
+        visible = owner[i] == numbers.view(-1, 1, 1) + 1
+        area = visible.sum((1, 2)).float()
+        hidden = 1 - area / torch.tensor(list(areas.values()))
+        annotations.append(Annotation(masks_to_boxes(visible) + _EDGE, labels[numbers] + 1, area=area))
+        difficulty += torch.stack([small[numbers], faint[numbers], hidden], dim=1).tolist()
+    masks = torch.cat([labels.new_zeros(1), labels + 1])[owner].byte()
     pictures = (image * 255).round().clamp(0, 255).byte().contiguous(memory_format=torch.channels_last)
-    return pictures, masks, annotations, levels
-
-
-def _inner(margin: int, size: int) -> tuple[Any, ...]:
-    """What is left of images without a margin on each side."""
-    return (..., slice(margin, margin + size), slice(margin, margin + size))
+    return pictures, masks, annotations, difficulty
 
 
 def _places(tries: Tensor, radius: Tensor, size: int, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,11 +72,14 @@ def _described(base: Path, path: Path) -> tuple[list[str], dict[str, list[str]]]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: it must be YAML with names, and train and val ({reason}); repair it") from error
+    # Often it is where the files were on another machine.
+    within = str(content.get("path") or "")
+    within = within if (base / within).is_dir() else ""
     places = {}
     for key in ("train", "test", "val"):
         given = content.get(key) or []
         listing = given if isinstance(given, list) else [given]
-        places[key] = [os.path.join(content.get("path") or "", str(each)) for each in listing]
+        places[key] = [os.path.join(within, str(each)) for each in listing]
     return listed, places
 
 
@@ -102,10 +105,12 @@ def _found(image: str, names: Sequence[str], height: int, width: int) -> Iterato
         if len(values) == 4:
             x, y, wide, tall = values
             corners = (x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2)
+        elif len(values) < 6 or len(values) % 2:
+            expected = "4 numbers, or the points of an outline"
+            raise UserError(f"{path}, line {number}: after the class there must be {expected}; repair the file")
         else:
             across, down = values[0::2], values[1::2]
             corners = (min(across), min(down), max(across), max(down))
         box = [share * side for share, side in zip(corners, (width, height, width, height), strict=True)]
-        known = kind == int(kind) and 0 <= kind < len(names)
-        label = names[int(kind)] if known else f"class {kind:g}"
+        label = names[int(kind)] if kind in range(len(names)) else f"class {kind:g}"
         yield Found(box, label, lambda number=number: f"{path.name}, line {number}")  # type: ignore[misc]

@@ -119,6 +119,8 @@ class Classification(Task):
         return self.views if self.views is not None else 4 if "all" in objective_rows else 1
 
     def check(self, data: Any, terms: Sequence[Term]) -> None:
+        if not isinstance(data.train, DataSplit):
+            raise UserError(f"{data.name} is data for {data.task}: leave out the task, or name a data set with labels")
         _, height, width = data.image_shape
         if self.views_of([term.rows for term in terms if term.weight]) > 1 and height != width:
             raise UserError(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from pckd.data.annotated import FROM_FILES, AnnotatedLoader, AnnotatedSplit, Annotation, Augment, prepare
 from pckd.data.load import Data, load_data
@@ -333,6 +334,7 @@ def test_the_fingerprint_covers_what_is_learned_from(changes):
         ({"masks": make_split().masks + 3}, "'masks'"),
         ({"classes": ("a", "a")}, "'classes'"),
         ({"annotations": BOXES[:5]}, "'consistent'"),
+        ({"images": Subset([image.float() for image in make_split().images], range(len(make_split())))}, "'images'"),
     ],
 )
 def test_a_data_set_that_breaks_the_contract_is_named(changes, clause):

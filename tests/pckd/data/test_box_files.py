@@ -197,6 +197,7 @@ COCO, XML = "coco/annotations/instances_train2017.json", "voc/Annotations/a.xml"
         ("voc", XML, None, r"a\.xml: cannot be read"),
         ("yolo", "yolo/labels/train/a.txt", "0 0.5 0.5 0.1 0.1\n1 x 0.5 0.1 0.1\n", r"a\.txt, line 2: there must be 5"),
         ("yolo", "yolo/labels/train/a.txt", "0 0.5 0.5 0.1\n", r"a\.txt, line 1: there must be 5"),
+        ("yolo", "yolo/labels/train/a.txt", "0 0.5 0.5 0.1 0.1 0.9\n", r"a\.txt, line 1: after the class there must"),
         ("yolo", "yolo/data.yaml", "names: [", r"data\.yaml: it must be YAML with names"),
         ("yolo", "yolo/data.yaml", "names: [cat, dog]\nval: images/test\n", "has no train images"),
         ("yolo", "yolo/data.yaml", "names: [cat, dog]\ntrain: nowhere\n", "there is no .*nowhere"),
@@ -238,7 +239,7 @@ def test_yolo_reads_outlines_lists_and_what_a_yaml_file_says(folders):
     root = folders / "yolo"
     write(root / "labels/train/b.txt", "1 0.1 0.2 0.5 0.2 0.3 0.8\n")
     write(root / "list.txt", "./images/train/b.png\nimages/train/a.png\n")
-    write(root / "data.yaml", "path: .\ntrain: list.txt\nval: [images/test]\nnames: {1: dog, 0: cat}\n")
+    write(root / "data.yaml", "path: /elsewhere/set\ntrain: list.txt\nval: [images/test]\nnames: {1: dog, 0: cat}\n")
     split = load(folders, "yolo").train
     assert split.classes == NAMES
     assert split.annotations[0].labels.tolist() == [2]

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from pckd.data.load import load_data
 from pckd.data.scenes import scenes
+from pckd.plan import make_task
 from registry import DATASETS, UserError, build
 
 SMALL = {"train_size": 30, "test_size": 20}
@@ -91,3 +93,9 @@ def test_classes_are_shapes_and_then_patterned_shapes(classes, expected):
 def test_an_option_out_of_its_range_is_refused(option):
     with pytest.raises(UserError, match=f"scenes: {option}: it must be"):
         build(DATASETS, f"scenes({option})", None, True)
+
+
+def test_classification_refuses_them_in_one_line():
+    data = load_data("scenes(train_size=3, test_size=2, image_size=32)")
+    with pytest.raises(UserError, match="is data for detection: leave out the task"):
+        make_task("classification", data, cached=False).check(data, [])
