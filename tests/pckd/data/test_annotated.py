@@ -305,6 +305,9 @@ def test_the_loader_refuses_numbers_out_of_range():
 
 
 MOVED = BOXES[0].boxes + 1
+# The last object of image 2 is one of image 3.
+WHOLE = [getattr(make_split().objects, name).split([2, 0, 2, 2, *COUNTS[4:]]) for name in vars(BOXES[0])]
+REGROUPED = tuple(Annotation(*each) for each in zip(*WHOLE, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +316,7 @@ MOVED = BOXES[0].boxes + 1
         {"annotations": other(0, boxes=MOVED)},
         {"annotations": other(0, labels=torch.tensor([2, 2]))},
         {"annotations": other(0, crowd=torch.tensor([True, False]))},
+        {"annotations": REGROUPED},
         {"masks": make_split().masks.flip(0)},
         {"images": make_split().images.flip(0)},
         {"image_size": (32, 48)},
