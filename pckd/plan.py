@@ -178,7 +178,7 @@ def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
         task = str(own or "classification")
     factory = TASKS.get(parse(task)[0])
     known, usual = options_of(factory), {"flip": True, "view_statistics": "joint"}
-    cached = options["cached"] if "cached" in known else options.pop("cached", False)
+    cached = options.get("cached", False) if "cached" in known else options.pop("cached", False)
     for name in [name for name in options if name not in known]:
         if options.pop(name) != usual.get(name):
             raise UserError(f"the task {task!r} has no option {name!r}; leave it out")

@@ -25,8 +25,10 @@ from model_zoo import save_weights
 from pckd.tasks.classification import image_views
 from registry import BACKBONES, REGISTRIES, Centers, Context, Output, Setup, Shapes, build
 
-# The tensors of these tests are small: more threads only cost time, and one thread sums in one order.
+# The tensors of these tests are small: more threads only cost time, and one thread sums in one order. So it is in the
+# processes that tests start.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # A job that a shell starts in the background ignores the interrupt that some tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)

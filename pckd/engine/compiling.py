@@ -56,7 +56,7 @@ def prepare(
 ) -> nn.Module:
     """Prepare the teachers (:meth:`FrozenTeacher.prepare`) on any batch; returns what runs in the student's place."""
     images, maps = model.task.images(batch), model.objective.reads_maps
-    if images is None:
+    if images is None or not model.task.prepares:
         return model.student
     for teacher in teachers:
         teacher.prepare(images, device, maps=maps, compile=compile_teacher)

@@ -205,7 +205,10 @@ class Trainer:
         # By the whole run and its first images, so that a resumed run decides as the uninterrupted one did.
         left = self.history.epoch <= self.optimization.all_epochs
         steps = self.optimization.all_epochs * self.steps if left else 0
-        compiled, reason = resolve_compile(self.compile, steps, device.target, teacher=bool(self.teachers))
+        if self.compile and not model.task.prepares:
+            raise UserError(f"compile serves classification, and not the task {model.task.name!r}; leave it out")
+        asked = self.compile if model.task.prepares else False
+        compiled, reason = resolve_compile(asked, steps, device.target, teacher=bool(self.teachers))
         if reason:
             self.display.note(reason)
         student = model.student

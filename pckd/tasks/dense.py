@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model_zoo import Preprocessing
 from model_zoo.probe import evaluating
-from pckd.data.annotated import AnnotatedLoader, AnnotatedSplit
+from pckd.data.annotated import AnnotatedBatch, AnnotatedLoader, AnnotatedSplit
 from pckd.data.load import Data
 from pckd.objective import Objective, says
 from pckd.tasks.classification import check_classes
@@ -141,6 +141,11 @@ class DenseTask(Task):
         augment = split.augment._replace(flip=self.flip and split.augment.flip)
         return AnnotatedLoader(split, batch_size, train=train, augment=augment, **options)
 
+    prepares = False
+
+    def images(self, batch: AnnotatedBatch) -> Tensor:
+        return batch.images
+
     def facts(self, objective: Objective) -> dict[str, Any]:
         return {"max_rows": self.max_rows}
 
@@ -148,7 +153,12 @@ class DenseTask(Task):
         self, networks: Sequence[str], dataset: str | None, data: Data, *, root: str | None
     ) -> list[tuple[str, Callable[[], None]]]:
         # A network is held to its contract by the shapes of its answer.
+        from pckd import testing
+
         def check(name: str) -> None:
             self.shapes(self.make_network(name, data), data, name)
 
-        return [(f"backbone {name}", partial(check, name)) for name in networks]
+        checks: list[tuple[str, Callable[[], None]]] = [(f"backbone {name}", partial(check, name)) for name in networks]
+        if dataset is not None:
+            checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root)))
+        return checks

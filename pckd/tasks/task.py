@@ -228,9 +228,11 @@ class Task:
         """
         return {}
 
+    prepares: bool = True
+    """Whether networks are only called with :meth:`images`: then they are prepared for speed (folded, compiled)."""
+
     def images(self, batch: Any) -> Tensor | None:
-        """What networks are called with, where that is one tensor of images: only then is a teacher prepared for speed
-        (batch norms folded, compiled)."""
+        """What networks are called with, where that is one tensor of images."""
         return None
 
     def facts(self, objective: Objective) -> dict[str, Any]:
