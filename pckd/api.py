@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,7 @@ from pckd.plan import Plan, load_trained, make_task, plan
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import describe
-from registry import CenterRule, Term, UserError
+from registry import LR_SCHEDULES, CenterRule, Term, UserError, build
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -53,7 +53,8 @@ log = logging.getLogger("pckd")
 NEAR_CHANCE = 1.5
 """A teacher whose score is at most so many times that of chance is said to be a mistake."""
 TEACHER_OPTIONS = (
-    *("batch_size", "momentum", "weight_decay", "milestones", "lr_decay", "flip", "on_nonfinite"),
+    *("batch_size", "momentum", "weight_decay", "milestones", "lr_decay", "schedule", "clip_grad"),
+    *("flip", "on_nonfinite"),
     *("device", "precision", "compile", "num_workers"),
 )
 """Arguments of :func:`distill` that hold for the training of its teacher, too."""
@@ -106,6 +107,8 @@ def distill(
     weight_decay: float = 5e-4,
     milestones: Sequence[float] = MILESTONES,
     lr_decay: float = 0.1,
+    schedule: str | Callable[[float, int], float] | None = None,
+    clip_grad: float | None = None,
     difficulty: str | Metric = "cross_entropy",
     scheduler: str | Scheduler | None = None,
     centers: str | CenterRule = "classifier",
@@ -156,6 +159,8 @@ def distill(
         batch_size: images a step (each in ``views`` views), of all processes together where several train.
         lr: learning rate at the start; by default the method's, or the recipe of the student's name, or 0.05.
         momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
+        schedule: a name of ``LR_SCHEDULES`` or a function, in the place of milestones. clip_grad: largest norm of the
+            gradient of all parameters together; the metrics then have the norm before, ``grad_norm``.
         difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
         scheduler: a name of ``DIFFICULTY_SCHEDULERS`` or a function. By default ``"preview"``, for the terms that the
             method previews; where it previews none, a scheduler given here weights all its per-sample losses.
@@ -227,7 +232,11 @@ def distill(
             display.note(profiling.short(cost))
         if isinstance(run.teacher, nn.Module):
             held.enter_context(borrowed(run.teacher))
+        rate = build(LR_SCHEDULES, schedule) if isinstance(schedule, str) else schedule
+        if rate is not None:
+            rate(0.0, epochs)  # refuses its options before anything is trained
         optimization = Optimization(epochs, batch_size, run.lr, momentum, weight_decay, tuple(milestones), lr_decay)
+        optimization = replace(optimization, schedule=rate, clip_grad=clip_grad)
         frozen = _obtain_teacher(
             run,
             teacher_weights,
@@ -237,6 +246,7 @@ def distill(
             display,
             lr=teacher_lr,
             on_nonfinite=on_nonfinite,
+            schedule=schedule,
             compile=compile,
             num_workers=num_workers,
         )
@@ -253,7 +263,7 @@ def distill(
 
         recall = {} if frozen is None or frozen.cache is None else {"recall": frozen.cache.recall}
         train_loader = loader(loaded.train, ranks.share(batch_size), train=True, seed=seed, **recall)
-        test_loader = loader(loaded.test, max(ranks.share(batch_size), 256), train=False)
+        test_loader = loader(loaded.test, max(ranks.share(batch_size), run.task.test_batch), train=False)
         score = _measure_teacher(run, frozen, test_loader, place, display)
         reports: dict[str, Report] = {}
         if report_difficulty:
@@ -286,6 +296,7 @@ def distill(
         record = _record(run, history, objective, score, place, ranks)
         record.update(
             teacher=None if frozen is None else describe(run.teacher),
+            teacher_file=None if frozen is None else getattr(frozen.network, "weights_file", None),
             preprocessing=None if preprocessing is None else preprocessing.as_metadata(),
             fingerprints=fingerprints,
             arguments=arguments,
@@ -326,6 +337,8 @@ def train_teacher(
     weight_decay: float = 5e-4,
     milestones: Sequence[float] = MILESTONES,
     lr_decay: float = 0.1,
+    schedule: str | Callable[[float, int], float] | None = None,
+    clip_grad: float | None = None,
     flip: bool = True,
     on_nonfinite: Literal["stop", "skip"] = "stop",
     seed: int = 0,
@@ -347,14 +360,19 @@ def train_teacher(
         lr: learning rate at the start; by default the recipe's.
         cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
         data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, momentum, weight_decay, milestones,
-            lr_decay, flip, on_nonfinite, seed, device, precision, compile, num_workers, display: see :func:`distill`.
+            lr_decay, schedule, clip_grad, flip, on_nonfinite, seed, device, precision, compile, num_workers, display:
+            see :func:`distill`.
 
     Returns:
-        The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`).
+        The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`), and with
+        the path of its file as ``weights_file``.
     """
     training: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "on_nonfinite": on_nonfinite, "seed": seed}
     training |= {"momentum": momentum, "weight_decay": weight_decay, "lr_decay": lr_decay}
+    # What runs of before did not know is no part of the key where it is not given.
+    training |= {} if clip_grad is None else {"clip_grad": clip_grad}
     check_arguments(lr=lr, num_workers=num_workers, **training)
+    training |= {} if schedule is None else {"schedule": schedule}
     display = choose_display(display)
     if not isinstance(teacher, str):
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
@@ -372,7 +390,8 @@ def train_teacher(
         if ranks.first:
             names = {"version": version("pckd"), "teacher": teacher, "task": chosen_task.name, "dataset": loaded.name}
             learned = {"code": code_fingerprint(network), "data": _fingerprints(loaded, data, "train")["train"]}
-            key = {**names, **learned, **training, "device": place.type}
+            training_key = {name: describe(value) for name, value in training.items()}
+            key = {**names, **learned, **training_key, "device": place.type}
         key = ranks.same(key)
         folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
@@ -422,6 +441,7 @@ def train_teacher(
             display.note(f"teacher {teacher}: from the cache, {path}")
         # Also the one trained just now: its batch norms may be those of several processes, which round otherwise.
         load_weights(network, path)
+        network.weights_file = os.fspath(path)  # type: ignore[assignment]
         return network.eval()
 
 
@@ -521,7 +541,7 @@ def _obtain_teacher(
         network = load_trained(run.task, run.teacher, run.data, weights)
     else:
         run.refuse_impossible()
-        settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial")}
+        settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
         network = train_teacher(
             teacher=run.teacher,
             task=run.task.name,

@@ -99,7 +99,7 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             choices=("joint", "own"),
             before="joint",
         ),
-        "data": Argument("data set (default: a demonstration on drawn shapes)", DATA, "NAME"),
+        "data": Argument("data set (default: a demonstration on drawn data)", DATA, "NAME"),
         "data_root": Argument("where the data set's files are", DATA, "DIR", path=True, **FREE),
         "limit_train": _count("train on N images, always the same ones, of each class one first", DATA, metavar="N"),
         "limit_test": _count("measure on N images, likewise", DATA, metavar="N"),
@@ -118,6 +118,8 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "weight_decay": _number("of SGD", SCHEDULE),
         "milestones": Argument("shares of the run after which the learning rate falls", SCHEDULE),
         "lr_decay": _number("factor by which it falls", SCHEDULE),
+        "schedule": Argument("learning-rate schedule (default: steps at the milestones)", SCHEDULE, "NAME"),
+        "clip_grad": _number("largest norm of the gradient; above it, it is scaled down", SCHEDULE, above=True),
         "teacher_epochs": _count("length of the teacher's training, where it is trained (default: --epochs)", SCHEDULE),
         "teacher_lr": _number("its learning rate at the start, likewise (default: its recipe's)", SCHEDULE, above=True),
         # Generators take 64 bits, and seed + 1 is used.

@@ -18,7 +18,7 @@ from pckd.tables import print_columns
 from registry import DATASETS, METHODS, REGISTRIES, Registry, Term, UserError, build, load_plugin, options_of
 from registry.errors import is_out_of_memory
 
-KINDS = ("backbones", "losses", "methods", "difficulty", "schedulers", "centers", "datasets", "tasks")
+KINDS = ("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "centers", "datasets", "tasks")
 LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 
 

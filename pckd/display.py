@@ -14,14 +14,12 @@ from rich.text import Text
 
 from pckd.runs import ENTRIES, METRIC, is_number
 from pckd.tables import clock, fixed, short
-from registry import UserError
+from registry import TASKS, UserError
 
 T = TypeVar("T")
 
 __all__ = ["Display", "Plain", "Rich", "Silent", "choose_display", "make_display", "watch"]
 
-FIRST = ("loss", f"train_{METRIC}", METRIC, "lr", "seconds")
-"""The columns of a terminal, in their order; the other entries of a row are shown where they are asked for."""
 ACCURACIES = {name for name, tag in ENTRIES.items() if tag.startswith("accuracy/")} - {"test_loss"}
 UNSAID = {"epoch", "test_loss", *ACCURACIES} - {METRIC, f"train_{METRIC}"}
 """Entries that a plain line leaves to metrics.jsonl, with all that are no numbers."""
@@ -108,7 +106,10 @@ class Rich(Display):
     def epoch(self, row: dict[str, Any]) -> None:
         values = {name: _cell(name, value) for name, value in _numbers(row).items()}
         values["epoch"] = f"{row['epoch']}/{self.epochs}"
-        names = ["epoch", *(name for name in FIRST if name in values)]
+        # The columns in their order; the other entries of a row are shown where they are asked for.
+        metrics = [task.metric for _, task in TASKS if hasattr(task, "metric")]
+        first = ("loss", *(f"train_{metric}" for metric in metrics), *metrics, "lr", "seconds")
+        names = ["epoch", *(name for name in first if name in values)]
         if self.verbose:
             names += [name for name in values if name not in names]
         if not self.columns:

@@ -49,7 +49,8 @@ K = TypeVar("K", bound=Hashable)
 
 def title_of(metric: str) -> str:
     """How people write a metric: ``"top-1"``."""
-    return {"top1": "top-1", "top5": "top-5"}.get(metric, metric)
+    titles = {"top1": "top-1", "top5": "top-5", "map": "mAP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU"}
+    return titles.get(metric, metric.replace("_", " "))
 
 
 @dataclass(frozen=True)

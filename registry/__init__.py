@@ -87,6 +87,16 @@ DIFFICULTY_SCHEDULERS = Registry(
     packages=("pckd.schedulers",),
     kind="function",
 )
+LR_SCHEDULES = Registry(
+    "LR_SCHEDULES",
+    """Learning-rate schedules: ``fn(progress: float, epochs: int, **options) -> float``.
+
+    By this factor, at least 0, the learning rate at the start is multiplied. ``progress`` is the share of the steps
+    done, 0 to 1, of a schedule of ``epochs``. Pure.
+    """,
+    packages=("pckd.lr_schedules",),
+    kind="function",
+)
 CENTER_RULES = Registry(
     "CENTER_RULES",
     """What the category centers are: ``factory(setup: Setup, **options) -> CenterRule``, an nn.Module.
@@ -121,6 +131,7 @@ REGISTRIES: tuple[Registry, ...] = (
     METHODS,
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
+    LR_SCHEDULES,
     CENTER_RULES,
     DATASETS,
     TASKS,
@@ -134,6 +145,7 @@ __all__ = [
     "DIFFICULTY_SCHEDULERS",
     "INPUTS",
     "LOSSES",
+    "LR_SCHEDULES",
     "METHODS",
     "REGISTRIES",
     "TASKS",

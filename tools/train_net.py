@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from model_zoo import recipe_for
-from pckd import distill
+from pckd import distill, plots
 from pckd.arguments import ARGUMENTS, add_arguments
 from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Display, Silent, make_display
 from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
+from pckd.tables import Table, fixed, print_tables
 from pckd.tensorboard import TensorBoard
 from registry import DATASETS, TASKS, UserError, options_of, parse
 
@@ -83,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if quick:
         # Drawn data is for trying things out: what is not given is what the demonstration takes.
-        for option in ("epochs", "teacher_epochs", "batch_size", "lr", "teacher_lr"):
-            if getattr(args, option) is None and option in usual:
+        for option in usual.keys() - {"data"}:
+            if getattr(args, option) is None:
                 setattr(args, option, usual[option])
     options = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
     options.update(data=dataset, display=told)
@@ -95,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         check(**options)
         return 0
+    pictures = TASKS.get(parse(task)[0]).pictures
+    if demonstration and pictures and not args.output:
+        options["output"] = args.output = tempfile.mkdtemp(prefix="pckd-")
     result = distill(**options)
     record, metric = result.record, result.record["metric"]
     title, taught = title_of(metric), record[f"teacher_{metric}"]
@@ -106,9 +111,24 @@ def run(args: argparse.Namespace) -> int:
         f"best {record[f'best_{metric}']:.2f} %{others}{teacher}; "
         f"{speed} on {record['device']} in {record['precision']}"
     )
+    by_class = result.history[-1].get("by_class")
+    if first and by_class:
+        rows = [[name, fixed(value)] for name, value in by_class.items()]
+        print_tables([Table(f"{title} by class", ("class", title), rows)])
     if args.output:
+        if first and pictures:
+            draw_pictures(pictures, Path(args.output), display)
         display.note(f"written to {args.output}")
     return 0
+
+
+def draw_pictures(kinds: Sequence[str], folder: Path, display: Display) -> None:
+    """Draw what the student has learned into its run folder; says why where that cannot be."""
+    for kind in kinds:
+        try:
+            plots.plot(kind, [folder], folder / f"{kind}.png")
+        except UserError as error:
+            display.note(f"no picture {kind}: {error}")
 
 
 if __name__ == "__main__":

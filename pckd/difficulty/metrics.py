@@ -5,6 +5,7 @@ Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,3 +53,22 @@ def margin(student_logits: Tensor, labels: Tensor) -> Tensor:
 def teacher_student_gap(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL from teacher to student at temperature 1 over its batch mean: what the student still has to learn."""
     return relative(kd(student_logits, teacher_logits, temperature=1.0).clamp_min(0))
+
+
+@DIFFICULTY_METRICS.register
+def group_cross_entropy(student_logits: Tensor, labels: Tensor, group: Tensor) -> Tensor:
+    """The student's cross entropy over the mean of its row's group: objects by objects, background by background.
+
+    Among all regions of an image the many easy ones of the background make every object hard. Where a task has no
+    groups this is :func:`cross_entropy_difficulty`.
+
+    Args:
+        student_logits: [N, K]. labels: [N]. group: [N], int64.
+
+    Returns:
+        [N], non-negative, with mean 1 in each group.
+    """
+    losses = F.cross_entropy(full(student_logits.detach()), labels, reduction="none")
+    same = (group[:, None] == group).to(losses.dtype)
+    mean = same @ losses / same.sum(1)
+    return losses / torch.where(mean > 0, mean, 1.0)

@@ -1,8 +1,8 @@
-"""How weights are updated: SGD with steps, as a function of how far the run is."""
+"""How weights are updated: SGD, with a learning rate that is a function of how far the run is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class Optimization:
         epochs: of the schedule. batch_size: images a step, of all processes together.
         lr: learning rate at the start. momentum, weight_decay: of SGD.
         milestones: shares of the schedule, each in (0, 1], after which lr is multiplied by ``lr_decay``.
+        schedule: a factor of (share done, epochs), in the place of milestones. clip_grad: largest norm of the gradient.
         initial: epochs that come before the schedule at a constant learning rate, where a method asks for them.
     """
 
@@ -35,6 +36,8 @@ class Optimization:
     weight_decay: float = 5e-4
     milestones: Sequence[float] = MILESTONES
     lr_decay: float = 0.1
+    schedule: Callable[[float, int], float] | None = None
+    clip_grad: float | None = None
     initial: int = 0
 
     @property
@@ -61,7 +64,10 @@ class Optimization:
             return Progress(epoch, self.initial, share, "initial"), self.lr
         passed = epoch - 1 - self.initial
         share = (passed + step / steps) / self.epochs
-        rate = learning_rate(share, self.lr, self.milestones, self.lr_decay)
+        if self.schedule is None:
+            rate = learning_rate(share, self.lr, self.milestones, self.lr_decay)
+        else:
+            rate = self.lr * self.schedule(share, self.epochs)
         return Progress(passed + 1, self.epochs, share), rate
 
 

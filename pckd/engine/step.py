@@ -26,6 +26,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     device: Device,
     progress: Progress,
+    clip_grad: float | None = None,
     check: Callable[[dict[str, Tensor]], bool] | None = None,
 ) -> Step:
     """One step: what the loop repeats and what the profiler measures.
@@ -34,14 +35,19 @@ def train_step(
     (difficulty and weights), ``pckd.term:<label>``, ``pckd.backward``, ``pckd.optimizer``; in the loop ``pckd.data``.
 
     Args:
-        model: a :class:`DistillationTask`, or data parallelism around one. check: looks at the values before the
-            optimizer steps, and may refuse the step.
+        model: a :class:`DistillationTask`, or data parallelism around one.
+        clip_grad: largest norm of the gradient of all parameters together; the values then have the norm before it is
+            scaled down, as ``grad_norm``.
+        check: looks at the values before the optimizer steps, and may refuse the step.
     """
     with device.autocast():
         step: Step = model(batch, teachers, progress)
     optimizer.zero_grad(set_to_none=True)
     with record_function("pckd.backward"):
         step.values["loss"].backward()
+    if clip_grad is not None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        step.values["grad_norm"] = nn.utils.clip_grad_norm_(parameters, clip_grad).detach()
     if check is None or check(step.values):
         with record_function("pckd.optimizer"):
             optimizer.step()

@@ -165,6 +165,7 @@ class Trainer:
                 optimizer=self.optimizer,
                 device=device,
                 progress=progress,
+                clip_grad=self.optimization.clip_grad,
                 check=partial(guard.check, optimizer=self.optimizer, epoch=epoch, step=number),
             )
             guard.after(running)

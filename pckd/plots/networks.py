@@ -103,7 +103,8 @@ class Workshop:
         if not taught:
             return "", None, [f"{runs[0].path}: has no teacher, so that the student alone is shown"]
         names = list(dict.fromkeys(str(run.result["teacher"]) for run in taught))
-        files = list(dict.fromkeys(run.arguments.get("teacher_weights") for run in taught))
+        found = (run.arguments.get("teacher_weights") or run.result.get("teacher_file") for run in taught)
+        files = list(dict.fromkeys(found))
         if len(names) > 1 or (len(files) > 1 and self._teacher_weights is None):
             raise UserError(
                 f"the runs have several teachers ({', '.join(map(str, names + files))}); show them one by one"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pckd.device import Device
 from pckd.engine.step import train_step
@@ -159,12 +160,15 @@ def counted_step(work: Workload) -> tuple[dict[str, PartCost], Counter[str]]:
     return costs, counting.uncounted
 
 
-def run_module(work: Workload, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def run_module(work: Workload, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a module as it is called in the step, under autocast."""
     with work.device.autocast():
         return module(*args, **kwargs)
 
 
 def _student_holds(work: Workload) -> int:
-    images = work.model.task.images(work.batch)
-    return held_for_backward(partial(run_module, work, work.model.student, images), [work.known, images])
+    task, student = work.model.task, work.model.student
+    images = task.images(work.batch)
+    # A network that is called with more than images is asked by its task.
+    call = (student, images) if task.prepares else (task.pair, work.batch, student, [])
+    return held_for_backward(partial(run_module, work, *call), [work.known, images])

@@ -142,6 +142,7 @@ class DenseTask(Task):
         return AnnotatedLoader(split, batch_size, train=train, augment=augment, **options)
 
     prepares = False
+    test_batch = 16
 
     def images(self, batch: AnnotatedBatch) -> Tensor:
         return batch.images

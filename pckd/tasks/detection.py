@@ -41,7 +41,19 @@ class Detection(DenseTask):
     knows = ("boxes",)
     network_kind = Detector
     example = "faster_rcnn_r10w16 or torchvision:fasterrcnn_resnet50_fpn"
-    demonstration = MappingProxyType({"data": "scenes", "epochs": 6, "teacher_epochs": 6, "batch_size": 8})
+    pictures = ("detections", "precision_recall")
+    demonstration = MappingProxyType(
+        {
+            "data": "scenes",
+            "epochs": 6,
+            "teacher_epochs": 6,
+            "batch_size": 8,
+            "lr": 0.03,
+            "teacher_lr": 0.03,
+            "schedule": "cosine(warmup=0.8)",
+            "clip_grad": 5.0,
+        }
+    )
 
     @property
     def title(self) -> str:
@@ -116,8 +128,9 @@ class Detection(DenseTask):
             uneven=True,
         )
 
-    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, float]:
-        return self.scores(network, loader, device).scores
+    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, Any]:
+        found = self.scores(network, loader, device)
+        return {**found.scores, "by_class": found.by_class}
 
     def scores(self, network: nn.Module, loader: Any, device: Device) -> DetectionScores:
         return detection_scores(self.own(network, "the network"), loader, device)

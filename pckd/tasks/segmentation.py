@@ -6,7 +6,6 @@ Shapes: B images, N rows (pixels of all images), K classes of objects; class 0 i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from model_zoo.segmentation import Segmenter
 from pckd.data.annotated import AnnotatedBatch
 from pckd.device import Device
 from pckd.tasks.dense import NO_LABELS, DenseTask, drawn
+from pckd.tasks.detection import Detection
 from pckd.tasks.segmentation_scores import SegmentationScores, segmentation_scores
 from pckd.tasks.task import Teacher
 from registry import TASKS, Instances, Output, Rows, Shapes, Term, UserError
@@ -50,7 +50,8 @@ class Segmentation(DenseTask):
     knows = ("pixels",)
     network_kind = Segmenter
     example = "fcn_r10w16 or torchvision:deeplabv3_resnet50"
-    demonstration = MappingProxyType({"data": "scenes", "epochs": 6, "teacher_epochs": 6, "batch_size": 8})
+    pictures = ("segments",)
+    demonstration = Detection.demonstration
 
     def __init__(self, *, pixels: int = 4096, balanced: bool = False, max_rows: int = 512, flip: bool = True) -> None:
         super().__init__(max_rows=max_rows, flip=flip)
@@ -126,8 +127,9 @@ class Segmentation(DenseTask):
             known = known[same.sort(stable=True).indices]
         return known[:count].sort().values
 
-    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, float]:
-        return self.scores(network, loader, device).scores
+    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, Any]:
+        found = self.scores(network, loader, device)
+        return {**found.scores, "by_class": found.by_class}
 
     def scores(self, network: nn.Module, loader: Any, device: Device) -> SegmentationScores:
         return segmentation_scores(self.own(network, "the network"), loader, device)

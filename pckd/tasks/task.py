@@ -94,6 +94,10 @@ class Task:
     """Whether ``Instances.index`` says which sample a row is, the same in every epoch."""
     knows: tuple[str, ...] = ()
     """What ``Instances.images`` has beside maps: ``"boxes"``, ``"pixels"``."""
+    test_batch: int = 256
+    """Images a batch where a network is measured, or as many as in training."""
+    pictures: tuple[str, ...] = ()
+    """Kinds of pictures (:data:`pckd.plots.KINDS`) that show what a student of this task has learned."""
     demonstration: Mapping[str, Any] = MappingProxyType({})
     """Arguments of :func:`pckd.distill` of a run that takes minutes on two CPU cores, with data drawn by itself."""
 
@@ -269,8 +273,9 @@ class Task:
         """What :func:`pckd.evaluate` returns."""
         return self.evaluate(network, loader, device)
 
-    def evaluate(self, network: nn.Module, loader: BatchLoader, device: Device) -> dict[str, float]:
-        """How good a network is: ``metric``, and anything else worth a column.
+    def evaluate(self, network: nn.Module, loader: BatchLoader, device: Device) -> dict[str, Any]:
+        """How good a network is: ``metric``, anything else worth a column, and ``by_class``, the metric of each class,
+        where there is one.
 
         In eval mode and without gradient; the network's mode is restored. Each process measures its share, and the
         numbers are those of all.

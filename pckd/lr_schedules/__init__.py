@@ -1,0 +1,1 @@
+"""Learning-rate schedules; every module here is found by the registry LR_SCHEDULES."""
