@@ -23,7 +23,7 @@ from pckd.engine.ranks import joined, launched
 from pckd.engine.record import FolderInUse, RunFolder
 from pckd.engine.step import train_step
 from pckd.engine.teacher import FrozenTeacher
-from pckd.plan import make_objective
+from pckd.plan import make_objective, make_task
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import Classification
 from pckd.testing.cases import losses_of_views
@@ -112,6 +112,31 @@ def trained() -> list[dict[str, Any]]:
     ).history
 
 
+DENSE = {"detection": "faster_rcnn_r10w16", "segmentation": "fcn_r10w16"}
+
+
+def trained_densely(task: str) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The row and the student's weights after two steps of a task whose processes may have unequal rows."""
+    data = pckd.load_data("scenes(train_size=8, test_size=3, image_size=64)")
+    torch.manual_seed(0)
+    result = pckd.distill(
+        student=DENSE[task],
+        teacher=make_task(task, data).make_network(DENSE[task], data),
+        method=[Term("cross_entropy"), Term("kd", previewed=True), Term("feature_alignment", rows="upright")],
+        difficulty="group_cross_entropy",
+        centers="ema",
+        task=task,
+        data=data,
+        epochs=1,
+        batch_size=4,
+        lr=0.01,
+        precision="fp32",
+        device="cpu",
+        compile=False,
+    )
+    return result.history, {name: value.clone() for name, value in result.student.state_dict().items()}
+
+
 def calls() -> dict[str, Any]:
     """What comes of a script's calls."""
     data = pckd.load_data("shapes(num_classes=4, image_size=8)", limit_train=64, limit_test=9)
@@ -147,6 +172,7 @@ def calls() -> dict[str, Any]:
         "profiled": cost is not None,
         "errors": errors,
         "trained": trained(),
+        "densely": {task: trained_densely(task) for task in DENSE},
     }
 
 

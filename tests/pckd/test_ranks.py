@@ -109,6 +109,17 @@ def test_training_in_two_processes_is_training_in_one(together: dict[str, Any]) 
             assert shared[key] == pytest.approx(value, rel=0.02, abs=3.1 if "top" in key else 0.02), key
 
 
+@pytest.mark.parametrize("task", worker.DENSE)
+def test_two_processes_with_unequal_rows_have_the_weights_of_one(task: str, together: dict[str, Any]) -> None:
+    (alone,), weights = worker.trained_densely(task)
+    (shared,), theirs = together["calls"]["densely"][task]
+    assert shared.keys() == alone.keys()
+    for key, value in alone.items():
+        assert key == "by_class" or shared[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+    for name, value in weights.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_alone_everything_is_as_it_was() -> None:
     rows = torch.randn(3, 2, requires_grad=True)
     output = Output(rows, rows, (torch.ones(3, 1, 2, 2),))
