@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import pckd
+from model_zoo import load_weights
 from model_zoo.detection import DenseDetector, Detector, TwoStageDetector
+from pckd import objective
+from pckd.difficulty.metrics import group_cross_entropy
 from pckd.display import Display
 from pckd.plan import make_task
-from registry import BACKBONES, Output, UserError, build
+from registry import BACKBONES, Absent, Instances, Output, UserError, build
 
 DATA = "scenes(train_size=12, test_size=4, image_size=64)"
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -217,3 +220,29 @@ def test_refused_in_one_line(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         pckd.distill(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_takes_the_mean_weight_of_its_rows() -> None:
+    # Rows 0 and 2 are of image 0, row 1 of image 2; image 1 has none.
+    images = Instances(Absent("none"), torch.tensor([7, 8, 9]), pixels=torch.zeros(3, 2, 2))  # type: ignore[arg-type]
+    rows = Instances(torch.tensor([1, 0, 2]), image=torch.tensor([0, 2, 0]), images=images)
+    weights = torch.tensor([0.2, 0.5, 0.6])
+    found = objective._weights_of(rows.select("images"), weights, rows)
+    torch.testing.assert_close(found, torch.tensor([0.4, 1.0, 0.5]))
+    assert torch.equal(objective._weights_of(rows.select("all"), weights, rows), weights)
+
+
+def test_weights_of_another_program_load_without_a_prefix(tmp_path: Path) -> None:
+    detector = network("fcos_r10w16", 3)
+    torch.save({"model": detector.network.state_dict()}, tmp_path / "theirs.pth")
+    loaded = network("fcos_r10w16")
+    load_weights(loaded, tmp_path / "theirs.pth")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), detector.parameters(), strict=True))
+
+
+def test_difficulty_by_group_compares_objects_with_objects() -> None:
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    labels, group = torch.tensor([1, 0, 0]), torch.tensor([1, 0, 0])
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    found = group_cross_entropy(logits, labels, group)
+    torch.testing.assert_close(found, torch.tensor([1.0, losses[1] / losses[1:].mean(), losses[2] / losses[1:].mean()]))
