@@ -44,7 +44,7 @@ class Detection(DenseTask):
     pictures = ("detections", "precision_recall")
     demonstration = MappingProxyType(
         {
-            "data": "scenes",
+            "data": "scenes(occlusion=0)",
             "epochs": 6,
             "teacher_epochs": 6,
             "batch_size": 8,
