@@ -6,6 +6,7 @@ Shapes: B images, N rows (pixels of all images), K classes of objects; class 0 i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from model_zoo.segmentation import Segmenter
 from pckd.data.annotated import AnnotatedBatch
 from pckd.device import Device
 from pckd.tasks.dense import NO_LABELS, DenseTask, drawn
-from pckd.tasks.detection import Detection
 from pckd.tasks.segmentation_scores import SegmentationScores, segmentation_scores
 from pckd.tasks.task import Teacher
 from registry import TASKS, Instances, Output, Rows, Shapes, Term, UserError
@@ -51,7 +51,18 @@ class Segmentation(DenseTask):
     network_kind = Segmenter
     example = "fcn_r10w16 or torchvision:deeplabv3_resnet50"
     pictures = ("segments",)
-    demonstration = Detection.demonstration
+    demonstration = MappingProxyType(
+        {
+            "data": "scenes(num_classes=5, occlusion=0, smallest=0.14, largest=0.3, noise=0.04, contrast=0.7)",
+            "epochs": 8,
+            "teacher_epochs": 8,
+            "batch_size": 8,
+            "lr": 0.1,
+            "teacher_lr": 0.1,
+            "schedule": "cosine(warmup=0.8)",
+            "clip_grad": 5.0,
+        }
+    )
 
     def __init__(self, *, pixels: int = 4096, balanced: bool = False, max_rows: int = 512, flip: bool = True) -> None:
         super().__init__(max_rows=max_rows, flip=flip)
