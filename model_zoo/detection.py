@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from registry import Absent, NotApplicable, Output, UserError
@@ -35,7 +37,8 @@ class Regions:
         where: of a two-stage detector the boxes of each image, [n, 4] as shares of its width and height; of a dense one
             the positions in each image's list of anchors, [n].
         labels: [N], 0 for the background. match: [N], which of its image's true boxes a row shows; any for background.
-        image: [N]. anchors: of a dense detector, how many an image has.
+        image: [N]. anchors: of a dense detector, how many an image has. locations: of a dense detector, [B, anchors],
+            the label of each, -1 where it counts for nothing.
     """
 
     where: tuple[Tensor, ...]
@@ -43,6 +46,7 @@ class Regions:
     match: Tensor
     image: Tensor
     anchors: int = 0
+    locations: Tensor | None = None
 
     @classmethod
     def of(
@@ -216,6 +220,69 @@ def _extent(boxes: Tensor, size: Sequence[int]) -> Tensor:
     return boxes.new_tensor([width, height, width, height])
 
 
+class DenseHead:
+    """The head of an FCOS or RetinaNet as a function of its pyramid (:class:`registry.Head`).
+
+    Args:
+        images: their size says where the anchors are.
+    """
+
+    def __init__(self, network: FCOS | RetinaNet, images: ImageList) -> None:
+        self.network, self.images = network, images
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        convolutions = [layer for layer in self._towers[0] if isinstance(layer, nn.Conv2d)]
+        return (convolutions[0].in_channels, *(layer.out_channels for layer in convolutions))
+
+    def features(self, maps: Sequence[Tensor], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        scores, boxes = ([_through(tower[: _end(tower, layer)], m) for m in maps] for tower in self._towers)
+        return scores, boxes
+
+    def predict(self, features: tuple[list[Tensor], list[Tensor]], layer: int) -> tuple[Tensor, Tensor]:
+        head: Any = self.network.head
+        scores, boxes = (
+            [_through(tower[_end(tower, layer) :], m) for m in of_branch]
+            for tower, of_branch in zip(self._towers, features, strict=True)
+        )
+        logits = _by_anchor(map(head.classification_head.cls_logits, scores), head.classification_head.num_classes)
+        # Where the anchors are is counted in the precision of these.
+        moves = [head.regression_head.bbox_reg(m).float() for m in boxes]
+        anchors = torch.stack(self.network.anchor_generator(self.images, moves)[:1]).expand(len(logits), -1, -1)
+        codes = _by_anchor(moves, 4)
+        if isinstance(self.network, FCOS):
+            return logits, head.box_coder.decode(codes.relu(), anchors)
+        decoded = head.regression_head.box_coder.decode_single(codes.flatten(0, 1), anchors.flatten(0, 1))
+        return logits, decoded.view_as(codes)
+
+    @property
+    def _towers(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Of each branch the convolutions, norms and activations, in their order."""
+        head: Any = self.network.head
+        scores, boxes = (
+            [layer for layer in part.conv.modules() if not list(layer.children())]
+            for part in (head.classification_head, head.regression_head)
+        )
+        return scores, boxes
+
+
+def _end(tower: Sequence[nn.Module], layer: int) -> int:
+    """Position of the activation of a layer, counted from 1; 0 of layer 0."""
+    return [0, *(position for position, part in enumerate(tower) if isinstance(part, nn.ReLU))][layer]
+
+
+def _through(tower: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in tower:
+        # Never in place: what it is given may be needed once more.
+        x = x.relu() if isinstance(layer, nn.ReLU) else layer(x)
+    return x
+
+
+def _by_anchor(maps: Iterable[Tensor], width: int) -> Tensor:
+    """Maps [B, anchors * width, H, W] of all levels as [B, A, width], in torchvision's order."""
+    return torch.cat([m.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2).flatten(1, 3) for m in maps], 1)
+
+
 class DenseDetector(Detector):
     """FCOS or RetinaNet: a row is a sampled location (and anchor); its embedding is what the last convolution reads.
 
@@ -277,10 +344,12 @@ class DenseDetector(Detector):
         where = [(a | b).nonzero()[:, 0] for a, b in zip(*self.sampler(labels), strict=True)]
         picked = [[of_image[w] for of_image, w in zip(values, where, strict=True)] for values in (labels, match)]
         regions = Regions.of(where, picked[0], [m.clamp_min(0) for m in picked[1]], len(match[0]))
-        return regions, self._rows(outputs["cls_logits"], tower, regions, features)._replace(losses=losses)
+        regions = replace(regions, locations=torch.stack(labels))
+        output = self._rows(outputs["cls_logits"], tower, regions, features, normalized)
+        return regions, output._replace(losses=losses)
 
     def answer(self, images: Tensor, regions: Regions) -> Output:
-        _, _, features = self._features(images, None)
+        normalized, _, features = self._features(images, None)
         with self._tower_recorded() as tower:
             logits = self._head(list(features.values()))
         if regions.anchors not in (0, logits.shape[1]):
@@ -288,7 +357,7 @@ class DenseDetector(Detector):
                 f"{self.label} looks at {logits.shape[1]} locations of an image, and the student at {regions.anchors}: "
                 "use two networks with the same pyramid and anchors"
             )
-        return self._rows(logits, tower, regions, features)
+        return self._rows(logits, tower, regions, features, normalized)
 
     def everywhere(self, images: Tensor) -> Regions:
         first = torch.zeros(1, dtype=torch.int64, device=images.device)
@@ -296,7 +365,12 @@ class DenseDetector(Detector):
         return Regions.of(each, each, each)
 
     def _rows(
-        self, logits: Tensor, tower: Sequence[Tensor], regions: Regions, features: Mapping[str, Tensor]
+        self,
+        logits: Tensor,
+        tower: Sequence[Tensor],
+        regions: Regions,
+        features: Mapping[str, Tensor],
+        images: ImageList,
     ) -> Output:
         """Args: logits: [B, A, K + 1] of all anchors. tower: what the last convolution has read, by level."""
         flat = torch.cat(regions.where)
@@ -313,7 +387,10 @@ class DenseDetector(Detector):
             around = [padded[regions.image[here], :, y + dy, x + dx] for dy in range(3) for dx in range(3)]
             embedding = embedding.index_copy(0, here, torch.stack(around, 2).flatten(1))
             start += height * width
-        return Output(chosen, embedding, images=self._of_images(features))
+        whole = self._of_images(features)
+        if isinstance(self.network.head, (FCOSHead, RetinaNetHead)):
+            whole = whole._replace(head=DenseHead(self.network, images))
+        return Output(chosen, embedding, images=whole)
 
     @contextlib.contextmanager
     def _tower_recorded(self) -> Iterator[list[Tensor]]:

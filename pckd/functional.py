@@ -28,6 +28,8 @@ from pckd.losses.crd import keep_other_classes as keep_other_classes
 from pckd.losses.crd import log_normalizer as log_normalizer
 from pckd.losses.crd import noise_contrast as noise_contrast
 from pckd.losses.crd import renewed as renewed
+from pckd.losses.crosskd import quality_focal as quality_focal
+from pckd.losses.crosskd import with_statistics_of as with_statistics_of
 from pckd.losses.cwd import channel_divergence as channel_divergence
 from pckd.losses.defeat import decoupled_imitation as decoupled_imitation
 from pckd.losses.defeat import object_masks as object_masks

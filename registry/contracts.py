@@ -24,6 +24,7 @@ __all__ = [
     "Centers",
     "Context",
     "DataSplit",
+    "Head",
     "Instances",
     "Loss",
     "Network",
@@ -81,6 +82,35 @@ class Absent(_Maps):
         return f"Absent({self.reason!r})"
 
 
+class Head(Protocol):
+    """The head of a dense detector, as a function of maps: another network's may go on where it is entered.
+
+    Two branches, of the scores and of the boxes, each of layers that end in an activation, and a last convolution.
+    Shapes: B images, A locations and anchors of each, over all levels.
+    """
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the maps that the first layer reads, and of those that each layer gives."""
+        ...
+
+    def features(self, maps: Sequence[Tensor], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What a layer, counted from 1, gives before its activation: of each branch a map [B, C, H, W] a level.
+
+        Args:
+            maps: of the levels, which the head reads. layer: 0 for these themselves.
+        """
+        ...
+
+    def predict(self, features: tuple[list[Tensor], list[Tensor]], layer: int) -> tuple[Tensor, Tensor]:
+        """What the rest of the head makes of :meth:`features`.
+
+        Returns:
+            logits [B, A, K + 1], each class's own, where column 0 says nothing; boxes [B, A, 4] in pixels.
+        """
+        ...
+
+
 class Output(NamedTuple):
     """What a backbone returns. A NamedTuple, so that ``torch.jit.trace`` and ``torch.compile`` take it."""
 
@@ -98,6 +128,10 @@ class Output(NamedTuple):
     images: Output | tuple[()] = ()
     """Where a row is not an image: an output whose rows are the B images. Its maps are of whole images (a detector's
     pyramid); its logits and its embedding are :class:`Absent`."""
+    sides: Tensor | tuple[()] = ()
+    """[N, 4, bins], where a network gives each side of a row's box as a distribution (GFL): its logits."""
+    head: Head | tuple[()] = ()
+    """Of images: the dense detector's head that reads their maps. It holds no answer, and costs nothing unasked."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
         """The same output with each of its rows' tensors changed; what is absent stays absent."""
@@ -108,8 +142,17 @@ class Output(NamedTuple):
         def each(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return maps if isinstance(maps, Absent) else tuple(change(m) for m in maps)
 
-        changed = Output(one(self.logits), one(self.embedding), each(self.maps), each(self.preacts))
-        return changed._replace(losses=self.losses, images=self.images)
+        sides = change(self.sides) if isinstance(self.sides, Tensor) else ()
+        return Output(
+            logits=one(self.logits),
+            embedding=one(self.embedding),
+            maps=each(self.maps),
+            preacts=each(self.preacts),
+            losses=self.losses,
+            images=self.images,
+            sides=sides,
+            head=self.head,
+        )
 
     def rows(self, which: slice | Tensor | None) -> Output:
         """The same output for some of the rows only; for None that of the images."""
@@ -220,7 +263,8 @@ class Instances:
         group: [N], int64: which rows are compared by their difficulty, where not all are.
         images: where a row is not an image: the B images.
         boxes: of the images. pixels: [B, H, W], int64, the class of each pixel of the images, -1 where it counts for
-            nothing. Both of ``images`` alone.
+            nothing. locations: [B, A], int64, likewise of all the locations and anchors of a dense detector. All three
+            of ``images`` alone.
         uneven: whether processes that train together may have another number of rows each.
     """
 
@@ -237,6 +281,7 @@ class Instances:
     images: Instances | None = None
     boxes: Boxes | None = None
     pixels: Tensor | None = None
+    locations: Tensor | None = None
     uneven: bool = False
 
     def __post_init__(self) -> None:
@@ -348,6 +393,16 @@ class Context:
             raise NotApplicable("this needs the class of each pixel, which the rows 'images' of segmentation have")
         return self.instances.pixels
 
+    @property
+    def locations(self) -> Tensor:
+        """[B, A], int64, the class of each location (and anchor) of a dense detector, -1 where it counts for nothing.
+
+        0 is the background.
+        """
+        if self.instances.locations is None:
+            raise NotApplicable("this needs the rows 'images' of detection, and a dense detector (FCOS, RetinaNet)")
+        return self.instances.locations
+
     def select(self, name: str) -> Context:
         """The same context for the rows of a named set."""
         return replace(self, instances=self.instances.select(name))
@@ -368,6 +423,10 @@ class Shapes(NamedTuple):
     preacts: tuple[tuple[int, int, int], ...] = ()
     images: Shapes | tuple[()] = ()
     """Of :attr:`Output.images`, with an embedding of width 0."""
+    sides: int = 0
+    """Bins of :attr:`Output.sides`; 0 where the network gives none."""
+    head: tuple[int, ...] = ()
+    """``channels`` of :attr:`Output.head`; none where there is no such head."""
 
     @classmethod
     def of(cls, output: Output) -> Shapes:
@@ -379,8 +438,13 @@ class Shapes(NamedTuple):
             return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
 
         whole = output.images
-        images = cls(output.logits.shape[1], 0, chw(whole.maps), chw(whole.preacts)) if whole else ()
-        return cls(output.logits.shape[1], output.embedding.shape[1], chw(output.maps), chw(output.preacts), images)
+        classes, sides = output.logits.shape[1], output.sides.shape[2] if isinstance(output.sides, Tensor) else 0
+        images: Shapes | tuple[()] = ()
+        if whole:
+            images = cls(
+                classes, 0, chw(whole.maps), chw(whole.preacts), head=whole.head.channels if whole.head else ()
+            )
+        return cls(classes, output.embedding.shape[1], chw(output.maps), chw(output.preacts), images, sides)
 
 
 class Setup(NamedTuple):
@@ -453,7 +517,8 @@ class Loss(Protocol):
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
     - ``compares_rows = True``: it looks at all pairs of rows: where there are thousands, it is shown some of them;
     - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;
-    - ``needs = ("boxes",)``: what it asks of the context that not every task knows (:meth:`Setup.require`).
+    - ``needs = ("boxes",)``: what it asks for that not every task or network has: ``"boxes"`` and ``"pixels"`` of the
+      context (:meth:`Setup.require`), a network's ``"head"`` or ``"sides"`` (:class:`Shapes`).
 
     A class may also have
 

@@ -113,6 +113,7 @@ class Detection(DenseTask):
                 torch.cat(batch.labels),
                 torch.arange(len(batch), device=device).repeat_interleave(counts),
             ),
+            locations=regions.locations,
         )
         return Instances(
             labels,

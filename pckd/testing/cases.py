@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd.objective import Objective
+from pckd.ops import exact, full
 from pckd.tasks.classification import image_views
 from registry import (
     DIFFICULTY_METRICS,
@@ -28,6 +29,7 @@ from registry import (
     Context,
     Instances,
     Output,
+    Rows,
     Setup,
     Shapes,
     Term,
@@ -48,6 +50,46 @@ BOXES = Boxes(
     torch.tensor([0, 0, 2, 3]),
 )
 """One within another, one of the whole image, one smaller than a cell; two images have none."""
+OF_IMAGES = {"boxes", "pixels", "head"}
+"""What a loss may need that only whole images have."""
+BINS, LAYERS = 5, 3
+"""Of the distributions of sides; of a head."""
+
+
+class LevelHead:
+    """A head of 1x1 convolutions on the last two maps of a case (:class:`registry.Head`); its weights are constants."""
+
+    def __init__(self, width: int) -> None:
+        normal = partial(torch.randn, generator=torch.Generator().manual_seed(width))
+        self.branches = [[normal(width, width) / width**0.5 for _ in range(LAYERS)] for _ in range(2)]
+        self.last = normal(CLASSES, width), normal(4, width)
+        self.channels = (width,) * (LAYERS + 1)
+
+    def features(self, maps: Sequence[Tensor], layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        return self._through([list(maps[-2:])] * 2, 0, layer)
+
+    def predict(self, features: tuple[list[Tensor], list[Tensor]], layer: int) -> tuple[Tensor, Tensor]:
+        found = self._through(features, layer, LAYERS)
+        logits, moves = (
+            torch.cat([mixed(m.relu(), last).flatten(2).mT for m in of_branch], 1)
+            for of_branch, last in zip(found, self.last, strict=True)
+        )
+        return logits, torch.cat([-moves[..., :2].exp(), moves[..., 2:].exp()], -1)
+
+    def _through(self, inputs: Sequence[list[Tensor]], first: int, end: int) -> tuple[list[Tensor], list[Tensor]]:
+        results = []
+        for maps, layers in zip(inputs, self.branches, strict=True):
+            for position in range(first, end):
+                maps = [mixed(m.relu() if position else m, layers[position]) for m in maps]
+            results.append(maps)
+        return results[0], results[1]
+
+
+def mixed(feature_map: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution in at least float32."""
+    feature_map = full(feature_map)
+    with exact(feature_map):
+        return nn.functional.conv2d(feature_map, weight.to(feature_map.dtype)[:, :, None, None])
 
 
 class Case(NamedTuple):
@@ -93,7 +135,8 @@ class Case(NamedTuple):
         if (boxes := self.context.instances.boxes) is not None:
             box, image = (boxes.image == first[:, None]).nonzero(as_tuple=True)[::-1]
             pixels = self.context.pixels[first]
-            instances = Instances(labels, index, boxes=Boxes(boxes.xyxy[box], boxes.labels[box], image), pixels=pixels)
+            boxes = Boxes(boxes.xyxy[box], boxes.labels[box], image)
+            instances = Instances(labels, index, boxes=boxes, pixels=pixels, locations=self.context.locations[first])
         context = replace(self.context, instances=instances)
         student, teacher = (output.apply(lambda x: x[rows]) for output in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher, context=context)
@@ -162,17 +205,26 @@ def make_case(
         normal(CLASSES).requires_grad_(grad),
         normal(CLASSES),
     )
-    pixels = torch.randint(-1, CLASSES, (IMAGES, 16, 16), generator=torch.Generator().manual_seed(seed))
-    images = Instances(labels, index, boxes=BOXES, pixels=pixels)
+    drawn = partial(torch.randint, -1, CLASSES, generator=torch.Generator().manual_seed(seed))
+    pixels, locations = drawn((IMAGES, 16, 16)), drawn((IMAGES, sum(size**2 for size in SIZES[-2:])))
+    images = Instances(labels, index, boxes=BOXES, pixels=pixels, locations=locations)
     instances = replace(image_views(labels, index, views, strong=strong), images=images)
+    foreground = Rows(labels.repeat_interleave(views).nonzero()[:, 0])
+    instances = replace(instances, sets={**instances.sets, "foreground": foreground})
     context = Context(instances, centers, epoch=3, epochs=10, progress=0.25)
     classifier = nn.utils.skip_init(nn.Linear, teacher_width, CLASSES)
     with torch.no_grad():
         classifier.weight.copy_(normal(CLASSES, teacher_width))
         classifier.bias.copy_(normal(CLASSES))
     student, teacher = (output._replace(images=images_of(output, views)) for output in (student, teacher))
+    student, teacher = (
+        output._replace(sides=normal(rows, 4, BINS).requires_grad_(grad)) for output in (student, teacher)
+    )
     setup = Setup(Shapes.of(student), Shapes.of(teacher), SAMPLES, classifier)
-    setup = setup._replace(sets={"images": setup._replace(knows=("boxes", "pixels"))})
+    setup = setup._replace(rows=(*setup.rows, "foreground"))
+    shapes = (s._replace(sides=0, head=s.images.head if s.images else ()) for s in (setup.student, setup.teacher))
+    whole = setup._replace(knows=("boxes", "pixels"), student=next(shapes), teacher=next(shapes))
+    setup = setup._replace(sets={"images": whole})
     case = Case(student, teacher, context, setup)
     return case.whole() if of_images else case
 
@@ -180,7 +232,8 @@ def make_case(
 def images_of(output: Output, views: int) -> Output:
     """What is known of whole images: the maps of their first views."""
     absent: Any = Absent("the images themselves have feature maps and nothing else")
-    return output.upright(views)._replace(logits=absent, embedding=absent, losses=())
+    head = LevelHead(output.embedding.shape[1])
+    return output.upright(views)._replace(logits=absent, embedding=absent, losses=(), head=head)
 
 
 def losses_of_views() -> list[str]:
@@ -217,6 +270,7 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
 def tensors_of(output: Output) -> list[Tensor]:
     """Every tensor of an output."""
     found = [output.logits, output.embedding, *output.maps, *output.preacts, *dict(output.losses).values()]
+    found.append(output.sides)  # type: ignore[arg-type]
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 

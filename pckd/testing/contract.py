@@ -63,6 +63,10 @@ class Contract:
         """What a loss's class says of itself, read as the objective reads it: off the factory."""
         return bool(getattr(self._registered, fact, default))
 
+    def needs(self) -> set[str]:
+        """What a loss needs that not every task or network has."""
+        return set(getattr(self._registered, "needs", ()))
+
     @contextmanager
     def clause(self, clause: str) -> Iterator[Expect]:
         """Inside, what the plug-in raises breaks ``clause``; yields how to say what else would."""

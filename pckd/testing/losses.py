@@ -8,7 +8,18 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from pckd.testing.cases import IMAGES, PAIRS, Case, enough_views, make_case, objective_of, reached, same, tensors_of
+from pckd.testing.cases import (
+    IMAGES,
+    OF_IMAGES,
+    PAIRS,
+    Case,
+    enough_views,
+    make_case,
+    objective_of,
+    reached,
+    same,
+    tensors_of,
+)
 from pckd.testing.contract import Contract
 from pckd.testing.loss_claims import (
     call,
@@ -26,7 +37,7 @@ from registry import LOSSES, NotApplicable, Term
 def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool = False) -> None:
     """Hold a loss to its contract, in 1 and 4 views (or as many as it needs), with teachers of its width and another.
 
-    A loss that says ``needs`` is shown whole images with boxes and pixels, which have no logits and no embedding.
+    A loss that says that it needs boxes, pixels or a head is shown whole images, which have no logits and no embedding.
 
     A pair of networks may be refused with :class:`registry.NotApplicable` in the constructor, but not every pair. What
     the order of the images has an effect on says so with ``order_matters = True`` in the class, and "order" is not
@@ -44,7 +55,7 @@ def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool =
     checks = [_values, _gradients, _teacher, check_repeats, check_state, check_precision, check_claims, check_order]
     checks += [check_independent] if independent_rows else []
     accepted = False
-    of_images = bool(contract.says("needs", default=False))
+    of_images = bool(OF_IMAGES & contract.needs())
     for views, width in PAIRS:
         case = make_case(views, width, of_images=of_images)
         with contract.trial(case):

@@ -36,7 +36,7 @@ T = torch.tensor
 E = math.e
 P, Q = E / (E + 1), 1 / (E + 1)
 """Softmax of (1, 0)."""
-OF_IMAGES = sorted(set(LOSSES.names()) - {*losses_of_views(), "network_losses"})
+OF_IMAGES = sorted(set(LOSSES.names()) - {*losses_of_views(), "network_losses", "crosskd", "ld"})
 MAPS_ALONE = ("cirkd_batch", "cwd", "mgd", "pkd", "skd")
 """They need neither boxes nor pixels, and run in classification, too."""
 
@@ -119,6 +119,18 @@ BY_HAND: dict[str, tuple[Tensor, list[float]]] = {
     "fgd, focal": (pf.focal(LEFT, OTHERS, CORNER / 2, 0.5), [4 / 2]),
     "fgd, focal where the teacher looks": (pf.focal(PEAK + 1, PEAK, CORNER, 1.0), [2.0]),
     "fgd, attention": (pf.attention_difference(PEAK, FLAT, 1.0), [1 + 3 * (1 - 2 / 3)]),
+    # Even odds against three to one, and the other way round in the second score.
+    "crosskd, scores": (
+        pf.quality_focal(torch.zeros(2), T([math.log(3), -math.log(3)])),
+        [math.log(2) / 4, math.log(2) / 4],
+    ),
+    "crosskd, equal scores": (pf.quality_focal(T([2.0]), T([2.0])), [0.0]),
+    # Mean 1 and deviation 1 over both images become 12 and 2; a map without deviation takes the mean.
+    "crosskd, statistics": (
+        pf.with_statistics_of(T([0.0, 2.0]).view(2, 1, 1, 1), T([14.0, 10.0]).view(2, 1, 1, 1)).flatten(),
+        [10.0, 14.0],
+    ),
+    "crosskd, nothing to stretch": (pf.with_statistics_of(FLAT, LOW).flatten(), [2.5] * 4),
     "ld": (
         pf.localization_distillation(torch.zeros(1, 4, 2), T([[[2 * math.log(3), 0.0], *[[0.0, 0.0]] * 3]]), 2.0),
         [4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 4],
@@ -281,6 +293,71 @@ def test_defeat_puts_a_box_on_the_level_of_its_size() -> None:
 
 
 # The losses as modules
+
+
+class OneLayer:
+    """A head whose one layer multiplies; a location's logit is the feature - 5, its box as wide as the feature - 3."""
+
+    channels = (1, 1)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def features(self, maps: Any, layer: int) -> Any:
+        return [list(maps), [self.factor * m for m in maps]][layer], list(maps)
+
+    def predict(self, features: Any, layer: int) -> tuple[Tensor, Tensor]:
+        scores, boxes = (torch.cat([m.flatten(1) for m in of_branch], 1) for of_branch in features)
+        scores = scores if layer else self.factor * scores
+        corners = torch.stack([0 * boxes, 0 * boxes, boxes - 3, 0 * boxes + 1], -1)
+        return torch.stack([0 * scores + 99, scores - 5], -1), corners
+
+
+MIMICKED = -(Q * math.log(P) + P * math.log(Q)) * (P - Q)
+"""Quality focal loss of a logit of 1 where the teacher has -1, and the other way round."""
+
+
+@pytest.mark.parametrize(
+    ("options", "factor", "locations", "expected"),
+    [
+        # The boxes of both locations have an IoU of 1/3; the teacher's scores add up to 1.
+        ("layer=1", 2.0, [[1, 0], [0, 0]], (2 * MIMICKED + 2 / 3, 0)),
+        ("layer=1, scores=3.0, boxes=0.0", 2.0, [[1, 0], [0, 0]], (6 * MIMICKED, 0)),
+        ("layer=1", 2.0, [[1, 2], [1, 0]], ((2 * MIMICKED + 2 / 3) / 3, 0)),
+        ("layer=1", 2.0, [[1, -1], [0, 0]], (MIMICKED + Q * 2 / 3, 0)),
+        ("layer=0", 2.0, [[0, 0], [0, 0]], (2 * MIMICKED + 2 / 3, 0)),
+        # The student's own layer turns its scores around; that of the teacher is left out.
+        ("layer=1", -1.0, [[1, 0], [0, 0]], (2 / 3, 2 * MIMICKED)),
+    ],
+)
+def test_crosskd_by_hand(
+    options: str, factor: float, locations: list[list[int]], expected: tuple[float, float]
+) -> None:
+    shapes = Shapes(2, 0, ((1, 1, 2),), head=(1, 1))
+    loss = build(LOSSES, f"crosskd({options})", Setup(shapes, shapes))
+    # With the teacher's mean and deviation the first image is 6, 4 and the second as the teacher's.
+    own, target = (T(values).view(2, 1, 1, 2) for values in ([2.0, 0, 0, 2], [4.0, 6, 4, 6]))
+    student, teacher, context = shown([own], [target], locations=T(locations))
+    value = loss(student._replace(head=OneLayer(factor)), teacher._replace(head=OneLayer(1.0)), context)
+    assert value.tolist() == pytest.approx([2 * each for each in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (Shapes(2, 0, ((4, 2, 2),)), "^crosskd needs two dense detectors"),
+        (
+            Shapes(2, 0, ((4, 2, 2),), head=(4, 4, 4)),
+            "^crosskd: layer must be 0 to 2, the layers of both heads, not 3$",
+        ),
+        (Shapes(2, 0, ((4, 1, 1),), head=(4,) * 5), "^crosskd needs two pyramids with levels of the same sizes$"),
+    ],
+)
+def test_crosskd_refuses(shapes: Shapes, message: str) -> None:
+    other = Shapes(2, 0, ((8, 2, 2),), head=(8,) * 5)
+    for pair in ((shapes, other), (other, shapes)):
+        with pytest.raises(NotApplicable, match=message):
+            build(LOSSES, "crosskd", Setup(*pair))
 
 
 def setup_of(*shapes: tuple[int, int, int], teacher: Any = None, classes: int = 2) -> Setup:
@@ -469,6 +546,7 @@ def test_any_widths_and_sizes(name: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
+        ("ld(temperature=0)", "^ld: temperature must be above 0, not 0$"),
         ("cwd(temperature=0)", "^cwd: temperature must be above 0, not 0$"),
         ("mgd(mask=1)", "^mgd: mask must be 0 or above and below 1, not 1$"),
         ("skd(scale=0)", "^skd: scale must be above 0 and at most 1, not 0$"),

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import pckd
-from model_zoo import load_weights
-from model_zoo.detection import DenseDetector, Detector, TwoStageDetector
+from model_zoo import lean, load_weights
+from model_zoo.detection import DenseDetector, Detector, Regions, TwoStageDetector
 from pckd import objective
 from pckd.difficulty.metrics import group_cross_entropy
 from pckd.display import Display
 from pckd.plan import make_task
-from registry import BACKBONES, Absent, Instances, Output, UserError, build
+from registry import (
+    BACKBONES,
+    LOSSES,
+    Absent,
+    Centers,
+    Context,
+    Instances,
+    Output,
+    Setup,
+    Shapes,
+    UserError,
+    build,
+)
 
 DATA = "scenes(train_size=12, test_size=4, image_size=64)"
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -88,6 +104,81 @@ def test_a_location_is_what_the_last_convolution_reads_and_background_has_the_lo
     levels = list(detector.network.backbone((IMAGES - 0.5) / 0.25).values())
     everywhere = detector.network.head.classification_head(levels)[regions.image, torch.cat(regions.where)]
     torch.testing.assert_close(output.logits[:, 1:], everywhere[:, 1:])
+
+
+def retinanet(seed: int = 0) -> DenseDetector:
+    torch.manual_seed(seed)
+    anchors = AnchorGenerator(tuple((side,) for side in (16, 32, 64, 128)), ((0.5, 1.0, 2.0),) * 4)
+    made = RetinaNet(lean.pyramid((1, 1, 1, 1), 16, 32, "group"), 11, anchor_generator=anchors)
+    made.transform = lean.OwnSize(0, 0, **lean.NORMALIZATION)
+    return DenseDetector(made, "retinanet")
+
+
+def shown_whole(detector: DenseDetector) -> tuple[Output, Any, Regions]:
+    regions, output = detector.train().study(IMAGES, TARGETS, SEEDS)
+    whole = output.rows(None)
+    return whole, whole.head, regions
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_dense_head_entered_anywhere_answers_as_torchvisions(kind: str, layer: int) -> None:
+    detector = network("fcos_r10w16") if kind == "fcos" else retinanet()
+    whole, head, regions = shown_whole(detector)
+    assert head.channels == (32,) * 5
+    features = head.features(whole.maps, layer)
+    kept = [m.clone() for branch in features for m in branch]
+    logits, boxes = head.predict(features, layer)
+    # RetinaNet's own activations work in place.
+    assert all(torch.equal(m, before) for m, before in zip((m for b in features for m in b), kept, strict=True))
+    own = detector.network.head(list(whole.maps))
+    torch.testing.assert_close(logits, own["cls_logits"])
+    anchors = detector.network.anchor_generator(detector.network.transform(list(IMAGES))[0], list(whole.maps))
+    if kind == "fcos":
+        decoded = detector.network.head.box_coder.decode(own["bbox_regression"][0], anchors[0])
+    else:
+        coder = detector.network.head.regression_head.box_coder
+        decoded = coder.decode_single(own["bbox_regression"][0], anchors[0])
+    torch.testing.assert_close(boxes[0], decoded)
+    # What each location shows is what the rows of it show.
+    assert regions.locations is not None
+    assert regions.locations.shape == logits.shape[:2]
+    assert torch.equal(regions.locations[regions.image, torch.cat(regions.where)], regions.labels)
+
+
+def crossed(student: DenseDetector, teacher: DenseDetector, layer: int) -> Tensor:
+    output, _, regions = shown_whole(student)
+    answer = teacher.requires_grad_(False).eval().answer(IMAGES, regions).detach()
+    with torch.no_grad():
+        shapes = [Shapes.of(net.answer(IMAGES, net.everywhere(IMAGES))).images for net in (student, teacher)]
+    loss = build(LOSSES, f"crosskd(layer={layer})", Setup(*shapes))
+    instances = Instances(torch.zeros(3), locations=regions.locations)
+    values: Tensor = loss(output, answer.rows(None), Context(instances, Centers(torch.zeros(1), torch.zeros(1))))
+    return values
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_crosskd_trains_the_students_head_up_to_its_layer(layer: int) -> None:
+    student, teacher = network("fcos_r10w16"), network("fcos_r18w48", 1)
+    values = crossed(student, teacher, layer)
+    assert values.shape == (3,)
+    values.mean().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    trained = {name for name, p in student.network.head.named_parameters() if p.grad is not None and p.grad.any()}
+    convolutions = {int(name.split(".")[2]) // 3 for name in trained}
+    assert convolutions == set(range(layer))
+    assert {name.partition(".")[0] for name in trained} == (
+        {"classification_head", "regression_head"} if layer else set()
+    )
+    assert student.network.backbone.body.conv1.weight.grad.any()
+
+
+def test_crosskd_of_a_network_with_itself_is_0() -> None:
+    student = network("fcos_r10w16(norm='group')")
+    # A box without an area overlaps nothing.
+    torch.nn.init.ones_(student.network.head.regression_head.bbox_reg.bias)
+    values = crossed(student, copy.deepcopy(student), 3)
+    torch.testing.assert_close(values, torch.zeros(3), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +266,7 @@ class Stop(Display):
 
 RUNS = [
     ("detection", "faster_rcnn_r10w16", "faster_rcnn_r18w48", "pckd+mgd"),
-    ("detection", "fcos_r10w16", "fcos_r18w48", "crd"),
+    ("detection", "fcos_r10w16", "fcos_r18w48", "crd+crosskd"),
     ("segmentation", "fcn_r10w16", "fcn_r18w48", "pckd+cirkd"),
 ]
 
@@ -200,6 +291,8 @@ def test_an_interrupted_run_goes_on_byte_for_byte(
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "simkd"}, "simkd needs the map that the student's classifier reads"),
     ({"method": "sskd"}, "compares 2 or more views"),
+    ({"method": "crosskd"}, r"crosskd needs two dense detectors \(FCOS, RetinaNet\)"),
+    ({"method": "ld"}, "ld needs two networks whose Output.sides have as many bins, not 0 and 0"),
     ({"student": "resnet8"}, "the student must be a network for detection, such as faster_rcnn_r10w16"),
     ({"teacher": network("fcos_r18w48")}, "look at other regions"),
     ({"data": "shapes(train_size=64)"}, "no data for detection"),

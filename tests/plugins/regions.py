@@ -53,12 +53,14 @@ def halves(root: str | None = None, train: bool = True, *, size: int = 48, noise
 
 
 class HalfNet(nn.Module):
-    """A row for each half; its own loss is the mean square of the embedding."""
+    """A row for each half; its own loss is the mean square of the embedding. It may say where its sides are."""
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, bins: int) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
         self.head = nn.Linear(width, num_classes)
+        self.bins = bins
+        self.sides = nn.Linear(width, 4 * bins) if bins else None
 
     @property
     def classifier(self) -> nn.Linear:
@@ -66,13 +68,15 @@ class HalfNet(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         embedding = self.body(x).unflatten(3, (HALVES, -1)).mean((2, 4)).transpose(1, 2).flatten(0, 1)
-        return Output(self.head(embedding), embedding, losses={"size": embedding.float().square().mean()})
+        sides = () if self.sides is None else self.sides(embedding).unflatten(1, (4, self.bins))
+        losses = {"size": embedding.float().square().mean()}
+        return Output(self.head(embedding), embedding, losses=losses, sides=sides)
 
 
 @BACKBONES.register("half_net")
-def half_net(num_classes: int, *, in_channels: int = 3, width: int = 8) -> HalfNet:
+def half_net(num_classes: int, *, in_channels: int = 3, width: int = 8, bins: int = 0) -> HalfNet:
     """The network of the halves."""
-    return HalfNet(num_classes, width)
+    return HalfNet(num_classes, width, bins)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Regions(Task):
         width = network.classifier.in_features
         if network.classifier.out_features != data.train.num_classes:
             raise UserError(f"the {role} has another number of classes than {data.name}")
-        return Shapes(data.train.num_classes, int(width))
+        return Shapes(data.train.num_classes, int(width), sides=int(getattr(network, "bins", 0)))
 
     def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
         return {"upright": (HALVES * images, 1), "all": (HALVES * images, 1), "foreground": (2, 1)}

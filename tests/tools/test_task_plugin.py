@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import pckd
 from pckd.display import Display
 from pckd.plan import make_task
-from registry import Term, load_plugin
+from registry import NotApplicable, Term, load_plugin
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -43,6 +44,23 @@ def test_a_task_of_a_users_own_is_trained(
     assert not any("top1" in name for name in (*rows[0], *result))
     assert ("preview_weight" in rows[0]) == (method == "pckd")
     assert f"{result['last_score']:.2f} % score after the last epoch" in capsys.readouterr().out
+
+
+def test_a_network_that_gives_distributions_of_its_sides_is_trained_by_them(tmp_path: Path) -> None:
+    load_plugin(PLUGIN)
+    options: dict[str, Any] = {"data": "halves", "epochs": 1, "batch_size": 8, "device": "cpu", "display": None}
+    torch.manual_seed(0)
+    teacher = make_task("regions", None).make_network("half_net(width=16, bins=5)", pckd.load_data("halves"))
+    before = make_task("regions", None).make_network("half_net(bins=5)", pckd.load_data("halves"))
+    student = copy.deepcopy(before)
+    run = pckd.distill(student=student, teacher=teacher, method="ld(weight=1.0)", output=tmp_path / "run", **options)
+    assert run.history[-1]["ld"] > 0
+    # Nothing else has a gradient for this layer.
+    assert not torch.equal(student.sides.weight, before.sides.weight)
+    with pytest.raises(
+        NotApplicable, match=r"^ld needs two networks whose Output.sides have as many bins, not 0 and 5"
+    ):
+        pckd.distill(student="half_net", teacher=teacher, method="ld", output=tmp_path / "refused", **options)
 
 
 def test_a_method_that_needs_lasting_samples_is_refused(refusal: Callable[[list[str]], str]) -> None:
