@@ -81,6 +81,53 @@ class SeededSampler:
         return chosen
 
 
+class ExactCoder:
+    """A box coder of torchvision's that decodes in float32: in bfloat16 a box would be rounded to whole pixels."""
+
+    def __init__(self, coder: Any) -> None:
+        self.coder = coder
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "coder":  # before it is there, as where a copy is made
+            raise AttributeError(name)
+        return getattr(self.coder, name)
+
+    def decode(self, codes: Tensor, boxes: Any) -> Tensor:
+        """As the coder's own."""
+        boxes = [box.float() for box in boxes] if isinstance(boxes, (list, tuple)) else boxes.float()
+        decoded: Tensor = self.coder.decode(codes.float(), boxes)
+        return decoded
+
+    def decode_single(self, codes: Tensor, boxes: Tensor) -> Tensor:
+        """As the coder's own."""
+        decoded: Tensor = self.coder.decode_single(codes.float(), boxes.float())
+        return decoded
+
+
+class ExactAnchors(nn.Module):
+    """An anchor generator of torchvision's whose anchors are in float32, whatever the features are in."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, images: ImageList, features: Sequence[Tensor]) -> Any:
+        """As the generator's own, which asks the features for their shape, type and device alone."""
+        return self.generator(images, [level.new_empty(level.shape, dtype=torch.float32) for level in features])
+
+    def num_anchors_per_location(self) -> Any:
+        return self.generator.num_anchors_per_location()  # type: ignore[operator]
+
+
+def make_exact(network: nn.Module) -> None:
+    """Let a detector compute its boxes in float32 under autocast, too."""
+    for module in list(network.modules()):
+        if hasattr(module, "box_coder"):
+            module.box_coder = ExactCoder(module.box_coder)  # type: ignore[assignment]
+        if isinstance(getattr(module, "anchor_generator", None), nn.Module):
+            module.anchor_generator = ExactAnchors(module.anchor_generator)  # type: ignore[arg-type]
+
+
 class Detector(nn.Module):
     """Base class: a torchvision detector, seen as rows. Its parameters keep torchvision's names, below ``network.``.
 
@@ -95,6 +142,7 @@ class Detector(nn.Module):
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
+        make_exact(network)
         self.network = network
         self.label = name
 
