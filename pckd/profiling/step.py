@@ -170,5 +170,5 @@ def _student_holds(work: Workload) -> int:
     task, student = work.model.task, work.model.student
     images = task.images(work.batch)
     # A network that is called with more than images is asked by its task.
-    call = (student, images) if task.prepares else (task.pair, work.batch, student, [])
+    call: tuple[Any, ...] = (student, images) if task.prepares else (task.pair, work.batch, student, [])
     return held_for_backward(partial(run_module, work, *call), [work.known, images])
