@@ -181,8 +181,10 @@ def torchvision_backbone(
         offered = ["DEFAULT", *models.get_model_weights(name).__members__]
         if weights not in offered:
             raise UserError(f"{label} has no weights {weights!r}: use one of {', '.join(dict.fromkeys(offered))}")
-    if in_channels != 3 and (dense or weights is not None):
-        raise UserError(f"{label}: it, or its weights, read 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and weights is not None:
+        raise UserError(f"{label}: the pretrained weights read 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and dense:
+        raise UserError(f"{label} reads 3 channels, not {in_channels}: leave in_channels out")
     try:
         if dense is not None:
             return _DENSE[dense](label, num_classes, weights, options)
