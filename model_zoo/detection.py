@@ -410,7 +410,9 @@ class DenseDetector(Detector):
     def everywhere(self, images: Tensor) -> Regions:
         first = torch.zeros(1, dtype=torch.int64, device=images.device)
         each = [first] * len(images)
-        return Regions.of(each, each, each)
+        _, _, features = self._features(images, None)
+        cells = sum(level.shape[2] * level.shape[3] for level in features.values())
+        return Regions.of(each, each, each, cells * self._head.num_anchors)
 
     def _rows(
         self,
@@ -469,6 +471,19 @@ class DenseDetector(Detector):
 
 def as_detector(network: nn.Module, name: str) -> Detector:
     """A torchvision detector as a backbone: :class:`TwoStageDetector` or :class:`DenseDetector`.
+
+    One of your own, in a file that is named with ``--plugin``::
+
+        from torchvision.models.detection import FasterRCNN
+        from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+        from model_zoo.detection import Detector, as_detector
+        from registry import BACKBONES
+
+        @BACKBONES.register("mine", task="detection")
+        def mine(num_classes: int) -> Detector:
+            body = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+            return as_detector(FasterRCNN(body, num_classes + 1, min_size=64), "mine")
 
     Raises:
         UserError: it is neither a Faster R-CNN nor an FCOS or RetinaNet.

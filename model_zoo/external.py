@@ -168,9 +168,9 @@ def torchvision_backbone(
     num_classes = _check_member("torchvision", "resnet18", name, num_classes)
     from torchvision import models
 
-    dense = next((kind for kind in _DENSE if name in models.list_models(module=getattr(models, kind))), None)
-    if dense is None:
-        _check_known("torchvision", name, models.list_models(module=models))
+    others = {member: kind for kind in _DENSE for member in models.list_models(module=getattr(models, kind))}
+    dense = others.get(name)
+    _check_known("torchvision", name, [*models.list_models(module=models), *others])
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers would make the output a tuple in training.
         options = {"aux_logits": False, **({} if weights else {"init_weights": True}), **options}
@@ -181,8 +181,10 @@ def torchvision_backbone(
         offered = ["DEFAULT", *models.get_model_weights(name).__members__]
         if weights not in offered:
             raise UserError(f"{label} has no weights {weights!r}: use one of {', '.join(dict.fromkeys(offered))}")
-    if in_channels != 3 and (dense or weights is not None):
-        raise UserError(f"{label}: it, or its weights, read 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and weights is not None:
+        raise UserError(f"{label}: the pretrained weights read 3 channels, not {in_channels}: leave them out")
+    if in_channels != 3 and dense:
+        raise UserError(f"{label} reads 3 channels, not {in_channels}: leave in_channels out")
     try:
         if dense is not None:
             return _DENSE[dense](label, num_classes, weights, options)
@@ -190,6 +192,8 @@ def torchvision_backbone(
             model = models.get_model(name, weights=None, num_classes=num_classes, **options)
         else:
             model = models.get_model(name, weights=weights, **options)
+    except UserError:
+        raise
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{label}: {' '.join(str(error).split())[:300]}") from error
     if in_channels != 3:
@@ -243,7 +247,7 @@ def _check_known(family: str, name: str, known: list[str]) -> None:
     if name not in known:
         hint = closest(name, known, n=3, cutoff=0.5)
         hint = f"; see {family}'s list of models" if hint == "." else hint
-        raise UserError(f"{family} has no classification model {name!r}{hint}")
+        raise UserError(f"{family} has no model {name!r}{hint}")
 
 
 def _set_in_channels(label: str, model: nn.Module, in_channels: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -103,7 +104,7 @@ def _faster_rcnn(
     return TwoStageDetector(network, name)
 
 
-@BACKBONES.register("faster_rcnn_r10w16")
+@BACKBONES.register("faster_rcnn_r10w16", task="detection")
 def faster_rcnn_r10w16(num_classes: int, *, norm: Norm = "batch") -> TwoStageDetector:
     """Lean Faster R-CNN for images of 100 to 300 pixels: one block a stage, width 16, pyramid of 32 channels; 0.84 M.
 
@@ -113,7 +114,7 @@ def faster_rcnn_r10w16(num_classes: int, *, norm: Norm = "batch") -> TwoStageDet
     return _faster_rcnn((1, 1, 1, 1), 16, 32, num_classes, norm, "faster_rcnn_r10w16")
 
 
-@BACKBONES.register("faster_rcnn_r18w48")
+@BACKBONES.register("faster_rcnn_r18w48", task="detection")
 def faster_rcnn_r18w48(num_classes: int, *, norm: Norm = "batch") -> TwoStageDetector:
     """The lean pair's teacher: two blocks a stage, width 48, pyramid of 96 channels; 8.0 M. As faster_rcnn_r10w16."""
     return _faster_rcnn((2, 2, 2, 2), 48, 96, num_classes, norm, "faster_rcnn_r18w48")
@@ -129,30 +130,41 @@ def _fcos(layers: Sequence[int], width: int, channels: int, num_classes: int, no
         detections_per_img=50,
     )
     network.transform = OwnSize(0, 0, **NORMALIZATION)
+    for head in (network.head.classification_head, network.head.regression_head):
+        for position, layer in enumerate(head.conv):
+            if isinstance(layer, nn.GroupNorm):
+                # torchvision's has 32 groups: of one channel each, one pixel alone would always become 0.
+                head.conv[position] = norm_layer("group")(channels)
     return DenseDetector(network, name)
 
 
-@BACKBONES.register("fcos_r10w16")
+@BACKBONES.register("fcos_r10w16", task="detection")
 def fcos_r10w16(num_classes: int, *, norm: Norm = "batch") -> DenseDetector:
     """Lean FCOS for images of 100 to 300 pixels, otherwise as faster_rcnn_r10w16."""
     return _fcos((1, 1, 1, 1), 16, 32, num_classes, norm, "fcos_r10w16")
 
 
-@BACKBONES.register("fcos_r18w48")
+@BACKBONES.register("fcos_r18w48", task="detection")
 def fcos_r18w48(num_classes: int, *, norm: Norm = "batch") -> DenseDetector:
     """The teacher of fcos_r10w16: two blocks a stage, width 48, pyramid of 96 channels."""
     return _fcos((2, 2, 2, 2), 48, 96, num_classes, norm, "fcos_r18w48")
 
 
 class Finest(nn.Module):
-    """The finest level of a pyramid, as torchvision's segmentation networks ask for features."""
+    """The finest level of a pyramid, as torchvision's segmentation networks ask for features; others are not made."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: BackboneWithFPN) -> None:
         super().__init__()
         self.pyramid = backbone
+        backbone.fpn.layer_blocks = backbone.fpn.layer_blocks[:1]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": self.pyramid(x)["0"]}
+        fpn = self.pyramid.fpn
+        *finer, coarsest = self.pyramid.body(x).values()
+        found = fpn.inner_blocks[-1](coarsest)
+        for block, stage in zip(fpn.inner_blocks[-2::-1], reversed(finer), strict=True):
+            found = block(stage) + F.interpolate(found, size=stage.shape[2:])
+        return {"out": fpn.layer_blocks[0](found)}
 
 
 def _fcn(layers: Sequence[int], width: int, channels: int, num_classes: int, norm: Norm) -> Segmenter:
@@ -167,7 +179,7 @@ def _fcn(layers: Sequence[int], width: int, channels: int, num_classes: int, nor
     return Segmenter(network, ["classifier.3"], (0.5,) * 3, (0.25,) * 3)
 
 
-@BACKBONES.register("fcn_r10w16")
+@BACKBONES.register("fcn_r10w16", task="segmentation")
 def fcn_r10w16(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
     """Lean segmenter for images of 100 to 300 pixels: one block a stage, width 16, pyramid of 32 channels, stride 4.
 
@@ -177,7 +189,7 @@ def fcn_r10w16(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
     return _fcn((1, 1, 1, 1), 16, 32, num_classes, norm)
 
 
-@BACKBONES.register("fcn_r18w48")
+@BACKBONES.register("fcn_r18w48", task="segmentation")
 def fcn_r18w48(num_classes: int, *, norm: Norm = "batch") -> Segmenter:
     """The lean pair's teacher: two blocks a stage, width 48, pyramid of 96 channels. As fcn_r10w16."""
     return _fcn((2, 2, 2, 2), 48, 96, num_classes, norm)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from registry import UserError
 
-__all__ = ["PAIRS", "Pair", "Recipe", "find_pair", "recipe_for", "usual_teacher"]
+__all__ = ["DENSE_RECIPE", "PAIRS", "Pair", "Recipe", "find_pair", "recipe_for", "usual_teacher"]
 
 
 @dataclass(frozen=True)
@@ -128,17 +128,20 @@ _TEACHERS = {
     "fcn_r10w16": "fcn_r18w48",
 }
 
+DENSE_RECIPE = Recipe(lr=0.02, epochs=12, batch_size=8, weight_decay=1e-4)
+"""Of detectors and segmenters on small drawn scenes, trained from scratch."""
 _DENSE = ("faster_rcnn_r10w16", "faster_rcnn_r18w48", "fcos_r10w16", "fcos_r18w48", "fcn_r10w16", "fcn_r18w48")
 
 
-def recipe_for(student: str, teacher: str | None = None) -> Recipe:
-    """How ``student`` is trained, alone or with ``teacher``; the usual recipe for networks of no known pair."""
+def recipe_for(student: str, teacher: str | None = None, otherwise: Recipe | None = None) -> Recipe:
+    """How ``student`` is trained, alone or with ``teacher``; ``otherwise``, the usual recipe, where it is not known."""
     student = bare(student)
     if teacher is not None:
         for pair in PAIRS:
             if (pair.student, pair.teacher) == (student, bare(teacher)):
                 return pair.recipe
-    return _recipe(student)
+    known = student in (*_GENTLE, *_DENSE, *_TEACHERS, *(pair.student for pair in PAIRS))
+    return otherwise if otherwise is not None and not known else _recipe(student)
 
 
 def bare(spec: str) -> str:
@@ -148,8 +151,7 @@ def bare(spec: str) -> str:
 
 def _recipe(student: str) -> Recipe:
     if student in _DENSE:
-        # Of small drawn scenes, trained from scratch.
-        return Recipe(lr=0.02, epochs=12, batch_size=8, weight_decay=1e-4)
+        return DENSE_RECIPE
     return Recipe(lr=0.01) if student in _GENTLE else Recipe()
 
 

@@ -377,12 +377,13 @@ def train_teacher(
     if not isinstance(teacher, str):
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
-    training.update(lr=recipe_for(teacher).lr if lr is None else lr, flip=bool(flip))
+    chosen_task = make_task(task, loaded, flip=flip)
+    usual = recipe_for(teacher, otherwise=chosen_task.recipe).lr
+    training.update(lr=usual if lr is None else lr, flip=bool(flip))
     training["milestones"] = [float(milestone) for milestone in milestones]
     with session(Device.resolve(device, precision)) as (ranks, place, _):
         display = display if ranks.first else Silent()
         training["precision"] = place.precision
-        chosen_task = make_task(task, loaded, flip=flip)
         with own_random_state(place.target):
             network = chosen_task.make_network(teacher, loaded)
         # What the teacher's weights follow from, found out once for all processes.

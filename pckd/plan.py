@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from model_zoo import load_weights, recipe_for, usual_teacher
+from model_zoo import Recipe, load_weights, recipe_for, usual_teacher
 from model_zoo.pairs import bare
 from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
@@ -106,6 +106,8 @@ class Plan:
             shapes = student
         elif teacher is not None and self.cached:
             shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
+        if teacher is not None and needs_teacher(terms):
+            task.check_pair(self.student, teacher.network, data)
         setup = task.setup(student, shapes, data, None if teacher is None else teacher.classifier)
         setup = setup._replace(num_samples=num_samples or setup.num_samples)
         # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
@@ -240,7 +242,7 @@ def plan(
         name, given = parse(centers)
         check_options(f"{CENTER_RULES.name}: {name}", CENTER_RULES.get(name), given, ("setup",))
     task.check(data, terms)
-    lr, said = _learning_rate(lr, method, student, batch_size)
+    lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     check_trainable(network)
@@ -325,15 +327,15 @@ def choose(
 
 
 def _learning_rate(
-    lr: float | None, method: str | Sequence[Term], student: str | nn.Module, batch_size: int
+    lr: float | None, method: str | Sequence[Term], student: str | nn.Module, batch_size: int, otherwise: Recipe
 ) -> tuple[float, list[str]]:
     """The learning rate at the start: as given, or the method's, or the recipe's; and what to say of it."""
     published = method_lr(method, student)
-    recipe = recipe_for(student if isinstance(student, str) else "")
+    recipe = recipe_for(student if isinstance(student, str) else "", otherwise=otherwise)
     usual = published or (recipe.lr if isinstance(student, str) else None)
     if lr is None:
         said = [] if published is None else [f"{describe(method)}: learning rate {published:g}, as published"]
-        return (0.05 if usual is None else usual), said
+        return (otherwise.lr if usual is None else usual), said
     if usual is not None:
         # Goyal et al., arXiv 1706.02677: the rate grows with the batch.
         fitting = usual * batch_size / recipe.batch_size

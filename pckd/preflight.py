@@ -25,9 +25,10 @@ from pckd.engine.progress import own_random_state
 from pckd.engine.record import RunFolder
 from pckd.given import copy_of
 from pckd.objective import needs_teacher
+from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import choose, make_task
 from pckd.tasks import Task
-from registry import DATASETS, BadImages, DataSplit, Term, UserError, options_of, parse
+from registry import DATASETS, LR_SCHEDULES, BadImages, DataSplit, Term, UserError, build, options_of, parse
 
 __all__ = ["check"]
 
@@ -86,6 +87,10 @@ def _check(display: Display, options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         step = {**options, "data": small, "epochs": 1, "batch_size": batch, "output": None, "resume": False}
         step.update(teacher=teacher, profile=False, compile=bool(options.get("compile")))
+        if isinstance(options.get("schedule"), str):
+            # As at the start of the whole run: a warm-up is longer than the one epoch of the step.
+            rate, epochs = build(LR_SCHEDULES, options["schedule"]), options.get("epochs", PUBLISHED_EPOCHS)
+            step["schedule"] = lambda progress, _: rate(progress / epochs, epochs)
         for done in ("data_root", "limit_train", "limit_test", "val_fraction", "on_bad_image"):
             step.pop(done, None)
         if isinstance(teacher, str) and options.get("teacher_weights") is None and needs_teacher(terms):
@@ -167,6 +172,9 @@ def _checks(
         checks.append((f"scheduler {scheduler}", partial(testing.check_scheduler, scheduler)))
         difficulty = options.get("difficulty", "cross_entropy")
         checks.append((f"difficulty metric {difficulty}", partial(testing.check_difficulty, difficulty)))
+    if isinstance(options.get("schedule"), str):
+        schedule, epochs = options["schedule"], options.get("epochs", PUBLISHED_EPOCHS)
+        checks.append((f"schedule {schedule}", partial(testing.check_lr_schedule, schedule, epochs=epochs)))
     centers = options.get("centers", "classifier")
     if not isinstance(centers, nn.Module):
         checks.append((f"center rule {centers}", partial(testing.check_center_rule, centers)))

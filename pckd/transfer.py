@@ -36,7 +36,7 @@ from pckd.engine.progress import own_random_state
 from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Predictor
 from pckd.tasks.classification import answers, check_layout
-from registry import BACKBONES, DataSplit, PluginError, UserError, ask, build
+from registry import BACKBONES, DataSplit, PluginError, UserError, ask, build, parse
 
 __all__ = ["MILESTONES", "MOMENTUM", "Inputs", "Transfer", "inputs_of", "load_network", "transfer", "untrained"]
 
@@ -206,6 +206,9 @@ def load_network(student: str, weights: str | os.PathLike[str], *, channels: int
 
 def untrained(student: str, *, channels: int) -> nn.Module:
     """A network by name, as it is before its training (from the global generator), in eval mode."""
+    task = BACKBONES.facts(parse(student)[0]).get("task")
+    if task is not None:
+        raise UserError(f"{student} is a network for {task}, which has no embedding of whole images; give a classifier")
     built = ask(f"backbone {student!r}", build, BACKBONES, student, CLASSES, in_channels=channels)
     if not isinstance(built, nn.Module):
         raise PluginError(f"backbone {student!r} returned {type(built).__name__}: it must return an nn.Module")

@@ -37,6 +37,8 @@ BACKBONES = Registry(
 
     ``forward(x: [N, C, H, W]) -> Output``; ``.classifier`` is the last nn.Linear. The option ``in_channels`` (default
     3) sets the input's channels. Any input size that the strides allow works.
+
+    A network of another task is registered with it, ``register("name", task="detection")``, and is what that task says.
     """,
     packages=("model_zoo",),
 )

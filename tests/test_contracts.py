@@ -1,4 +1,4 @@
-"""Every registered loss, method, metric, scheduler and center rule against the contract of its kind.
+"""Every registered loss, method, metric, scheduler, schedule and center rule against the contract of its kind.
 
 Whoever registers something is tested: the names are read from the registries, and what is asked of them is in
 ``pckd.testing``. Networks are held to theirs in model_zoo/test_networks.py, data sets in pckd/data/test_contract.py.
@@ -14,8 +14,15 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pckd.testing import check_center_rule, check_difficulty, check_loss, check_method, check_scheduler
-from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, LOSSES, METHODS, Registry
+from pckd.testing import (
+    check_center_rule,
+    check_difficulty,
+    check_loss,
+    check_lr_schedule,
+    check_method,
+    check_scheduler,
+)
+from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, LOSSES, LR_SCHEDULES, METHODS, Registry
 
 LONGEST_PLUGIN = 100
 """Lines of code: a plug-in is one short file, with its mathematics."""
@@ -25,6 +32,7 @@ CHECKS: dict[Registry, Callable[..., None]] = {
     METHODS: check_method,
     DIFFICULTY_METRICS: check_difficulty,
     DIFFICULTY_SCHEDULERS: check_scheduler,
+    LR_SCHEDULES: check_lr_schedule,
     CENTER_RULES: check_center_rule,
 }
 each = pytest.mark.parametrize(

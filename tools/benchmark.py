@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model_zoo import usual_teacher
 from pckd import load_data
 from pckd.arguments import ARGUMENTS, add_arguments
 from pckd.cli import Parser, run_tool
@@ -31,7 +32,7 @@ from pckd.comparison.jobs import (
     refuse_early,
     settings_of,
 )
-from pckd.comparison.matrix import FAMILIES, matrix
+from pckd.comparison.matrix import families_of, matrix
 from pckd.comparison.presets import PRESETS, preset
 from pckd.comparison.results import MARKDOWN, Results
 from pckd.comparison.runner import fingerprints_of, finished, obtain_teachers, run_all, run_one_for_parent
@@ -40,9 +41,9 @@ from pckd.comparison.summary import overview
 from pckd.comparison.variants import ABLATIONS, GRIDS, Variant, ablation_variants, method_variants, scheduled
 from pckd.display import make_display
 from pckd.engine.record import Lock
-from pckd.runs import title_of
+from pckd.runs import TASK, title_of
 from pckd.tables import Table, print_tables
-from registry import UserError
+from registry import DATASETS, TASKS, UserError, options_of, parse
 
 UNSAID = (
     *("teacher_weights", "method", "seed", "milestones", "lr_decay", "device", "precision", "debug"),
@@ -69,19 +70,25 @@ def make_parser() -> Parser:
     add("--output", metavar="DIR", help="folder for the runs and benchmark.json, .csv, .md; done runs are kept")
     add("--matrix", action="store_true", help="only say which method works on which pair of families")
     add("--one-run", help=argparse.SUPPRESS)
-    defaults = {**DEFAULTS, "student": "resnet8", "teacher": "resnet20", "data": "shapes"}
+    defaults = {**DEFAULTS, "student": "resnet8", "data": "shapes"}
     names = [name for name in ARGUMENTS if name not in UNSAID]
-    helps = {"teacher": "backbone to learn from", "data": "data set"}
-    groups = add_arguments(parser, names, defaults, **helps)
+    groups = add_arguments(parser, names, defaults, data="data set")
     parser.add_common(groups["speed"])
     return parser
+
+
+def task_of(args: argparse.Namespace) -> str:
+    """What is learned, and by default what the data set is for."""
+    return str(args.task or DATASETS.facts(parse(args.dataset)[0]).get("task", TASK))
 
 
 def chosen_variants(args: argparse.Namespace) -> list[Variant]:
     """Methods, or an ablation's variants and what methods are asked for beside them."""
     if args.ablation is None:
         return method_variants("all" if args.methods is None else args.methods)
-    variants = ablation_variants(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs, views=args.views)
+    # Where an image has one view, no variant is about their number.
+    views = args.views if "views" in options_of(TASKS.get(parse(task_of(args))[0])) else 1
+    variants = ablation_variants(args.ablation, base=args.base, grid=args.grid, epochs=args.epochs, views=views)
     known = {variant.label for variant in variants}
     more = [] if args.methods is None else method_variants(args.methods)
     return variants + [variant for variant in more if variant.label not in known]
@@ -92,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         return run_one_for_parent(args.one_run)
     variants = scheduled(chosen_variants(args), args.scheduler)
     if args.matrix:
-        print_tables([Table("", ["method", *FAMILIES], matrix(variants), numbers=False)])
+        task = task_of(args)
+        print_tables([Table("", ["method", *families_of(task)], matrix(variants, task), numbers=False)])
         return 0
     if not args.output:
         raise UserError("--output is missing: give the folder for the runs")
@@ -108,7 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
 def planned(args: argparse.Namespace, variants: Sequence[Variant], root: Path) -> tuple[list[Job], str]:
     """All runs, and the label of the reference."""
-    pairs = parse_pairs(f"{args.teacher}>{args.student}" if args.pairs is None else args.pairs)
+    pairs = parse_pairs(
+        f"{args.teacher or usual_teacher(args.student)}>{args.student}" if args.pairs is None else args.pairs
+    )
     seeds = parse_seeds(args.seeds)
     if args.jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {args.jobs}")

@@ -22,7 +22,7 @@ from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tables import Table, fixed, print_tables
 from pckd.tensorboard import TensorBoard
-from registry import DATASETS, TASKS, UserError, options_of, parse
+from registry import BACKBONES, DATASETS, TASKS, UserError, options_of, parse
 
 __all__ = ["LISTS", "main"]
 
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--tensorboard needs the --output folder to write its events to")
         # The first process alone writes, and --check writes nothing.
         told = TensorBoard(Path(args.output) / "tensorboard", display) if first and not args.check else display
+    args.task = args.task or BACKBONES.facts(parse(args.student)[0]).get("task")
     demonstration = args.dataset is None
     task = args.task or "classification"
     if not demonstration:
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 setattr(args, option, usual[option])
     options = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
     options.update(data=dataset, display=told)
-    recipe = recipe_for(args.student, args.teacher)
+    recipe = recipe_for(args.student, args.teacher, TASKS.get(parse(task)[0]).recipe)
     for option in ("epochs", "batch_size"):
         if getattr(args, option) is None:
             options[option] = getattr(recipe, option)

@@ -22,7 +22,7 @@ from pckd.arguments import before
 from pckd.cli import Parser, run_tool
 from pckd.display import make_display
 from pckd.engine.record import FINAL_MODEL
-from pckd.runs import group_runs, grouped, mean_and_deviation, read_finished
+from pckd.runs import TASK, group_runs, grouped, mean_and_deviation, read_finished
 from pckd.tables import Table, fixed, print_tables
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
 from registry import UserError, options_of
@@ -154,6 +154,10 @@ def trained(args: argparse.Namespace) -> list[Subject]:
     known: dict[tuple[str, str | None, Any], Inputs] = {}
     subjects = []
     for folder, run in zip(args.folders, runs, strict=True):
+        if run.task != TASK:
+            raise UserError(
+                f"{folder}: a run of {run.task}, whose network says nothing of whole images; give runs of {TASK}"
+            )
         student, dataset = run.result["student"], run.result["dataset"]
         source = args.source or dataset
         own = {} if args.source else {**before(), **run.arguments}

@@ -206,7 +206,7 @@ def _plan(job: Job, data: Data) -> Plan:
     of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "view_pool")}
     names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr")
     return plan(
-        task=make_task(None, data, cached=cached, **of_task),
+        task=make_task(options["task"], data, cached=cached, **of_task),
         data=data,
         student=job.student,
         teacher=job.teacher,

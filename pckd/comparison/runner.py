@@ -45,7 +45,7 @@ def fingerprints_of(jobs: Sequence[Job], data: Data) -> dict[str, dict[str, Any]
         weights = job.arguments["teacher_weights"]
         found[teacher] = dict(splits)
         if weights is not None:
-            network = load_trained(make_task(None, data), teacher, data, weights)
+            network = load_trained(make_task(job.arguments["task"], data), teacher, data, weights)
             found[teacher]["teacher"] = network_fingerprint(network)
     return found
 
@@ -90,7 +90,8 @@ def obtain_teachers(
         options = {key: job.arguments[key] for key in TEACHER_OPTIONS if key in job.arguments}
         epochs, lr = job.arguments["teacher_epochs"], job.arguments["teacher_lr"]
         try:
-            network = train_teacher(teacher=teacher, data=data, epochs=epochs, lr=lr, display=display, **options)
+            about: dict[str, Any] = {"teacher": teacher, "task": job.arguments["task"], "data": data}
+            network = train_teacher(epochs=epochs, lr=lr, display=display, **about, **options)
         except (UserError, RuntimeError, MemoryError) as error:
             failed[teacher] = f"its teacher: {_reason(error)}"
         else:

@@ -61,6 +61,8 @@ class Workshop:
         device: str | torch.device | None = None,
         precision: str = "auto",
     ) -> None:
+        if not 0 <= score <= 1:
+            raise UserError(f"score must be from 0 to 1, not {score:g}")
         self.images, self.score, self.device, self.precision = images, score, device, precision
         self._teacher_weights = None if teacher_weights is None else os.fspath(teacher_weights)
         self._data_root = None if data_root is None else os.fspath(data_root)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pckd.distributed import alone
 from pckd.plots.ablation import draw_ablation
 from pckd.plots.centers import draw_centers
 from pckd.plots.cost import draw_cost, points_of_benchmark, points_of_runs
@@ -144,6 +145,7 @@ def plot_all(
     return written
 
 
+@alone()
 def _draw(kind: str, folders: Sequence[Folder], workshop: Workshop) -> Picture:
     if kind not in KINDS:
         raise UserError(f"unknown kind of picture {kind!r}; there are {', '.join(KINDS)}")

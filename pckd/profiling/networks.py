@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from model_zoo.probe import copied
 from pckd.device import Device
@@ -39,14 +40,34 @@ def trace(network: nn.Module, images: Tensor) -> Counts:
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
         # Copies, because fvcore leaves its hooks behind where tracing fails.
-        flops = FlopCountAnalysis(copied(network), images)
-        activations = ActivationCountAnalysis(copied(network), images)
+        flops = FlopCountAnalysis(_Tensors(network), images)
+        activations = ActivationCountAnalysis(_Tensors(network), images)
         for analysis in (flops, activations):
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         aten = torch.ops.aten
         flops.set_op_handle("aten::scaled_dot_product_attention", _formula(aten._scaled_dot_product_flash_attention, 4))
         flops.set_op_handle("aten::baddbmm", _formula(aten.baddbmm, 3))
-        return Counts(flops.by_module(), activations.by_module(), flops.unsupported_ops(), flops.uncalled_modules())
+        macs, counted = (
+            Counter({_Tensors.inside(name): n for name, n in analysis.by_module().items()})
+            for analysis in (flops, activations)
+        )
+        return Counts(macs, counted, flops.unsupported_ops(), set(map(_Tensors.inside, flops.uncalled_modules())))
+
+
+class _Tensors(nn.Module):
+    """A copy of a network that answers with tensors alone, as a trace does: not with what is absent, nor with names."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = copied(network)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x for x in tree_flatten(self.own(images))[0] if isinstance(x, Tensor))
+
+    @staticmethod
+    def inside(name: str) -> str:
+        """What the network itself calls a module."""
+        return name.removeprefix("own").removeprefix(".")
 
 
 def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkCost:

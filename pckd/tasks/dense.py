@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo import Preprocessing
+from model_zoo.pairs import DENSE_RECIPE
 from model_zoo.probe import evaluating
-from pckd.data.annotated import AnnotatedBatch, AnnotatedLoader, AnnotatedSplit
+from pckd.data.annotated import AnnotatedBatch, AnnotatedLoader, AnnotatedSplit, Annotation
 from pckd.data.load import Data
 from pckd.objective import Objective, says
 from pckd.tasks.classification import check_classes
@@ -141,11 +142,27 @@ class DenseTask(Task):
         augment = split.augment._replace(flip=self.flip and split.augment.flip)
         return AnnotatedLoader(split, batch_size, train=train, augment=augment, **options)
 
+    recipe = DENSE_RECIPE
     prepares = False
     test_batch = 16
 
     def images(self, batch: AnnotatedBatch) -> Tensor:
         return batch.images
+
+    def random_data(self, images: int, classes: int, shape: tuple[int, int, int]) -> Data:
+        channels, height, width = shape
+        if channels != 3:
+            raise UserError(f"a network for {self.name} takes images of 3 channels, not {channels}")
+        pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8)
+        # Two objects an image, with some area each.
+        corners = torch.rand(images, 2, 2, 2).sort(2).values.flatten(2) * 0.5 + torch.tensor([0, 0, 0.5, 0.5])
+        boxes = corners * torch.tensor([width, height, width, height])
+        labels = torch.randint(1, classes + 1, (images, 2))
+        masks = torch.randint(0, classes + 1, (images, height, width), dtype=torch.uint8)
+        known = tuple(Annotation(one, own) for one, own in zip(boxes, labels, strict=True))
+        names = tuple(map(str, range(classes)))
+        split = AnnotatedSplit(pixels, known, names, masks, name="random images")
+        return Data(split, split, "random images", task=self.name)
 
     def facts(self, objective: Objective) -> dict[str, Any]:
         return {"max_rows": self.max_rows}
@@ -153,13 +170,12 @@ class DenseTask(Task):
     def contract_checks(
         self, networks: Sequence[str], dataset: str | None, data: Data, *, root: str | None
     ) -> list[tuple[str, Callable[[], None]]]:
-        # A network is held to its contract by the shapes of its answer.
         from pckd import testing
 
-        def check(name: str) -> None:
-            self.shapes(self.make_network(name, data), data, name)
-
-        checks: list[tuple[str, Callable[[], None]]] = [(f"backbone {name}", partial(check, name)) for name in networks]
+        backbone = partial(testing.check_dense, image_sizes=(data.train.image_size,))
+        checks: list[tuple[str, Callable[[], None]]] = [
+            (f"backbone {name}", partial(backbone, name)) for name in networks
+        ]
         if dataset is not None:
             checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root)))
         return checks

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model_zoo.detection import Detector, Regions
+from model_zoo.probe import evaluating
 from pckd.data.annotated import AnnotatedBatch
 from pckd.data.load import Data
 from pckd.device import Device
@@ -22,7 +23,7 @@ from pckd.objective import says
 from pckd.tasks.average_precision import DetectionScores, detection_scores
 from pckd.tasks.dense import NO_LABELS, DenseTask, drawn
 from pckd.tasks.task import Teacher
-from registry import TASKS, Boxes, Instances, NotApplicable, Output, Rows, Setup, Shapes, Term
+from registry import TASKS, Boxes, Instances, NotApplicable, Output, Rows, Setup, Shapes, Term, UserError
 
 __all__ = ["Detection"]
 
@@ -59,12 +60,29 @@ class Detection(DenseTask):
     def title(self) -> str:
         return "mAP"
 
+    def check(self, data: Data, terms: Sequence[Term]) -> None:
+        super().check(data, terms)
+        if not data.train.annotations:
+            raise UserError(f"{data.name} has no boxes, which detection learns from; use another data set")
+
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         placed = super().terms(terms)
         return [replace(t, rows="foreground") if says(t, "needs_index", False) else t for t in placed]
 
     def classifies(self, student: nn.Module) -> bool:
         return self.own(student, "the student").classifies
+
+    def check_pair(self, student: nn.Module, teacher: nn.Module, data: Data) -> None:
+        one, other = self.own(student, "the student"), self.own(teacher, "the teacher")
+        if one.kind != other.kind:
+            raise NotApplicable(
+                f"student and teacher look at other regions ({one.kind} and {other.kind}): use two networks of one kind"
+            )
+        # Where it cannot, its answer says so.
+        images = torch.zeros(1, 3, *data.train.image_size)
+        with evaluating(one), evaluating(other), torch.no_grad():
+            regions = one.everywhere(images.to(next(one.parameters()).device))
+            other.answer(images.to(next(other.parameters()).device), regions)
 
     def shapes_of(self, network: Detector, images: Tensor) -> Shapes:
         return Shapes.of(network.answer(images, network.everywhere(images)))
@@ -84,11 +102,6 @@ class Detection(DenseTask):
         answers = []
         for teacher in teachers:
             detector = self.own(teacher.network, "the teacher")
-            if detector.kind != student.kind:
-                raise NotApplicable(
-                    f"student and teacher look at other regions ({student.kind} and {detector.kind}): use two networks "
-                    "of one kind"
-                )
             with record_function("pckd.teacher"), torch.no_grad():
                 answers.append(detector.answer(batch.images, regions).detach())
         return output, answers, self._instances(batch, regions)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from model_zoo import Preprocessing
+from model_zoo import Preprocessing, Recipe
 from model_zoo.probe import check_network
 from pckd.device import Device
 from pckd.distributed import uneven_rows
@@ -30,6 +30,7 @@ from registry import (
     UserError,
     ask,
     build,
+    parse,
 )
 
 __all__ = ["BatchLoader", "DistillationTask", "Step", "Task", "Teacher"]
@@ -133,6 +134,13 @@ class Task:
             UserError: says what would work.
         """
 
+    def check_pair(self, student: nn.Module, teacher: nn.Module, data: Any) -> None:
+        """Refuse a teacher that cannot answer about the student's rows; it may be untrained.
+
+        Raises:
+            UserError: says what would work.
+        """
+
     def make_network(self, network: str | nn.Module, data: Any, role: str = "a network") -> nn.Module:
         """Build a backbone by name for this data, or pass a module through.
 
@@ -142,6 +150,9 @@ class Task:
         if not isinstance(network, str):
             check_network(network, role)
             return network
+        own = BACKBONES.facts(parse(network)[0]).get("task", self.name)
+        if own != self.name:
+            raise UserError(f"{role} {network} is a network for {own}, and the task is {self.name}; use task={own}")
         options = self.network_options(data)
         built = ask(f"backbone {network!r}", build, BACKBONES, network, data.train.num_classes, **options)
         if not isinstance(built, nn.Module):
@@ -232,6 +243,8 @@ class Task:
         """
         return {}
 
+    recipe: Recipe = Recipe()
+    """How networks are trained of which no recipe is known."""
     prepares: bool = True
     """Whether networks are only called with :meth:`images`: then they are prepared for speed (folded, compiled)."""
 

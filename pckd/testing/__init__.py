@@ -15,8 +15,10 @@ from pckd.testing.backbones import check_backbone
 from pckd.testing.centers import check_center_rule
 from pckd.testing.contract import ContractError
 from pckd.testing.datasets import check_dataset
+from pckd.testing.dense import check_dense
 from pckd.testing.difficulty import check_difficulty
 from pckd.testing.losses import check_loss
+from pckd.testing.lr_schedules import check_lr_schedule
 from pckd.testing.methods import check_method
 from pckd.testing.schedulers import check_scheduler
 
@@ -25,8 +27,10 @@ __all__ = [
     "check_backbone",
     "check_center_rule",
     "check_dataset",
+    "check_dense",
     "check_difficulty",
     "check_loss",
+    "check_lr_schedule",
     "check_method",
     "check_scheduler",
 ]

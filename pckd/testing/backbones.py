@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model_zoo import probe
-from pckd.testing.cases import hidden_parts, near, same, saved, tensors_of
+from pckd.testing.cases import near, same, tensors_of
 from pckd.testing.contract import Contract
+from pckd.testing.dense import Size, check_dense, is_dense
+from pckd.testing.networks import CLASSES, TOLERANCE, hold_state
 from registry import BACKBONES, Output
-
-CLASSES = 7
-TOLERANCE = 1e-3
-"""On the scale of the output, which grows with the depth of a network that was never trained."""
-Size = int | tuple[int, int]
 
 
 def check_backbone(
@@ -31,6 +29,8 @@ def check_backbone(
     Clauses: builds, runs, output, finite, num_classes, classifier, deterministic in eval mode, eval changes nothing,
     input untouched, one image, train and eval mode, trained parameters, parameters, registered state, state.
 
+    A network of detection or segmentation is held to the clauses of :func:`pckd.testing.check_dense` instead.
+
     Args:
         backbone: a registered name, with options or without; the factory ``(num_classes, **options) -> nn.Module``; or
             a network, which is copied, and of which ``num_classes`` and ``state`` are not asked.
@@ -38,6 +38,9 @@ def check_backbone(
         image_sizes: pixels, or (height, width), each tried; the first of them most.
     """
     contract = Contract("backbone", BACKBONES, backbone)
+    if _is_dense(contract):
+        check_dense(backbone)
+        return
     is_network = isinstance(backbone, nn.Module)
     for channels in in_channels[: 1 if is_network else None]:
         for size in image_sizes:
@@ -48,7 +51,21 @@ def check_backbone(
                 _answers(contract, network, images)
                 if channels == in_channels[0] and size == image_sizes[0]:
                     _trains(contract, network, images)
-                    _state(contract, network, images)
+                    hold_state(contract, network, partial(_called, images=images), in_channels=channels)
+
+
+def _called(network: Any, images: Tensor) -> Any:
+    return network(images)
+
+
+def _is_dense(contract: Contract) -> bool:
+    if isinstance(contract.plugin, nn.Module):
+        return is_dense(contract.plugin)
+    try:
+        with contract.trial():
+            return is_dense(contract.make(CLASSES))
+    except Exception:
+        return False  # which the clause "builds" says
 
 
 def _built(contract: Contract, channels: int) -> Any:
@@ -103,19 +120,3 @@ def _trains(contract: Contract, network: Any, images: Tensor) -> None:
         torch.stack([tensor.square().mean() for tensor in tensors_of(output)]).sum().backward()
         unused = [key for key, p in network.named_parameters() if p.requires_grad and p.grad is None]
         expect(not unused, f"{', '.join(unused)} got no gradient", "some for every parameter")
-
-
-def _state(contract: Contract, network: Any, images: Tensor) -> None:
-    # Aliased weights would be counted, saved and optimized twice.
-    pointers = [parameter.data_ptr() for parameter in network.parameters()]
-    distinct = len(set(pointers)) == len(pointers)
-    contract.holds("parameters", distinct, "two parameters share their memory", "each its own")
-    hidden = hidden_parts(network)
-    contract.holds("registered state", not hidden, hidden, "nothing hidden")
-    if isinstance(contract.plugin, nn.Module):
-        return
-    with contract.clause("state") as expect, torch.no_grad():
-        other = contract.make(CLASSES, in_channels=images.shape[1])
-        other.load_state_dict(saved(network.state_dict()))
-        pairs = zip(tensors_of(network.eval()(images)), tensors_of(other.eval()(images)), strict=True)
-        expect(all(near(a, b, TOLERANCE) for a, b in pairs), "its saved state gave another network", "the same output")

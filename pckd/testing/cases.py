@@ -321,8 +321,8 @@ def hidden_parts(module: nn.Module) -> str:
     hidden = [
         f"{path}.{key}".lstrip(".")
         for path, part in module.named_modules()
-        # PyTorch's own layers keep lists of their parameters (nn.LSTM does).
-        if not type(part).__module__.startswith("torch.")
+        # PyTorch's own layers keep lists of their parameters (nn.LSTM does), torchvision's of their anchors.
+        if not type(part).__module__.startswith(("torch.", "torchvision."))
         for key, value in vars(part).items()
         if key not in own and holds(value)
     ]

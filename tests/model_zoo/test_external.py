@@ -157,8 +157,8 @@ def test_compiles_as_one_graph(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("torchvision:resnet19", "torchvision has no classification model 'resnet19'; did you mean 'resnet18'"),
-        ("torchvision:qqqqqq", "torchvision has no classification model 'qqqqqq'; see torchvision's list"),
+        ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean 'resnet18'"),
+        ("torchvision:qqqqqq", "torchvision has no model 'qqqqqq'; see torchvision's list"),
         ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1 does not end in a linear classifier"),
         ("torchvision:resnet18(colour=3)", "torchvision:resnet18: .*unexpected keyword argument 'colour'"),
         ("torchvision:resnet18(weights='best')", "has no weights 'best': use one of DEFAULT, IMAGENET1K_V1"),
@@ -180,7 +180,7 @@ def test_timm_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=message):
             build(BACKBONES, f"timm:{name}", classes)
 
-    refused("resnet_18x", "timm has no classification model 'resnet_18x'; did you mean 'resnet18'")
+    refused("resnet_18x", "timm has no model 'resnet_18x'; did you mean 'resnet18'")
     refused("test_resnet(colour=3)", r"timm:test_resnet: .*colour")
     refused("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224 does not end in a linear classifier")
     refused("resnet10t", "num_classes must be at least 1", 0)

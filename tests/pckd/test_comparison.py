@@ -399,7 +399,7 @@ def test_a_metric_of_another_task_is_called_by_its_name(tmp_path: Path) -> None:
     row = results.write()["rows"][0]
     assert (row["last_miou"], row["best_miou"], row["teacher_miou"]) == ([40.0], [41.0], 50.0)
     text = (tmp_path / "benchmark.md").read_text()
-    assert "| label | last miou | seeds 0 | best miou |" in text
+    assert "| label | last mIoU | seeds 0 | best mIoU |" in text
     assert "Teacher: 50.00 %." in text
     assert (tmp_path / "benchmark.csv").read_text().startswith("pair,label,method,seed,last_miou,best_miou,seconds")
 

@@ -15,6 +15,8 @@ LABELS = torch.tensor([0, 1])
 
 BY_HAND = {
     "cross_entropy": [-math.log(P[0][0]), -math.log(P[1][1])],
+    # Where a task has no groups.
+    "group_cross_entropy": [-math.log(P[0][0]), -math.log(P[1][1])],
     "teacher_cross_entropy": [-math.log(Q[0][0]), -math.log(Q[1][1])],
     "entropy": [-sum(p * math.log(p) for p in row) for row in P],
     "margin": [1 + P[0][2] - P[0][0], 1 + P[1][0] - P[1][1]],

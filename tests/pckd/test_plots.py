@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from model_zoo import Preprocessing, save_weights
 from pckd import plots
+from pckd.distributed import world_size
 from pckd.engine.fingerprint import network_fingerprint
 from pckd.objective import Predictor
-from pckd.plots import embedding
+from pckd.plots import embedding, pictures
 from pckd.plots.centers import classifier_rows, off_diagonal_correlation, similarities
 from pckd.plots.cost import pareto, points_of_benchmark, points_of_runs, relative, seconds_of
 from pckd.plots.curves import series
@@ -116,7 +118,7 @@ def test_curves_have_a_panel_a_term_and_a_line_a_group(seeds: list[Path], write_
 
 def test_curves_of_another_task_show_its_metric(write_run: WriteRun) -> None:
     folder = write_run("run", rows={"miou": [40.0, 41.0], "train_miou": [45.0, 46.0]}, metric="miou")
-    assert titles(plots.draw("curves", [folder]).figure)[:2] == ["miou on test (%)", "miou in training (%)"]
+    assert titles(plots.draw("curves", [folder]).figure)[:2] == ["mIoU on test (%)", "mIoU in training (%)"]
 
 
 def test_preview_shows_who_previews(seeds: list[Path], write_run: WriteRun) -> None:
@@ -436,6 +438,15 @@ def test_all_writes_what_the_folders_allow(tmp_path: Path, seeds: list[Path], be
     assert "--report-difficulty" in left_out["difficulty"]
     assert "model_final.pth" in left_out["centers"]
     assert "is of the task segmentation, and " in left_out["segments"]
+
+
+def test_a_process_of_a_group_draws_alone(write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    seen = []
+    monkeypatch.setitem(pictures._OF_ROWS, "curves", lambda groups: (seen.append(world_size()), []))
+    plots.draw("curves", [write_run("run")])
+    assert (seen, world_size()) == ([1], 2)
 
 
 # What is refused

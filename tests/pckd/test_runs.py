@@ -90,7 +90,7 @@ def test_the_metric_is_what_the_result_names(write_run: WriteRun) -> None:
     assert (usual.metric, usual.last, usual.best) == ("top1", 20.0, 30.0)
     other = read_finished(write_run("other", metric="miou", last_miou=41.0, best_miou=42.0))
     assert (other.metric, other.last, other.best) == ("miou", 41.0, 42.0)
-    assert [title_of(run.metric) for run in (usual, other)] == ["top-1", "miou"]
+    assert [title_of(run.metric) for run in (usual, other)] == ["top-1", "mIoU"]
 
 
 @pytest.mark.parametrize(

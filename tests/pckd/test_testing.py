@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import itertools
+import math
 import pickle
 import re
 import sys
@@ -24,12 +25,15 @@ from pckd.testing import (
     check_backbone,
     check_center_rule,
     check_dataset,
+    check_dense,
     check_difficulty,
     check_loss,
+    check_lr_schedule,
     check_method,
     check_scheduler,
 )
 from registry import (
+    BACKBONES,
     LOSSES,
     Absent,
     CenterRule,
@@ -40,6 +44,7 @@ from registry import (
     Term,
     UnknownName,
     UserError,
+    build,
     function_loss,
 )
 
@@ -289,6 +294,18 @@ SCHEDULER_FAULTS: list[Fault] = [
 ]
 
 
+LR_FAULTS: list[Fault] = [
+    ("builds", 3, "it is int, expected a function"),
+    ("runs", mine(fail), "raised ValueError: no such thing, expected no error (0% of 240 epochs)"),
+    ("runs", "cosine(warmup=240)", "raised UserError: cosine: warmup=240: it must be at least 0 epochs"),
+    ("number", mine(lambda progress, epochs: torch.ones(())), "returned Tensor, expected a float"),
+    ("finite", mine(lambda progress, epochs: math.inf if progress == 1 else 1), "returned inf, expected a finite"),
+    ("not negative", mine(lambda progress, epochs: 0.5 - progress), "expected 0 or more (51% of 240 epochs)"),
+    ("trains", mine(lambda progress, epochs: float(progress == 1)), "the factor is 0 throughout"),
+    ("pure", mine(lambda progress, epochs: 1 / next(COUNT)), "the same arguments gave another factor"),
+]
+
+
 def cross_entropy(student: Output, labels: Tensor) -> Tensor:
     return functional.relative(F.cross_entropy(functional.full(student.logits), labels, reduction="none"))
 
@@ -511,6 +528,129 @@ NET_FAULTS: list[Fault] = [
 ]
 
 
+# Networks of detection and segmentation
+
+
+def changed(made: Any, method: str, change: Callable[..., Any]) -> Any:
+    """A good network, of which a method's result is another: ``change(network, result)``."""
+    own = getattr(made, method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        return change(made, own(*args, **options))
+
+    object.__setattr__(made, method, call)
+    return made
+
+
+def dense(name: str, method: str, change: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory of such networks: of a detector, or of a segmenter."""
+    return mine(lambda num_classes: changed(build(BACKBONES, name, num_classes), method, change))
+
+
+def detector(method: str, change: Callable[..., Any]) -> Callable[..., Any]:
+    return dense("faster_rcnn_r10w16", method, change)
+
+
+def segmenter(method: str, change: Callable[..., Any]) -> Callable[..., Any]:
+    return dense("fcn_r10w16", method, change)
+
+
+def with_part(part: Any) -> Callable[..., Any]:
+    """A factory of segmenters with a further part, which answers nothing."""
+
+    def make(num_classes: int) -> Any:
+        made = build(BACKBONES, "fcn_r10w16", num_classes)
+        made.part = part(made)
+        return made
+
+    return mine(make)
+
+
+def output_of(change: Callable[[Output], Output]) -> Callable[..., Any]:
+    return lambda network, found: (found[0], change(found[1]))
+
+
+def writes(num_classes: int) -> Any:
+    made = build(BACKBONES, "faster_rcnn_r10w16", num_classes)
+    own = made.detect
+    object.__setattr__(made, "detect", lambda images: own(images.clamp_(0, 0.5)))
+    return made
+
+
+def shares(num_classes: int) -> Any:
+    made = build(BACKBONES, "fcn_r10w16", num_classes)
+    norm = made.network.classifier[1]
+    norm.bias = nn.Parameter(norm.weight.data)
+    return made
+
+
+def hides_a_scale(num_classes: int) -> Any:
+    scale, made = next(COUNT), build(BACKBONES, "fcos_r10w16", num_classes)
+    return changed(made, "answer", lambda network, found: found.apply(lambda x: x * scale))
+
+
+DENSE_FAULTS: list[Fault] = [
+    (
+        "builds",
+        mine(lambda num_classes: GoodNet(num_classes)),
+        "it is GoodNet, expected a model_zoo.detection.Detector",
+    ),
+    ("study", detector("study", fail), "no such thing, expected no error (images of 3 x 64 x 64)"),
+    ("study", segmenter("study", lambda network, found: found[0]), "raised"),
+    ("answer", detector("answer", lambda network, found: found if network.training else fail()), "no such thing"),
+    (
+        "rows",
+        detector("answer", lambda network, found: found.rows(slice(1, None))),
+        "it studied 256 and answered about 255",
+    ),
+    (
+        "num_classes",
+        mine(lambda num_classes: build(BACKBONES, "fcn_r10w16", 5)),
+        "6 logits, expected 8, with the backgr",
+    ),
+    (
+        "classifier",
+        detector("study", output_of(lambda output: output._replace(logits=output.logits + 1))),
+        "the logits are not classifier(embedding)",
+    ),
+    ("losses", detector("study", output_of(lambda output: output._replace(losses={}))), "of its own losses none is no"),
+    (
+        "losses",
+        detector("study", output_of(lambda output: output._replace(losses={"box": output.logits[0]}))),
+        "of its own losses box is no number",
+    ),
+    (
+        "drawn by the seeds",
+        detector("study", lambda network, found: (replace(found[0], match=torch.rand(len(found[0].match))), found[1])),
+        "the same seeds gave other regions",
+    ),
+    ("trained parameters", with_part(lambda made: nn.Linear(2, 2)), "part.weight, part.bias got no gradient"),
+    (
+        "deterministic in eval mode",
+        detector("answer", lambda network, found: found.apply(F.dropout)),
+        "the same images gave another answer",
+    ),
+    (
+        "eval changes nothing",
+        segmenter(
+            "forward", lambda network, found: (network.network.classifier[1].num_batches_tracked.add_(1), found)[1]
+        ),
+        "answering changed network.classifier.1.num_batches_tracked",
+    ),
+    ("results", detector("detect", lambda network, found: found[1:]), "3 results for 4 images, expected one an image"),
+    (
+        "results",
+        detector("detect", lambda network, found: [{**one, "labels": one["labels"] * 0} for one in found]),
+        "expected 1 to the number of classes",
+    ),
+    ("results", segmenter("forward", lambda network, found: found._replace(maps=found.maps[::-1])), "its maps are"),
+    ("input untouched", mine(writes), "wrote into the images"),
+    ("parameters", mine(shares), "two parameters share their memory"),
+    ("registered state", with_part(lambda made: [nn.Linear(2, 2)]), "part is neither submodule"),
+    ("state", mine(hides_a_scale), "its saved state"),
+]
+
+
 # Data sets
 
 
@@ -621,7 +761,9 @@ FAULTS: dict[Any, tuple[str, list[Fault]]] = {
     check_scheduler: ("scheduler", SCHEDULER_FAULTS),
     check_difficulty: ("difficulty metric", DIFFICULTY_FAULTS),
     check_center_rule: ("center rule", RULE_FAULTS),
+    check_lr_schedule: ("schedule", LR_FAULTS),
     check_backbone: ("backbone", NET_FAULTS),
+    check_dense: ("backbone", DENSE_FAULTS),
     check_dataset: ("data set", DATA_FAULTS),
     check_method: ("method", METHOD_FAULTS),
 }
@@ -638,6 +780,7 @@ GOOD: dict[Any, list[Any]] = {
     ],
     strict: [GoodLoss],
     check_scheduler: [scheduler(good_weights), "preview(growth=1.01)"],
+    check_lr_schedule: [lambda progress, epochs: 1 - progress, "cosine(warmup=5, least=0.1)"],
     check_difficulty: [
         functional.cross_entropy_difficulty,
         metric(cross_entropy),
@@ -645,6 +788,7 @@ GOOD: dict[Any, list[Any]] = {
     ],
     check_center_rule: [GoodRule, OneWidthRule, "ema(momentum=0.5)"],
     check_backbone: [GoodNet, GoodNet(3)],
+    check_dense: ["fcos_r10w16(norm='group')", build(BACKBONES, "fcn_r10w16", 2)],
     functools.partial(check_backbone, in_channels=(2,)): [GoodNet(3, in_channels=2)],
     functools.partial(check_backbone, image_sizes=(32,)): [of_one_size],
     check_dataset: [data(lambda s: s), having(images=lambda s: Stream(s.images), difficulty=None)],
@@ -685,6 +829,8 @@ SHARED = {
     check_loss: ["loss_claims"],
     check_scheduler: ["contract"],
     check_difficulty: ["contract"],
+    check_backbone: ["networks"],
+    check_dense: ["networks"],
 }
 """Modules that check clauses for another one."""
 

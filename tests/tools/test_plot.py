@@ -42,10 +42,12 @@ def test_all_pictures_of_a_real_run(
     assert err == ""
     kinds = ["centers", "cost", "curves", "difficulty", "embedding", "gradients", "preview"]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [f"{kind}.png" for kind in kinds]
-    assert [line for line in out.splitlines() if "left out" in line] == [
-        "ablation: left out: no folder of benchmark.py is given, and ablation is drawn from one"
+    ablation, *others = [line for line in out.splitlines() if "left out" in line]
+    assert ablation == "ablation: left out: no folder of benchmark.py is given, and ablation is drawn from one"
+    assert [line.partition(" is of the task ")[0].split(": left out: ") for line in others] == [
+        [kind, kind] for kind in ("detections", "precision_recall", "segments")
     ]
-    assert len(out.splitlines()) == 8
+    assert len(out.splitlines()) == 11
 
 
 @pytest.fixture
