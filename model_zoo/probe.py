@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from registry import Output, Shapes, UserError
+from registry import Absent, Output, Shapes, UserError
 from registry.errors import place_of
 
 __all__ = ["borrowed", "check_network", "copied", "evaluating", "probe"]
@@ -91,10 +91,12 @@ def _checked(output: object, label: str, images: int) -> Shapes:
             "whose forward returns Output(logits, embedding) and whose .classifier is the last nn.Linear, or name one "
             "that is ready, such as 'torchvision:resnet18' or 'timm:convnext_atto'"
         )
-    tensors = (output.logits, output.embedding, *output.maps, *output.preacts)
+    # Logits that are no single layer's have no embedding.
+    rows_of_each = tuple(x for x in (output.logits, output.embedding) if not isinstance(x, Absent))
+    tensors = (*rows_of_each, *output.maps, *output.preacts)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise UserError(f"{label}: logits and embedding must be tensors, maps and preacts tuples of tensors")
-    if output.logits.dim() != 2 or output.embedding.dim() != 2:
+    if any(tensor.dim() != 2 for tensor in rows_of_each):
         raise UserError(
             f"{label}: logits and embedding must be [N, K] and [N, D], "
             f"not {list(output.logits.shape)} and {list(output.embedding.shape)}"
@@ -111,6 +113,8 @@ def _checked(output: object, label: str, images: int) -> Shapes:
 
 def _check_classifier(network: nn.Module, label: str, shapes: Shapes) -> None:
     classifier = getattr(network, "classifier", None)
+    if isinstance(classifier, Absent) and not shapes.embedding:
+        return
     if not isinstance(classifier, nn.Linear):
         raise UserError(f"{label}: .classifier must be the last nn.Linear, not {type(classifier).__name__}")
     if (classifier.out_features, classifier.in_features) != (shapes.num_classes, shapes.embedding):

@@ -8,6 +8,7 @@ Losses as pure functions are in :mod:`pckd.functional`; what can be plugged in, 
 
 from __future__ import annotations
 
+from model_zoo.adapting import adapt
 from pckd import functional
 from pckd.api import Result, distill, evaluate, train, train_teacher
 from pckd.data.load import Data, load_data
@@ -23,6 +24,7 @@ __all__ = [
     "Objective",
     "Result",
     "Transfer",
+    "adapt",
     "check",
     "distill",
     "evaluate",

@@ -486,6 +486,7 @@ def evaluate(
             # Each image that this process reads has the global generators to itself.
             held.enter_context(own_random_state(place.target))
         held.enter_context(borrowed(network))
+        network = chosen.adapted(network, split)
         split = chosen.as_trained(network, split, log.warning)
         loader = chosen.loader(
             split, batch_size, train=False, objective=None, device=place.target, num_workers=num_workers

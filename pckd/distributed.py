@@ -127,7 +127,9 @@ def gather_output(output: Output) -> Output:
     """Logits and embeddings of every process, without gradient; not the maps."""
     if world_size() == 1:
         return output
-    return Output(gather_rows(output.logits), gather_rows(output.embedding), Absent(NO_MAPS), Absent(NO_MAPS))
+    kept = output.embedding
+    embedding = kept if isinstance(kept, Absent) else gather_rows(kept)
+    return Output(gather_rows(output.logits), embedding, Absent(NO_MAPS), Absent(NO_MAPS))
 
 
 def own_rows(x: Tensor, rows: int | None = None) -> Tensor:

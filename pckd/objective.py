@@ -6,6 +6,7 @@ Shapes: N rows (instances) of a step, J of them judged by difficulty, K classes.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from model_zoo.adapting import NO_EMBEDDING
+from model_zoo.probe import copied
 from pckd.distributed import gather_output, gather_rows, own_rows, world_size
 from pckd.ops import PUBLISHED_EPOCHS, published_epoch
 from registry import (
@@ -83,6 +86,34 @@ def labels_of(terms: Sequence[Term]) -> list[str]:
             used.add(label)
         labels.append(label)
     return labels
+
+
+def _lacking(setup: Setup) -> list[str]:
+    """Which of the networks have no embedding, for messages."""
+    return [f"the {role}" for role in ("student", "teacher") if not getattr(setup, role).embedding]
+
+
+def _made(label: str, term: Term, setup: Setup) -> nn.Module:
+    """The loss of a term.
+
+    Raises:
+        NotApplicable: it cannot work for this pair of networks; also where it makes layers for an embedding that is not
+            there, which fails in as many ways as there are layers.
+    """
+    factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
+    shown = setup.of(term.rows)
+    lacking = _lacking(setup) if shown is setup else []
+    with warnings.catch_warnings():
+        if lacking:
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        try:
+            loss: nn.Module = ask(f"loss {label!r}", factory, shown, **term.options)
+            return loss
+        except UserError as error:
+            # What it says by itself names it, but for what the setup refuses.
+            if not lacking or (isinstance(error, NotApplicable) and label in str(error)):
+                raise
+            raise NotApplicable(f"loss {label!r}: {NO_EMBEDDING.format(lacking[0])}") from error
 
 
 def _weights_of(rows: Instances, weights: Tensor, instances: Instances) -> Tensor:
@@ -161,9 +192,9 @@ class Objective(nn.Module):
             if term.weight == 0:
                 continue
             try:
-                factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
-                loss = ask(f"loss {label!r}", factory, setup.of(term.rows), **term.options)
-                if not setup.of(term.rows).student.embedding and not getattr(loss, "reads_maps", True):
+                loss = _made(label, term, setup)
+                images_alone = setup.of(term.rows) is not setup and not setup.of(term.rows).student.embedding
+                if images_alone and not getattr(loss, "reads_maps", True):
                     raise NotApplicable(f"{label} reads no feature map, and the rows {term.rows!r} have nothing else")
                 if not isinstance(loss, nn.Module):
                     raise PluginError(f"loss {label!r}: its factory made {type(loss).__name__}, not an nn.Module")
@@ -195,6 +226,27 @@ class Objective(nn.Module):
         if self.updates_centers:
             readers.append(self.centers)
         return any(getattr(reader, "reads_maps", True) for reader in readers)
+
+    def check_reads(self, student: Output, teacher: Output, context: Context) -> None:
+        """Refuse, by its name, what looks at something that a network does not have: an embedding, a classifier's rows.
+
+        A copy computes every term once, so that no memory here changes.
+
+        Args:
+            student, teacher, context: as in :meth:`forward`, with :class:`registry.Absent` for what is not there.
+
+        Raises:
+            NotApplicable: names the first loss that looks at it, and says what would work.
+        """
+        tried = copied(self)
+        for stage in ("main", "initial") if any(term.initial for term in self.terms.values()) else ("main",):
+            try:
+                tried(student, teacher, replace(context, stage=stage))
+            except NotApplicable as error:
+                raise NotApplicable(f"{tried._asked}: {error}") from None
+            except PluginError as error:
+                # As one that has made layers of width 0.
+                raise NotApplicable(f"{tried._asked}: {NO_EMBEDDING.format(_lacking(self.setup)[0])}") from error
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model_zoo import Recipe, load_weights, recipe_for, usual_teacher
+from model_zoo.adapting import Adapted
 from model_zoo.pairs import bare
 from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
@@ -228,9 +229,11 @@ def plan(
     Raises:
         UserError: unknown names or options, a missing teacher, or data or networks that cannot be used.
     """
-    for role, network in (("student", student), ("teacher", teacher)):
-        if network is not None and not isinstance(network, str):
-            task.make_network(network, data, f"the {role}")
+    named = student
+    if not isinstance(student, str):
+        student = task.make_network(student, data, "the student")
+    if teacher is not None and not isinstance(teacher, str):
+        teacher = task.make_network(teacher, data, "the teacher")
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
     notes = []
     for name, options in published.items():
@@ -245,6 +248,9 @@ def plan(
     lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
+    for role, answering in (("student", network), ("teacher", teacher)):
+        if isinstance(answering, Adapted):
+            said.append(f"the {role}, {answering.describe()}")
     check_trainable(network)
     terms = task.terms_for(network, terms)
     if isinstance(teacher, nn.Module):
@@ -253,7 +259,7 @@ def plan(
         task=task,
         data=data,
         student=network,
-        student_name=student,
+        student_name=named,
         teacher=teacher,
         method=method,
         terms=terms,

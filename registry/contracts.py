@@ -117,7 +117,7 @@ class Output(NamedTuple):
     logits: Tensor
     """[N, K], the classifier's output."""
     embedding: Tensor
-    """[N, D], what the classifier reads."""
+    """[N, D], what the classifier reads; or :class:`Absent`, where there is no single such layer."""
     maps: tuple[Tensor, ...] = ()
     """Feature maps, [N, C, H, W] each, from the stem to the last stage; or :class:`Absent`."""
     preacts: tuple[Tensor, ...] = ()
@@ -210,7 +210,7 @@ class Batch:
 
 
 class Centers(NamedTuple):
-    """One center per category: by default the rows of the two classifiers."""
+    """One center per category: by default the rows of the two classifiers; or :class:`Absent`."""
 
     student: Tensor
     """[K, Ds]; gradient may flow into it."""
@@ -417,7 +417,7 @@ class Shapes(NamedTuple):
 
     num_classes: int
     embedding: int
-    """D."""
+    """D; 0 where the network has none (:class:`Absent`)."""
     maps: tuple[tuple[int, int, int], ...] = ()
     """(C, H, W) of each map at the training resolution; or :class:`Absent`."""
     preacts: tuple[tuple[int, int, int], ...] = ()
@@ -444,7 +444,8 @@ class Shapes(NamedTuple):
             images = cls(
                 classes, 0, chw(whole.maps), chw(whole.preacts), head=whole.head.channels if whole.head else ()
             )
-        return cls(classes, output.embedding.shape[1], chw(output.maps), chw(output.preacts), images, sides)
+        width = 0 if isinstance(output.embedding, Absent) else output.embedding.shape[1]
+        return cls(classes, width, chw(output.maps), chw(output.preacts), images, sides)
 
 
 class Setup(NamedTuple):
@@ -455,7 +456,7 @@ class Setup(NamedTuple):
     num_samples: int = 0
     """Size of the training set: ``Batch.index`` is below it. 0 where unknown."""
     teacher_classifier: nn.Linear | None = None
-    """The teacher's last layer, for losses that reuse it (:meth:`frozen_classifier`)."""
+    """The teacher's last layer, for losses that reuse it (:meth:`frozen_classifier`); or :class:`Absent`."""
     stable_index: bool = True
     """Whether ``Context.index`` says which sample a row is, the same in every epoch."""
     rows: tuple[str, ...] = ("upright", "all", "strong", "images")

@@ -11,7 +11,7 @@ from numbers import Real
 
 from torch import Tensor, nn
 
-from registry.contracts import Centers, Context, Term
+from registry.contracts import Absent, Centers, Context, Term
 from registry.errors import PluginError, UserError
 
 __all__ = ["check_centers", "check_per_row", "check_rule", "check_term", "check_values", "name_of"]
@@ -86,6 +86,8 @@ def check_centers(what: str, centers: object, shapes: Sequence[tuple[int, int]])
     if not isinstance(centers, Centers):
         raise PluginError(f"{what} returned {type(centers).__name__}: it must return registry.Centers")
     for role, shape, found in zip(("student", "teacher"), shapes, centers[:2], strict=True):
+        if isinstance(found, Absent):
+            continue
         if not isinstance(found, Tensor) or found.shape != shape:
             seen = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise PluginError(

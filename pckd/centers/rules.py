@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pckd.ops import full
-from registry import CENTER_RULES, CenterRule, Centers, Network, Output, Setup, UserError
+from registry import CENTER_RULES, Absent, CenterRule, Centers, Network, Output, Setup, UserError
 
 
 @CENTER_RULES.register("classifier")
@@ -17,13 +19,21 @@ class ClassifierCenters(CenterRule):
         super().__init__()
 
     def forward(self, student_net: Network, teacher_net: Network) -> Centers:
-        student, teacher = student_net.classifier, teacher_net.classifier
-        return Centers(
-            student.weight,
-            teacher.weight.detach(),
-            student.bias,
-            None if teacher.bias is None else teacher.bias.detach(),
-        )
+        (student, student_bias), (teacher, teacher_bias) = rows_of(student_net), rows_of(teacher_net, constant=True)
+        return Centers(student, teacher, student_bias, teacher_bias)
+
+
+def rows_of(network: Network, *, constant: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of a network's classifier; Absent where it has none: a loss that looks at it is refused.
+
+    Args:
+        constant: without gradient.
+    """
+    layer: Any = network.classifier
+    if isinstance(layer, Absent):
+        return layer, None  # type: ignore[return-value]
+    rows, bias = layer.weight, layer.bias
+    return (rows.detach(), None if bias is None else bias.detach()) if constant else (rows, bias)
 
 
 @CENTER_RULES.register("learnable")
@@ -36,7 +46,7 @@ class LearnableCenters(CenterRule):
         self.student = nn.Parameter(torch.randn(setup.student.num_classes, width) / width**0.5)
 
     def forward(self, student_net: Network, teacher_net: Network) -> Centers:
-        return Centers(self.student, teacher_net.classifier.weight.detach())
+        return Centers(self.student, rows_of(teacher_net, constant=True)[0])
 
 
 def class_means(embedding: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from model_zoo.adapting import Adapted
 from registry import Absent, Output
 
 UNREAD = Absent(
@@ -28,7 +29,8 @@ def compiled(network: nn.Module, original: nn.Module, *, maps: bool) -> nn.Modul
     """A network through torch.compile, with or without its feature maps, in the place of the ``original``."""
     if maps:
         return cast(nn.Module, torch.compile(network))
-    return WithoutMaps(cast(nn.Module, torch.compile(Head(network))), original)
+    lean = network.without_maps() if isinstance(network, Adapted) else network
+    return WithoutMaps(cast(nn.Module, torch.compile(Head(lean))), original)
 
 
 class Head(nn.Module):
@@ -55,7 +57,7 @@ class WithoutMaps(nn.Module):
     @property
     def classifier(self) -> nn.Linear:
         classifier = self._network[0].classifier
-        assert isinstance(classifier, nn.Linear)
+        assert isinstance(classifier, (nn.Linear, Absent))
         return classifier
 
     def forward(self, x: Tensor) -> Output:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model_zoo import Preprocessing, preprocessing_of, probe
+from model_zoo.adapting import NO_EMBEDDING, as_backbone
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
@@ -28,7 +29,21 @@ from pckd.distributed import add_up
 from pckd.given import copy_of
 from pckd.objective import Objective
 from pckd.tasks.task import Task, Teacher
-from registry import TASKS, Batch, DataSplit, Instances, Output, Rows, Shapes, Term, UserError, ask
+from registry import (
+    TASKS,
+    Absent,
+    Batch,
+    Centers,
+    Context,
+    DataSplit,
+    Instances,
+    Output,
+    Rows,
+    Shapes,
+    Term,
+    UserError,
+    ask,
+)
 from registry.errors import place_of
 
 __all__ = ["Classification", "Scores", "answers", "image_views"]
@@ -135,6 +150,15 @@ class Classification(Task):
     def network_options(self, data: Data) -> dict[str, Any]:
         return {"in_channels": data.image_shape[0]}
 
+    def make_network(self, network: str | nn.Module, data: Data, role: str = "a network") -> nn.Module:
+        made = super().make_network(network, data, role)
+        if not isinstance(data.train, DataSplit):
+            return made
+        return as_backbone(made, data.image_shape, f"backbone {network!r}" if isinstance(network, str) else role)
+
+    def adapted(self, network: nn.Module, split: DataSplit) -> nn.Module:
+        return as_backbone(network, check_item(split), "the network")
+
     def shapes(self, network: nn.Module, data: Data, role: str) -> Shapes:
         channels, *size = data.image_shape
         shapes = probe(network, channels, (size[0], size[1]), name=f"the {role}")
@@ -148,6 +172,7 @@ class Classification(Task):
         return shapes
 
     def check_batch(self, student: nn.Module, data: Data, images: int, objective: Objective) -> None:
+        self._check_reads(objective, images)
         if images * self.views_of(objective.row_sets) == 1:
             weight = next(student.parameters(), torch.empty(0))
             image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
@@ -158,6 +183,24 @@ class Classification(Task):
                     copy_of(student, "the student", "the check of a batch of one image").train(),
                     image,
                 )
+
+    def _check_reads(self, objective: Objective, images: int) -> None:
+        """Show noise to an objective whose networks do not have everything."""
+        setup = objective.setup
+        if setup.student.embedding and setup.teacher.embedding:
+            return
+        needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
+        images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
+        strong = "strong" in objective.row_sets
+        position = torch.arange(images)
+        instances = image_views(position % setup.student.num_classes, position, views + strong, strong=strong)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            student, teacher = _noise(setup.student, len(instances), "student"), _noise(setup.teacher, len(instances))
+            rows = [
+                output.embedding[:1].expand(shapes.num_classes, -1) if shapes.embedding else output.embedding
+                for output, shapes in ((student, setup.student), (teacher, setup.teacher))
+            ]
+            objective.check_reads(student, teacher, Context(instances, Centers(rows[0], rows[1])))
 
     def preprocessing(self, data: Data) -> Preprocessing:
         return preprocessing_for(data.train)
@@ -299,6 +342,19 @@ def answers(network: nn.Module, loader: Loader, device: Device) -> Iterator[tupl
                 output = network(batch.views.flatten(0, 1))
             yield output, batch
     loader.say_bad()
+
+
+def _noise(shapes: Shapes, rows: int, role: str = "teacher") -> Output:
+    """Any output of a network of these shapes; refuses, when it is looked at, what the network does not have."""
+
+    def maps(of: tuple[tuple[int, int, int], ...]) -> Any:
+        return of if isinstance(of, Absent) else tuple(torch.randn(rows, *shape, requires_grad=True) for shape in of)
+
+    logits = torch.randn(rows, shapes.num_classes, requires_grad=True)
+    embedding: Any = Absent(NO_EMBEDDING.format(f"the {role}"))
+    if shapes.embedding:
+        embedding = torch.randn(rows, shapes.embedding, requires_grad=True)
+    return Output(logits, embedding, maps(shapes.maps), maps(shapes.preacts))
 
 
 def _tensors(output: Output) -> list[Tensor]:

@@ -167,6 +167,10 @@ class Task:
         """What a network that is trained on this data carries as its record."""
         return None
 
+    def adapted(self, network: nn.Module, split: Any) -> nn.Module:
+        """The network as this task calls it: a plain module may be wrapped."""
+        return network
+
     def as_trained(self, network: nn.Module, split: Any, say: Callable[[str], None]) -> Any:
         """The split as it was prepared for this network in its training; refuses what cannot be measured.
 

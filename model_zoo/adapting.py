@@ -1,0 +1,451 @@
+"""Any module that classifies images as a backbone: hooks read its embedding and its maps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from model_zoo.preprocessing import Preprocessing, set_preprocessing
+from model_zoo.probe import check_network, evaluating
+from registry import Output, UserError
+from registry.contracts import Absent
+
+__all__ = ["Adapted", "Tap", "adapt", "as_backbone"]
+
+SIZES = (32, 64, 224)
+"""Pixels of the images that a module is tried on where nothing says which it takes."""
+READABLE = 128
+"""Pixels of the images on which the resolutions of maps are read off, where a module takes them."""
+OUTERMOST = 3
+"""A module with maps of so many resolutions inside is not one stage but several."""
+
+NO_EMBEDDING = (
+    "the logits of {} are the output of no single nn.Linear, so that it has neither an embedding nor "
+    "a classifier's rows; use a method that looks at logits or maps, such as kd, dkd, dist or at, or another network"
+)
+
+
+class Tap:
+    """A forward hook that keeps what a module was called with and what it returned."""
+
+    def __init__(self) -> None:
+        self.given: Any = None
+        self.returned: Any = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        self.given = args[0] if args else next(iter(kwargs.values()), None)
+        self.returned = returned
+
+
+class Adapted(nn.Module):
+    """A module as a backbone. Made by :func:`adapt`.
+
+    Parameters have the module's own names in the state dict. Hooks are there only while it answers, so that the module
+    is without any afterwards, and may be called by itself at any time.
+
+    Attributes:
+        network: the module.
+        classifier_path: of the nn.Linear whose output the logits are; "" where there is none.
+        map_paths: of the modules whose outputs are the maps.
+    """
+
+    def __init__(
+        self, network: nn.Module, classifier_path: str, map_paths: Sequence[str], key: str | int | None, name: str
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.classifier_path, self.map_paths, self._key = classifier_path, tuple(map_paths), key
+        self.__name__ = name
+        self._taps = {path: Tap() for path in dict.fromkeys((*filter(None, [classifier_path]), *map_paths))}
+        self.register_state_dict_post_hook(_own_names)
+        self.register_load_state_dict_pre_hook(_names_below)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer; :class:`Absent` where the logits are the output of no single one."""
+        if not self.classifier_path:
+            return Absent(NO_EMBEDDING.format(self.__name__))  # type: ignore[return-value]
+        classifier = self.network.get_submodule(self.classifier_path)
+        assert isinstance(classifier, nn.Linear)
+        return classifier
+
+    def forward(self, x: Tensor) -> Output:
+        with _hooked(self.network, self._taps):
+            logits = _logits(self.network(x), self._key)
+            embedding: Any = Absent(NO_EMBEDDING.format(self.__name__))
+            if self.classifier_path:
+                embedding = self._taps[self.classifier_path].given
+            return Output(logits, embedding, tuple(self._taps[path].returned for path in self.map_paths))
+
+    def without_maps(self) -> Adapted:
+        """The same module, read without its maps."""
+        return Adapted(self.network, self.classifier_path, (), self._key, self.__name__)
+
+    def describe(self) -> str:
+        """What was taken for the classifier and the maps, in one line."""
+        classifier = "no single nn.Linear gives its logits, so that it has no embedding and no centers"
+        if self.classifier_path:
+            layer = self.classifier
+            classifier = f"classifier {self.classifier_path} ({layer.in_features} -> {layer.out_features})"
+        return f"{self.__name__}: {classifier}; maps {', '.join(self.map_paths) or 'none'}"
+
+
+def _own_names(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    below = f"{prefix}network."
+    for key in [key for key in state if key.startswith(below)]:
+        state[prefix + key.removeprefix(below)] = state.pop(key)
+
+
+def _names_below(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+@contextlib.contextmanager
+def _hooked(network: nn.Module, taps: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, the modules at these paths tell their taps; afterwards the taps hold nothing."""
+    handles = [network.get_submodule(path).register_forward_hook(tap, with_kwargs=True) for path, tap in taps.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for tap in taps.values():
+            tap.given = tap.returned = None
+
+
+def _logits(answer: Any, key: str | int | None) -> Any:
+    """The logits in what a module returns, which in train mode may be another type than in eval mode."""
+    if isinstance(answer, (Tensor, fx.Proxy)):
+        return answer
+    if isinstance(answer, Mapping):
+        return answer["logits" if key is None else key]
+    if isinstance(key, int):
+        return answer[key]
+    return getattr(answer, key or "logits") if hasattr(answer, key or "logits") else answer[0]
+
+
+def _places(answer: Any, rows: int) -> list[tuple[str | int | None, Tensor]]:
+    """Where in an answer there are tensors [rows, K], those first that are called logits."""
+    if isinstance(answer, Tensor):
+        named: list[tuple[Any, Any]] = [(None, answer)]
+    elif isinstance(answer, Mapping):
+        named = list(answer.items())
+    elif hasattr(answer, "_fields"):
+        named = list(answer._asdict().items())
+    elif isinstance(answer, (tuple, list)):
+        named = list(enumerate(answer))
+    else:
+        named = list(vars(answer).items()) if hasattr(answer, "__dict__") else []
+    found = [(key, value) for key, value in named if isinstance(value, Tensor) and value.dim() == 2]
+    return sorted(((key, value) for key, value in found if len(value) == rows), key=lambda pair: pair[0] != "logits")
+
+
+class _Call(NamedTuple):
+    """The last call of a module."""
+
+    given: Tensor | None
+    returned: Any
+
+
+@torch.no_grad()
+def _run(network: nn.Module, images: Tensor) -> tuple[Any, dict[str, _Call]]:
+    """What a network answers in eval mode, and the last call of each of its modules, in the order in which they end."""
+    calls: dict[str, _Call] = {}
+
+    def keeper(path: str) -> Any:
+        def keep(module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
+            calls.pop(path, None)
+            given = args[0] if args else next(iter(kwargs.values()), None)
+            calls[path] = _Call(given, returned.clone() if isinstance(module, nn.Linear) else returned)
+
+        return keep
+
+    handles = [m.register_forward_hook(keeper(path), with_kwargs=True) for path, m in network.named_modules() if path]
+    try:
+        with evaluating(network):
+            return network(images), calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _decides(network: nn.Module, path: str, images: Tensor, key: str | int | None, logits: Tensor) -> bool:
+    """Whether what is added to a layer's output is added to the logits: that it is the last one, and the only one."""
+    noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+
+    def add(module: nn.Module, args: Any, returned: Tensor) -> Tensor:
+        return returned + noise
+
+    handle = network.get_submodule(path).register_forward_hook(add)
+    try:
+        with evaluating(network):
+            changed = _logits(network(images), key)
+    finally:
+        handle.remove()
+    return torch.allclose(changed.float(), (logits + noise).float(), rtol=1e-3, atol=1e-3)
+
+
+def _is_classifier(network: nn.Module, path: str, calls: Mapping[str, _Call], logits: Tensor) -> bool:
+    if path not in calls or not isinstance(network.get_submodule(path), nn.Linear):
+        return False
+    given, returned = calls[path]
+    flat = given is not None and given.dim() == 2
+    return flat and returned.shape == logits.shape and torch.equal(returned.float(), logits.float())
+
+
+def _on_larger_images(network: nn.Module, images: Tensor, calls: Mapping[str, _Call]) -> tuple[Any, Tensor]:
+    """The calls on images on which late stages are larger than a pixel, where the network takes them; these images."""
+    factor = -(-READABLE // min(images.shape[2:]))
+    if factor > 1:
+        larger = images.repeat(1, 1, factor, factor)
+        with contextlib.suppress(Exception):
+            return _run(network, larger)[1], larger
+    return calls, images
+
+
+def _find_maps(network: nn.Module, calls: Mapping[str, _Call], images: Tensor, classes: int) -> list[str]:
+    """The last output at each resolution, from the largest on, among the outermost modules that return maps.
+
+    Tokens after a map say that the map was their embedding, and no stage.
+
+    Args:
+        classes: channels of what a head of convolutions returns, which is no map; 0 where there is no such head.
+    """
+
+    rows, size = len(images), images.shape[2:]
+
+    def resolution(path: str) -> tuple[int, int] | None:
+        found = calls[path].returned
+        if not isinstance(found, Tensor) or found.dim() != 4 or len(found) != rows:
+            return None
+        height, width = found.shape[2:]
+        # Maps have the shape of the image; others are channels last.
+        like_image = abs(height * size[1] - width * size[0]) <= max(size) and height <= size[0]
+        return (height, width) if like_image else None
+
+    children: dict[str, list[str]] = {"": []}
+    for path in calls:
+        parent = path.rpartition(".")[0]
+        while parent and parent not in calls:
+            parent = parent.rpartition(".")[0]
+        children.setdefault(parent, []).append(path)
+
+    def steps(path: str, nested: bool = False) -> Iterator[str]:
+        inside = children.get(path, [])
+        if path and resolution(path) is not None:
+            several = len({resolution(child) for child in inside} - {None})
+            sequence = isinstance(network.get_submodule(path), nn.Sequential) and not nested
+            if several < (2 if sequence else OUTERMOST):
+                yield path
+                return
+            nested = True
+        for child in inside:
+            yield from steps(child, nested)
+        if path and resolution(path) is None:
+            yield path
+
+    last: dict[tuple[int, int], str] = {}
+    for path in steps(""):
+        found, returned = resolution(path), calls[path].returned
+        if found is None:
+            if isinstance(returned, Tensor) and returned.dim() >= 3:
+                last.clear()
+            continue
+        pooled = max(found) == 1 or isinstance(network.get_submodule(path), nn.AdaptiveAvgPool2d)
+        if not pooled and returned.shape[1] != classes and all(found[0] <= other[0] for other in last):
+            last[found] = path
+    return list(last.values())
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside torch's own wrappers: DataParallel, AveragedModel, torch.compile."""
+    while type(module).__module__.startswith("torch."):
+        inner = getattr(module, "_orig_mod", getattr(module, "module", None))
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
+    return module
+
+
+def _sizes(module: nn.Module) -> list[int | tuple[int, int]]:
+    """Image sizes that a module says it takes, and then the usual ones."""
+    config: Any = getattr(module, "config", None)
+    pretrained: Any = getattr(module, "pretrained_cfg", None) or {}
+    embed: Any = getattr(module, "patch_embed", None)
+    said = [
+        getattr(config, "image_size", None),
+        getattr(module, "image_size", None),
+        getattr(embed, "img_size", None),
+        *([pretrained["input_size"][1:]] if isinstance(pretrained, Mapping) and "input_size" in pretrained else []),
+    ]
+    known = [tuple(size) if isinstance(size, (tuple, list)) else size for size in said if size]
+    return [*known, *SIZES]
+
+
+def adapt(
+    module: nn.Module,
+    *,
+    classifier: str | None = None,
+    maps: Sequence[str] | None = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    name: str = "",
+) -> Adapted:
+    """Any classifier of images as a backbone, by forward hooks: torchvision's, timm's, Hugging Face's, your own.
+
+    ``pckd.distill(student=module, teacher=module)`` does this by itself; call it to choose. The module is not copied:
+    it is trained in place, and its state dict's keys are those of the result. It returns logits [N, K], or a tuple, a
+    dictionary or an object with them (the entry ``logits``, or else the first that a linear layer gives). DataParallel,
+    AveragedModel and compiled modules are taken off.
+
+    The embedding is what the classifier reads: in a ViT the class token, or the mean of all tokens. Where logits are
+    the output of no single nn.Linear (a 1x1 convolution, the mean of two heads), there is no embedding, and methods
+    that look at it or at the classifier's rows are refused. Maps are [N, C, H, W]; tokens and maps whose channels come
+    last are not found.
+
+    Args:
+        module: ``forward(images [N, C, H, W])``.
+        classifier: path of the nn.Linear whose output the logits are, as in ``named_modules()``; by default found.
+        maps: paths of the modules whose outputs are the maps, from the stem on; by default found: the last output at
+            each resolution. None: no maps.
+        mean, std: per channel, how images were normalized in its training, both or neither: where the data are
+            normalized otherwise, it is shown images as in its training.
+        image_size: pixels of the images that it is tried on, two numbers (height, width) where these differ; by
+            default what the module says, or 32, 64 or 224.
+        name: what messages call it; its class by default.
+
+    Raises:
+        UserError: it cannot run on such images, returns no logits, or has no such module.
+    """
+    label = name or type(module).__name__
+    check_network(module, label)
+    if isinstance(module, Adapted):
+        module = module.network
+    module = _unwrapped(module)
+    label = name or type(module).__name__
+    if (mean is None) != (std is None):
+        raise UserError(f"{label}: give both mean and std, or neither")
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), len(mean or (0, 0, 0)))
+    sizes = _sizes(module) if image_size is None else [image_size]
+    reason = ""
+    for size in sizes:
+        height, width = (size, size) if isinstance(size, int) else size
+        images = _probe_images(module, channels, (height, width))
+        try:
+            answer, calls = _run(module, images)
+        # A module refuses a size in its own way.
+        except Exception as error:
+            reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
+            continue
+        adapted = _adapted(module, label, images, answer, calls, classifier, maps)
+        if mean is not None and std is not None:
+            set_preprocessing(adapted, Preprocessing(tuple(mean), tuple(std), (height, width), ()))
+        return adapted
+    raise UserError(
+        f"{label} cannot run on images of {channels} channels and "
+        f"{' or '.join(str(size) for size in sizes)} pixels: {reason}; give image_size"
+    )
+
+
+def as_backbone(network: nn.Module, image_shape: tuple[int, int, int], label: str) -> nn.Module:
+    """A network that is no backbone yet, adapted; a backbone, or what cannot be adapted, as it is.
+
+    Args:
+        image_shape: (C, H, W). label: what messages call it.
+
+    Raises:
+        UserError: it returns no logits.
+    """
+    if isinstance(network, Adapted) or type(network).__module__.startswith("model_zoo."):
+        return network
+    inside = _unwrapped(network)
+    images = _probe_images(inside, image_shape[0], image_shape[1:])
+    for candidate in (network, inside):
+        try:
+            answer, calls = _run(candidate, images)
+        # Why it cannot run is for the probe to say.
+        except Exception:
+            return network
+        if isinstance(answer, Output):
+            # A network inside a wrapper has its classifier, too.
+            return candidate if hasattr(candidate, "classifier") else inside
+    name = getattr(network, "__name__", "") or type(inside).__name__
+    return _adapted(inside, str(name), images, answer, calls, None, (), label)
+
+
+def _probe_images(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
+    # Not blank ones, under which different layers may answer the same. Two rows, as many as no classes.
+    weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+
+
+def _adapted(
+    module: nn.Module,
+    name: str,
+    images: Tensor,
+    answer: Any,
+    calls: Mapping[str, _Call],
+    classifier: str | None,
+    maps: Sequence[str] | None,
+    label: str = "",
+) -> Adapted:
+    """The module as a backbone, from what it has answered.
+
+    Args:
+        label: what messages call it, where that is not its name.
+    """
+    label = label or name
+    places = _places(answer, len(images))
+    if not places:
+        raise UserError(
+            f"{label}: forward returns no logits [N, K] ({_seen(answer)} for 2 images): let it return them, alone or "
+            "as the entry 'logits' of a dictionary, or return registry.Output"
+        )
+    linear = [path for path in reversed(list(calls)) if isinstance(module.get_submodule(path), nn.Linear)]
+    if classifier is not None:
+        linear = [_checked_path(module, classifier, label)]
+        if not isinstance(module.get_submodule(classifier), nn.Linear):
+            raise UserError(f"{label}: {classifier} must be an nn.Linear, not {_kind(module, classifier)}")
+    key: str | int | None = places[0][0]
+    path = ""
+    for place, logits in places:
+        found = (p for p in linear if _is_classifier(module, p, calls, logits))
+        path = next((p for p in found if _decides(module, p, images, place, logits)), "")
+        if path or place == "logits":
+            key = place
+            break
+    if classifier is not None and not path:
+        raise UserError(f"{label}: the output of {classifier} is not its logits; leave classifier out, or name another")
+    if maps is not None and not maps:
+        classes = 0 if path else places[0][1].shape[1]
+        maps = _find_maps(module, *_on_larger_images(module, images, calls), classes)
+    for chosen in maps or ():
+        returned = calls[_checked_path(module, chosen, label)].returned if chosen in calls else None
+        if not isinstance(returned, Tensor) or returned.dim() != 4:
+            raise UserError(f"{label}: {chosen} returns no map [N, C, H, W] ({_seen(returned)}); name another module")
+    return Adapted(module, path, maps or (), key, name)
+
+
+def _checked_path(module: nn.Module, path: str, label: str) -> str:
+    try:
+        module.get_submodule(path)
+    except AttributeError as error:
+        raise UserError(f"{label} has no module {path!r}; see its named_modules()") from error
+    return path
+
+
+def _kind(module: nn.Module, path: str) -> str:
+    return type(module.get_submodule(path)).__name__
+
+
+def _seen(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "nothing" if value is None else type(value).__name__
