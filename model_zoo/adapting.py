@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,11 @@ OUTERMOST = 3
 NO_EMBEDDING = (
     "the logits of {} are the output of no single nn.Linear, so that it has neither an embedding nor "
     "a classifier's rows; use a method that looks at logits or maps, such as kd, dkd, dist or at, or another network"
+)
+
+NO_LOGITS = (
+    "{} has no classifier, so that it has neither logits nor a classifier's rows; use a method that looks at "
+    "embeddings or maps, such as rkd or at, and for one that looks at centers centers='ema' or centers='batch_mean'"
 )
 
 
@@ -50,16 +55,23 @@ class Adapted(nn.Module):
     Attributes:
         network: the module.
         classifier_path: of the nn.Linear whose output the logits are; "" where there is none.
+        gives_logits: whether what the module returns are logits; otherwise it is the embedding.
         map_paths: of the modules whose outputs are the maps.
     """
 
     def __init__(
-        self, network: nn.Module, classifier_path: str, map_paths: Sequence[str], key: str | int | None, name: str
+        self,
+        network: nn.Module,
+        classifier_path: str,
+        map_paths: Sequence[str],
+        key: str | int | None,
+        name: str,
+        gives_logits: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
         self.classifier_path, self.map_paths, self._key = classifier_path, tuple(map_paths), key
-        self.__name__ = name
+        self.__name__, self.gives_logits = name, gives_logits
         self._taps = {path: Tap() for path in dict.fromkeys((*filter(None, [classifier_path]), *map_paths))}
         self.register_state_dict_post_hook(_own_names)
         self.register_load_state_dict_pre_hook(_names_below)
@@ -68,26 +80,30 @@ class Adapted(nn.Module):
     def classifier(self) -> nn.Linear:
         """The last linear layer; :class:`Absent` where the logits are the output of no single one."""
         if not self.classifier_path:
-            return Absent(NO_EMBEDDING.format(self.__name__))  # type: ignore[return-value]
+            why = NO_EMBEDDING if self.gives_logits else NO_LOGITS
+            return Absent(why.format(self.__name__))  # type: ignore[return-value]
         classifier = self.network.get_submodule(self.classifier_path)
         assert isinstance(classifier, nn.Linear)
         return classifier
 
     def forward(self, x: Tensor) -> Output:
         with _hooked(self.network, self._taps):
-            logits = _logits(self.network(x), self._key)
-            embedding: Any = Absent(NO_EMBEDDING.format(self.__name__))
-            if self.classifier_path:
-                embedding = self._taps[self.classifier_path].given
-            return Output(logits, embedding, tuple(self._taps[path].returned for path in self.map_paths))
+            answer = _logits(self.network(x), self._key)
+            maps = tuple(self._taps[path].returned for path in self.map_paths)
+            absent: Any = self.classifier
+            if not self.classifier_path:
+                return Output(answer, absent, maps) if self.gives_logits else Output(absent, answer, maps)
+            return Output(answer, self._taps[self.classifier_path].given, maps)
 
     def without_maps(self) -> Adapted:
         """The same module, read without its maps."""
-        return Adapted(self.network, self.classifier_path, (), self._key, self.__name__)
+        return Adapted(self.network, self.classifier_path, (), self._key, self.__name__, self.gives_logits)
 
     def describe(self) -> str:
         """What was taken for the classifier and the maps, in one line."""
         classifier = "no single nn.Linear gives its logits, so that it has no embedding and no centers"
+        if not self.gives_logits:
+            classifier = "no classifier, what it returns is the embedding"
         if self.classifier_path:
             layer = self.classifier
             classifier = f"classifier {self.classifier_path} ({layer.in_features} -> {layer.out_features})"
@@ -291,7 +307,7 @@ def _sizes(module: nn.Module) -> list[int | tuple[int, int]]:
 def adapt(
     module: nn.Module,
     *,
-    classifier: str | None = None,
+    classifier: str | Literal[False] | None = None,
     maps: Sequence[str] | None = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -313,6 +329,7 @@ def adapt(
     Args:
         module: ``forward(images [N, C, H, W])``.
         classifier: path of the nn.Linear whose output the logits are, as in ``named_modules()``; by default found.
+            False: it has none, and what it returns is the embedding; it may teach methods that look at no logits.
         maps: paths of the modules whose outputs are the maps, from the stem on; by default found: the last output at
             each resolution. None: no maps.
         mean, std: per channel, how images were normalized in its training, both or neither: where the data are
@@ -354,11 +371,14 @@ def adapt(
     )
 
 
-def as_backbone(network: nn.Module, image_shape: tuple[int, int, int], label: str) -> nn.Module:
+def as_backbone(
+    network: nn.Module, image_shape: tuple[int, int, int], label: str, classes: int | None = None
+) -> nn.Module:
     """A network that is no backbone yet, adapted; a backbone, or what cannot be adapted, as it is.
 
     Args:
-        image_shape: (C, H, W). label: what messages call it.
+        image_shape: (C, H, W). label: what messages call it. classes: with another number of columns, and no classifier
+            that gives them, what it returns is its embedding.
 
     Raises:
         UserError: it returns no logits.
@@ -377,7 +397,7 @@ def as_backbone(network: nn.Module, image_shape: tuple[int, int, int], label: st
             # A network inside a wrapper has its classifier, too.
             return candidate if hasattr(candidate, "classifier") else inside
     name = getattr(network, "__name__", "") or type(inside).__name__
-    return _adapted(inside, str(name), images, answer, calls, None, (), label)
+    return _adapted(inside, str(name), images, answer, calls, None, (), label, classes)
 
 
 def _probe_images(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
@@ -392,14 +412,16 @@ def _adapted(
     images: Tensor,
     answer: Any,
     calls: Mapping[str, _Call],
-    classifier: str | None,
+    classifier: str | Literal[False] | None,
     maps: Sequence[str] | None,
     label: str = "",
+    classes: int | None = None,
 ) -> Adapted:
     """The module as a backbone, from what it has answered.
 
     Args:
         label: what messages call it, where that is not its name.
+        classes: what has another number of columns, and comes from no classifier, is its embedding.
     """
     label = label or name
     places = _places(answer, len(images))
@@ -409,28 +431,30 @@ def _adapted(
             "as the entry 'logits' of a dictionary, or return registry.Output"
         )
     linear = [path for path in reversed(list(calls)) if isinstance(module.get_submodule(path), nn.Linear)]
-    if classifier is not None:
+    if isinstance(classifier, str):
         linear = [_checked_path(module, classifier, label)]
         if not isinstance(module.get_submodule(classifier), nn.Linear):
             raise UserError(f"{label}: {classifier} must be an nn.Linear, not {_kind(module, classifier)}")
     key: str | int | None = places[0][0]
     path = ""
-    for place, logits in places:
+    for place, logits in places if classifier is not False else ():
         found = (p for p in linear if _is_classifier(module, p, calls, logits))
         path = next((p for p in found if _decides(module, p, images, place, logits)), "")
         if path or place == "logits":
             key = place
             break
-    if classifier is not None and not path:
+    if isinstance(classifier, str) and not path:
         raise UserError(f"{label}: the output of {classifier} is not its logits; leave classifier out, or name another")
+    other = classes is not None and dict(places)[key].shape[1] != classes
+    gives_logits = classifier is not False and (bool(path) or not other)
     if maps is not None and not maps:
-        classes = 0 if path else places[0][1].shape[1]
-        maps = _find_maps(module, *_on_larger_images(module, images, calls), classes)
+        head = dict(places)[key].shape[1] if gives_logits and not path else 0
+        maps = _find_maps(module, *_on_larger_images(module, images, calls), head)
     for chosen in maps or ():
         returned = calls[_checked_path(module, chosen, label)].returned if chosen in calls else None
         if not isinstance(returned, Tensor) or returned.dim() != 4:
             raise UserError(f"{label}: {chosen} returns no map [N, C, H, W] ({_seen(returned)}); name another module")
-    return Adapted(module, path, maps or (), key, name)
+    return Adapted(module, path, maps or (), key, name, gives_logits)
 
 
 def _checked_path(module: nn.Module, path: str, label: str) -> str:

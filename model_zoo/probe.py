@@ -113,7 +113,7 @@ def _checked(output: object, label: str, images: int) -> Shapes:
 
 def _check_classifier(network: nn.Module, label: str, shapes: Shapes) -> None:
     classifier = getattr(network, "classifier", None)
-    if isinstance(classifier, Absent) and not shapes.embedding:
+    if isinstance(classifier, Absent) and not (shapes.embedding and shapes.num_classes):
         return
     if not isinstance(classifier, nn.Linear):
         raise UserError(f"{label}: .classifier must be the last nn.Linear, not {type(classifier).__name__}")

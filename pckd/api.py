@@ -602,6 +602,9 @@ def _measure_teacher(
     """The teacher's score; says what may be wrong where it is not far from chance."""
     if teacher is None:
         return None
+    if not getattr(teacher.network, "gives_logits", True):
+        display.note("teacher: not measured, because it has no classifier")
+        return None
     score = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
     display.note(f"teacher: {score:.2f} % {run.task.title} on {run.data.measured_on}")
     if _at_chance(run, score):

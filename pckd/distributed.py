@@ -127,9 +127,8 @@ def gather_output(output: Output) -> Output:
     """Logits and embeddings of every process, without gradient; not the maps."""
     if world_size() == 1:
         return output
-    kept = output.embedding
-    embedding = kept if isinstance(kept, Absent) else gather_rows(kept)
-    return Output(gather_rows(output.logits), embedding, Absent(NO_MAPS), Absent(NO_MAPS))
+    logits, embedding = (x if isinstance(x, Absent) else gather_rows(x) for x in (output.logits, output.embedding))
+    return Output(logits, embedding, Absent(NO_MAPS), Absent(NO_MAPS))
 
 
 def own_rows(x: Tensor, rows: int | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from pckd.ops import PUBLISHED_EPOCHS, published_epoch
 from registry import (
     DIFFICULTY_METRICS,
     LOSSES,
+    Absent,
     CenterRule,
     Centers,
     Context,
@@ -93,6 +95,19 @@ def _lacking(setup: Setup) -> list[str]:
     return [f"the {role}" for role in ("student", "teacher") if not getattr(setup, role).embedding]
 
 
+class _Layer(nn.Module):
+    """Stands for the network that has given an output: it has a classifier, or it has not."""
+
+    classifier: Any
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        absent = next((x for x in (output.embedding, output.logits) if isinstance(x, Absent)), None)
+        self.classifier = absent
+        if absent is None:
+            self.classifier = nn.Linear(output.embedding.shape[1], output.logits.shape[1])
+
+
 def _made(label: str, term: Term, setup: Setup) -> nn.Module:
     """The loss of a term.
 
@@ -110,10 +125,13 @@ def _made(label: str, term: Term, setup: Setup) -> nn.Module:
             loss: nn.Module = ask(f"loss {label!r}", factory, shown, **term.options)
             return loss
         except UserError as error:
-            # What it says by itself names it, but for what the setup refuses.
-            if not lacking or (isinstance(error, NotApplicable) and label in str(error)):
+            # Its own refusals name it; those of the setup, of which it asks for the teacher's classifier, do not.
+            refused = isinstance(error, NotApplicable)
+            unnamed = refused and isinstance(cast(Any, shown.teacher_classifier), Absent) and label not in str(error)
+            if not unnamed and (refused or not lacking):
                 raise
-            raise NotApplicable(f"loss {label!r}: {NO_EMBEDDING.format(lacking[0])}") from error
+            reason = NO_EMBEDDING.format(lacking[0]) if lacking else error
+            raise NotApplicable(f"loss {label!r}: {reason}") from error
 
 
 def _weights_of(rows: Instances, weights: Tensor, instances: Instances) -> Tensor:
@@ -227,26 +245,32 @@ class Objective(nn.Module):
             readers.append(self.centers)
         return any(getattr(reader, "reads_maps", True) for reader in readers)
 
-    def check_reads(self, student: Output, teacher: Output, context: Context) -> None:
+    def check_reads(self, student: Output, teacher: Output, instances: Instances) -> None:
         """Refuse, by its name, what looks at something that a network does not have: an embedding, a classifier's rows.
 
         A copy computes every term once, so that no memory here changes.
 
         Args:
-            student, teacher, context: as in :meth:`forward`, with :class:`registry.Absent` for what is not there.
+            student, teacher, instances: as in a step, with :class:`registry.Absent` for what is not there.
 
         Raises:
             NotApplicable: names the first loss that looks at it, and says what would work.
         """
         tried = copied(self)
-        for stage in ("main", "initial") if any(term.initial for term in self.terms.values()) else ("main",):
+        tried._asked = self._rule_says
+        stages: tuple[Literal["main", "initial"], ...] = ("main", "initial")
+        for stage in stages:
             try:
-                tried(student, teacher, replace(context, stage=stage))
+                if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
+                    centers = tried.find_centers(_Layer(student), _Layer(teacher))
+                    tried(student, teacher, Context(instances, centers, stage=stage))
             except NotApplicable as error:
                 raise NotApplicable(f"{tried._asked}: {error}") from None
             except PluginError as error:
                 # As one that has made layers of width 0.
-                raise NotApplicable(f"{tried._asked}: {NO_EMBEDDING.format(_lacking(self.setup)[0])}") from error
+                if not (lacking := _lacking(self.setup)):
+                    raise
+                raise NotApplicable(f"{tried._asked}: {NO_EMBEDDING.format(lacking[0])}") from error
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.
@@ -419,5 +443,6 @@ class Objective(nn.Module):
             return
         if bool(difficulty.isfinite().all()):
             raise UserError(f"{self._scheduler_says} gave a weight that is not finite: a weight must be 0 to 1")
-        if all(bool(x.isfinite().all()) for output in seen for x in (output.logits, output.embedding)):
+        present = (x for output in seen for x in (output.logits, output.embedding) if not isinstance(x, Absent))
+        if all(bool(x.isfinite().all()) for x in present):
             raise UserError(f"{self._metric_says} gave a difficulty that is not finite: it must be 0 or above")

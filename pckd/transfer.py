@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
+from model_zoo.adapting import as_backbone
 from model_zoo.probe import borrowed, check_network
 from pckd.arguments import check_arguments
 from pckd.data import Loader
@@ -137,8 +138,9 @@ def transfer(
     network = network.network if isinstance(network, Predictor) else network
     check_network(network, "the network")
     with ready_to_train(place), own_random_state(place.target), borrowed(network):
-        frozen = FrozenTeacher(network)
         size = inputs.size or loaded.image_shape[1:]
+        network = as_backbone(network, (len(inputs.mean), *size), "the network")
+        frozen = FrozenTeacher(network)
         probe(network, len(inputs.mean), size, name="the network")
         check_layout(network, (len(inputs.mean), *size), "the network")
         place.place(frozen)

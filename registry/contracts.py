@@ -438,7 +438,8 @@ class Shapes(NamedTuple):
             return tuple((int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps)
 
         whole = output.images
-        classes, sides = output.logits.shape[1], output.sides.shape[2] if isinstance(output.sides, Tensor) else 0
+        classes = 0 if isinstance(output.logits, Absent) else output.logits.shape[1]
+        sides = output.sides.shape[2] if isinstance(output.sides, Tensor) else 0
         images: Shapes | tuple[()] = ()
         if whole:
             images = cls(

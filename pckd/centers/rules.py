@@ -66,7 +66,7 @@ def class_means(embedding: Tensor, labels: Tensor, num_classes: int) -> tuple[Te
     return sums / counts.clamp_min(1)[:, None], counts
 
 
-def centered_means(means: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
+def centered_means(means: Tensor, seen: Tensor, rows: Tensor, mean_length: Tensor | None = None) -> Tensor:
     """Class means as a classifier's rows lie: less their mean over the classes, at the mean length of the rows.
 
     Embeddings that are not negative have means that all point one way and are several times as long as the rows; a loss
@@ -75,6 +75,7 @@ def centered_means(means: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
 
     Args:
         means: [K, D]. seen: bool [K]. rows: [K, D], the classifier's weight.
+        mean_length: that the means get; by default that of the rows.
 
     Returns:
         [K, D]; the classifier's row where a class has not been seen, or only one has.
@@ -82,7 +83,8 @@ def centered_means(means: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
     known = (seen & (seen.sum() > 1))[:, None]
     count = known.sum().clamp_min(1)
     centered = torch.where(known, means - torch.where(known, means, 0).sum(dim=0) / count, 0)
-    length = rows.norm(dim=1).mean() / (centered.norm(dim=1).sum() / count).clamp_min(1e-12)
+    target = rows.norm(dim=1).mean() if mean_length is None else mean_length
+    length = target / (centered.norm(dim=1).sum() / count).clamp_min(1e-12)
     return torch.where(known, centered * length, rows)
 
 
@@ -129,14 +131,17 @@ class RunningMeanCenters(CenterRule):
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
     def forward(self, student_net: Network, teacher_net: Network) -> Centers:
-        return Centers(
-            self._centers(self.student, student_net.classifier.weight.detach()),
-            self._centers(self.teacher, teacher_net.classifier.weight.detach()),
-        )
+        (student, _), (teacher, _) = rows_of(student_net, constant=True), rows_of(teacher_net, constant=True)
+        # A teacher that is no classifier has centers as long as the student's, and none before a class is seen.
+        length = student.norm(dim=1).mean() if isinstance(teacher, Absent) else None
+        rows = torch.zeros_like(self.teacher) if isinstance(teacher, Absent) else teacher
+        return Centers(self._centers(self.student, student), self._centers(self.teacher, rows, length))
 
-    def _centers(self, means: Tensor, rows: Tensor) -> Tensor:
+    def _centers(self, means: Tensor, rows: Tensor, length: Tensor | None = None) -> Tensor:
         # Both make new tensors: the update after the step must not change what the backward pass has saved.
-        return torch.where(self.seen[:, None], means, rows) if self.raw else centered_means(means, self.seen, rows)
+        return (
+            torch.where(self.seen[:, None], means, rows) if self.raw else centered_means(means, self.seen, rows, length)
+        )
 
     @torch.no_grad()
     def update(self, student: Output, teacher: Output, labels: Tensor) -> None:

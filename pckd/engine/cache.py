@@ -125,7 +125,11 @@ class TeacherCache:
         Waits for the device, where the output is on one. Returns the answer as :meth:`recall` will give it: a run that
         finds the cache empty sees the numbers of one that finds it full.
         """
-        both = torch.cat([output.logits.detach(), output.embedding.detach()], 1)
+        parts = [x.detach() for x in (output.logits, output.embedding) if not isinstance(x, Absent)]
+        if isinstance(output.logits, Absent):
+            # Nobody looks at them.
+            parts.insert(0, parts[0].new_zeros(len(parts[0]), self._classes))
+        both = torch.cat(parts, 1)
         half = both.to(torch.float16)
         rows = half.cpu().unflatten(0, (-1, views)).numpy()
         images, entries = index.cpu().numpy(), drawn.cpu().numpy()

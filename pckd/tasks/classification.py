@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model_zoo import Preprocessing, preprocessing_of, probe
-from model_zoo.adapting import NO_EMBEDDING, as_backbone
+from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, as_backbone
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
@@ -33,8 +33,6 @@ from registry import (
     TASKS,
     Absent,
     Batch,
-    Centers,
-    Context,
     DataSplit,
     Instances,
     Output,
@@ -154,7 +152,9 @@ class Classification(Task):
         made = super().make_network(network, data, role)
         if not isinstance(data.train, DataSplit):
             return made
-        return as_backbone(made, data.image_shape, f"backbone {network!r}" if isinstance(network, str) else role)
+        label = f"backbone {network!r}" if isinstance(network, str) else role
+        # A teacher may do without a classifier.
+        return as_backbone(made, data.image_shape, label, data.train.num_classes if role == "the teacher" else None)
 
     def adapted(self, network: nn.Module, split: DataSplit) -> nn.Module:
         return as_backbone(network, check_item(split), "the network")
@@ -162,6 +162,8 @@ class Classification(Task):
     def shapes(self, network: nn.Module, data: Data, role: str) -> Shapes:
         channels, *size = data.image_shape
         shapes = probe(network, channels, (size[0], size[1]), name=f"the {role}")
+        if role == "teacher" and not shapes.num_classes:
+            return shapes._replace(num_classes=data.train.num_classes)
         if shapes.num_classes != data.train.num_classes:
             raise UserError(
                 f"the {role} has {shapes.num_classes} classes, the data set {data.name} {data.train.num_classes}: "
@@ -187,7 +189,9 @@ class Classification(Task):
     def _check_reads(self, objective: Objective, images: int) -> None:
         """Show noise to an objective whose networks do not have everything."""
         setup = objective.setup
-        if setup.student.embedding and setup.teacher.embedding:
+        layer: Any = setup.teacher_classifier
+        answers = setup.teacher.embedding == 0 or not isinstance(layer, Absent)
+        if setup.student.embedding and setup.teacher.embedding and answers:
             return
         needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
         images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
@@ -196,11 +200,9 @@ class Classification(Task):
         instances = image_views(position % setup.student.num_classes, position, views + strong, strong=strong)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             student, teacher = _noise(setup.student, len(instances), "student"), _noise(setup.teacher, len(instances))
-            rows = [
-                output.embedding[:1].expand(shapes.num_classes, -1) if shapes.embedding else output.embedding
-                for output, shapes in ((student, setup.student), (teacher, setup.teacher))
-            ]
-            objective.check_reads(student, teacher, Context(instances, Centers(rows[0], rows[1])))
+            if not answers:
+                teacher = teacher._replace(logits=Absent(NO_LOGITS.format("the teacher")))  # type: ignore[arg-type]
+            objective.check_reads(student, teacher, instances)
 
     def preprocessing(self, data: Data) -> Preprocessing:
         return preprocessing_for(data.train)

@@ -21,7 +21,7 @@ from pckd.device import Device
 from pckd.display import Display
 from pckd.engine.teacher import FrozenTeacher
 from pckd.profiling.networks import count
-from registry import BACKBONES, Output, UserError
+from registry import BACKBONES, CENTER_RULES, Absent, Output, Setup, Shapes, UserError, build
 
 DATA = "shapes(image_size=8, train_size=24, test_size=8, num_classes=4)"
 QUICK: dict[str, Any] = {"data": DATA, "epochs": 2, "batch_size": 8, "lr": 0.05, "display": None}
@@ -326,3 +326,73 @@ def test_a_head_that_is_no_single_layer_has_logits_and_maps(role: str, method: s
         pckd.distill(method=method, **both, **QUICK)
     assert str(caught.value).startswith(f"loss '{refused}': the logits of the {role} {NONE}")
     assert "\n" not in str(caught.value)
+
+
+class Extractor(Net):
+    """An embedding of width 8, as of a network that was trained without labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head
+
+    def forward(self, x: Tensor) -> Any:
+        return self.embed(x)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_teacher_without_a_classifier_teaches_by_embeddings_and_maps(given: bool) -> None:
+    teacher = adapt(Extractor(), classifier=False, image_size=8) if given else Extractor()
+    display = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        pckd.distill(student=Net(), teacher=teacher, method="rkd", **{**QUICK, "display": display})
+    said = "the teacher, Extractor: no classifier, what it returns is the embedding; maps stem, stage"
+    assert said in display.notes
+    assert "teacher: not measured, because it has no classifier" in display.notes
+
+
+@pytest.mark.parametrize(
+    ("method", "centers", "refused"),
+    [
+        ("rkd+at+crd", "classifier", ""),
+        ("pckd_without_kd", "ema", ""),
+        ("pckd_without_kd", "batch_mean(raw=True)", ""),
+        ("pckd_without_kd", "classifier", "center_alignment"),
+        ("pckd", "ema", "kd"),
+        ("kd", "ema", "kd"),
+        ("srrl", "ema", "srrl"),
+    ],
+)
+def test_what_needs_the_logits_or_the_rows_of_such_a_teacher_is_refused(
+    method: str, centers: str, refused: str, tmp_path: Path
+) -> None:
+    def run(**options: Any) -> pckd.Result:
+        torch.manual_seed(0)
+        return pckd.distill(
+            student=Net(), teacher=Extractor(), method=method, centers=centers, **{**QUICK, "views": 1, **options}
+        )
+
+    if refused:
+        with pytest.raises(
+            UserError, match=f"^loss '{refused}': .* has no classifier, so that it has neither"
+        ) as caught:
+            run()
+        assert "\n" not in str(caught.value)
+        return
+    result = run()
+    assert result.teacher_top1 is None
+    if "at" not in method.split("+"):
+        # A cache keeps its embeddings.
+        cached = [run(teacher_cache=tmp_path).history for _ in range(2)]
+        assert cached[0] == cached[1]
+
+
+def test_such_a_teachers_centers_are_as_long_as_the_students_rows() -> None:
+    setup = Setup(Shapes(3, 4), Shapes(3, 2), 9, None)
+    rule = build(CENTER_RULES, "batch_mean", setup)
+    native, features = SimpleNamespace(classifier=nn.Linear(4, 3)), SimpleNamespace(classifier=Absent("none"))
+    assert torch.equal(rule(native, features).teacher, torch.zeros(3, 2))
+    labels, embedding = torch.tensor([0, 1, 2]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+    rule.update(Output(torch.zeros(3, 3), torch.randn(3, 4)), Output(torch.zeros(3, 3), embedding), labels)
+    centered = embedding - 1
+    expected = centered * native.classifier.weight.norm(dim=1).mean() / centered.norm(dim=1).mean()
+    torch.testing.assert_close(rule(native, features).teacher, expected)

@@ -423,7 +423,7 @@ PLUGINS = [
     rule("pass", "center rule: a Mine is none; derive it from", update="", base="nn.Module"),
     backbone("pass", "backbone 'mine' raised ValueError: boom", init=BOOM),
     backbone(BOOM, "the student cannot run on images of 3 x 8 x 8", "boom"),
-    backbone("return embedding", "the student: forward must return registry.Output, not Tensor"),
+    backbone("return embedding[0]", "backbone 'mine': forward returns no logits [N, K] (a tensor ["),
     backbone(f"return {OUTPUT}", "the student has 3 classes, the data set shapes", init=THREE),
     backbone(
         f"return {OUTPUT}",
