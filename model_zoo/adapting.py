@@ -14,7 +14,7 @@ from model_zoo.probe import check_network, evaluating
 from registry import Output, UserError
 from registry.contracts import Absent
 
-__all__ = ["Adapted", "Tap", "adapt", "as_backbone"]
+__all__ = ["Adapted", "Tap", "adapt", "adapted_by_itself", "as_backbone", "classifier_name"]
 
 SIZES = (32, 64, 224)
 """Pixels of the images that a module is tried on where nothing says which it takes."""
@@ -349,7 +349,7 @@ def adapt(
     label = name or type(module).__name__
     if (mean is None) != (std is None):
         raise UserError(f"{label}: give both mean and std, or neither")
-    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), len(mean or (0, 0, 0)))
+    channels = _channels(module, len(mean or (0, 0, 0)))
     sizes = _sizes(module) if image_size is None else [image_size]
     reason = ""
     for size in sizes:
@@ -398,6 +398,29 @@ def as_backbone(
             return candidate if hasattr(candidate, "classifier") else inside
     name = getattr(network, "__name__", "") or type(inside).__name__
     return _adapted(inside, str(name), images, answer, calls, None, (), label, classes)
+
+
+def adapted_by_itself(network: nn.Module) -> nn.Module:
+    """As :func:`as_backbone`, where nobody says what the images are."""
+    channels = _channels(network)
+    for size in _sizes(network):
+        height, width = (size, size) if isinstance(size, int) else size
+        found = as_backbone(network, (channels, height, width), type(network).__name__)
+        if found is not network:
+            return found
+    return network
+
+
+def classifier_name(network: nn.Module) -> str:
+    """The classifier's name in the network's state dict; "" where it has none."""
+    if isinstance(network, Adapted):
+        return network.classifier_path
+    layer = getattr(network, "classifier", None)
+    return next((name for name, module in network.named_modules() if module is layer), "")
+
+
+def _channels(module: nn.Module, usual: int = 3) -> int:
+    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), usual)
 
 
 def _probe_images(network: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:

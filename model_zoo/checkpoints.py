@@ -22,6 +22,7 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from torch import Tensor, nn
 
+from model_zoo.adapting import classifier_name
 from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from registry import BACKBONES, UserError
 from registry.files import DISK_ERRORS, cannot_write, write_atomically
@@ -334,8 +335,7 @@ def _refuse_misfit(
     reshaped: list[str],
 ) -> None:
     own = network.state_dict()
-    classifier = getattr(network, "classifier", None)
-    prefix = next((name for name, module in network.named_modules() if module is classifier), None)
+    prefix = classifier_name(network)
     weight = f"{prefix}.weight"
     alone = prefix and weight in reshaped and {weight, f"{prefix}.bias"}.issuperset(reshaped)
     if alone and state[weight].shape[1:] == own[weight].shape[1:]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from model_zoo import Preprocessing, load_weights, preprocessing_of, probe, set_preprocessing
-from model_zoo.adapting import as_backbone
+from model_zoo.adapting import adapted_by_itself, as_backbone, classifier_name
 from model_zoo.probe import borrowed, check_network
 from pckd.arguments import check_arguments
 from pckd.data import Loader
@@ -185,8 +185,6 @@ def load_network(student: str, weights: str | os.PathLike[str], *, channels: int
     # A Predictor without its head, which cannot be rebuilt without the loss that it is a part of.
     headless = nn.Module()
     headless.network = network
-    layer = getattr(network, "classifier", None)
-    classifier = [name for name, module in network.named_modules() if module is layer]
     problem: UserError | None = None
     for holder, prefix in ((network, ""), (headless, "network.")):
         try:
@@ -194,7 +192,7 @@ def load_network(student: str, weights: str | os.PathLike[str], *, channels: int
         except UserError as error:
             problem = problem or error
             continue
-        left = {f"{prefix}{name}.{part}" for name in classifier for part in ("weight", "bias")}
+        left = {f"{prefix}{classifier_name(network)}.{part}" for part in ("weight", "bias")}
         wrong = [key for key in missing if key not in left]
         wrong += [key for key in unexpected if not (prefix and key.startswith("head."))]
         if wrong:
@@ -214,7 +212,7 @@ def untrained(student: str, *, channels: int) -> nn.Module:
     built = ask(f"backbone {student!r}", build, BACKBONES, student, CLASSES, in_channels=channels)
     if not isinstance(built, nn.Module):
         raise PluginError(f"backbone {student!r} returned {type(built).__name__}: it must return an nn.Module")
-    return built.eval()
+    return adapted_by_itself(built).eval()
 
 
 def fitted(split: DataSplit, inputs: Inputs) -> DataSplit:

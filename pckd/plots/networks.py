@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model_zoo import load_weights, preprocessing_of
+from model_zoo.adapting import adapted_by_itself, classifier_name
 from pckd.data.load import Data, load_data, read_split
 from pckd.device import Device
 from pckd.engine.fingerprint import network_fingerprint
@@ -123,6 +124,7 @@ class Workshop:
         else:
             classes, channels = classes_of(student), _channels(student)
             network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
+            network = adapted_by_itself(network)
         load_weights(network, source)
         record = preprocessing_of(student)
         if record is not None:
@@ -199,10 +201,10 @@ def network_for(name: str, state: dict[str, Any], path: Path, below: str = "") -
 
     def made(classes: int, channels: int) -> nn.Module:
         network: nn.Module = ask(f"backbone {name!r}", build, BACKBONES, name, classes, in_channels=channels)
-        return network
+        return adapted_by_itself(network)
 
     sketch = made(2, 3)
-    classifier = next(key for key, module in sketch.named_modules() if module is sketch.classifier)
+    classifier = classifier_name(sketch)
     first = next((key for key, value in sketch.named_parameters() if value.dim() == 4), None)
     rows = state.get(f"{below}{classifier}.weight")
     filters = state.get(f"{below}{first}")

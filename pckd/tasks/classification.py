@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model_zoo import Preprocessing, preprocessing_of, probe
-from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, as_backbone
+from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, Adapted, as_backbone
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
@@ -293,10 +293,16 @@ class Classification(Task):
         from pckd import testing
 
         channels, height, width = data.image_shape
-        backbone = partial(testing.check_backbone, in_channels=(channels,), image_sizes=((height, width),))
-        checks: list[tuple[str, Callable[[], None]]] = [
-            (f"backbone {name}", partial(backbone, name)) for name in networks
-        ]
+
+        def check(name: str) -> None:
+            made = self.make_network(name, data)
+            plain = isinstance(made, Adapted)
+            # A plain module is held to the contract as it is adapted; one without a classifier cannot keep it.
+            if not plain or made.classifier_path:
+                shown = made if plain else name
+                testing.check_backbone(shown, in_channels=(channels,), image_sizes=((height, width),))
+
+        checks: list[tuple[str, Callable[[], None]]] = [(f"backbone {name}", partial(check, name)) for name in networks]
         if dataset is not None:
             checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root)))
         return checks
