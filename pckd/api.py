@@ -135,17 +135,20 @@ def distill(
     """Train a student under a frozen teacher.
 
     Args:
-        student: a module (``forward(x) -> Output``, with ``classifier``) or a name of ``BACKBONES``. A module is
-            trained in place, in float32, as far as its parameters require gradients. Afterwards it is what
-            ``Result.student`` is (or holds, where a loss adds the head that answers): with the trained weights, in eval
-            mode as a whole, on ``device``, in channels_last memory format, without gradients.
+        student: a module that classifies images or a name of ``BACKBONES``. Where its ``forward`` does not return
+            ``Output``, it is adapted (:func:`pckd.adapt`, which says what of it is used). A module is trained in place,
+            in float32, as far as its parameters require gradients. Afterwards it is what ``Result.student`` is (or
+            holds as its ``network``, where it was adapted or a loss adds the head that answers; the state dict's keys
+            are its own where it was adapted): with the trained weights, in eval mode as a whole, on ``device``, in
+            channels_last memory format, without gradients.
         teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
             ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache: on the same data and
             with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip`` and
             ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one teacher. A
             teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images
             normalized as in its own training, and refused where its classes are others. A module answers in float32,
-            whatever its type, and is afterwards as it was given, also after an error.
+            whatever its type, and is afterwards as it was given, also after an error. One without a classifier, which
+            returns an embedding, teaches the methods that look at embeddings and maps.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
@@ -465,8 +468,8 @@ def evaluate(
     as in its training; where that is not as the data set says, the log says so.
 
     Args:
-        network: ``forward(x) -> Output``, in any type; it answers in float32, and is afterwards as it was given. The
-            other arguments: see :func:`distill`.
+        network: a module that classifies images, in any type; it answers in float32, and is afterwards as it was
+            given. The other arguments: see :func:`distill`.
 
     Returns:
         what the task's ``scores`` returns: in classification :class:`pckd.tasks.classification.Scores`.

@@ -36,7 +36,8 @@ BACKBONES = Registry(
     """Networks: ``fn(num_classes, **options) -> nn.Module``.
 
     ``forward(x: [N, C, H, W]) -> Output``; ``.classifier`` is the last nn.Linear. The option ``in_channels`` (default
-    3) sets the input's channels. Any input size that the strides allow works.
+    3) sets the input's channels. Any input size that the strides allow works. Where ``forward`` returns logits in
+    another form, the module is adapted (:func:`pckd.adapt`).
 
     A network of another task is registered with it, ``register("name", task="detection")``, and is what that task says.
     """,

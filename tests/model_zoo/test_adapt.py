@@ -396,3 +396,74 @@ def test_such_a_teachers_centers_are_as_long_as_the_students_rows() -> None:
     centered = embedding - 1
     expected = centered * native.classifier.weight.norm(dim=1).mean() / centered.norm(dim=1).mean()
     torch.testing.assert_close(rule(native, features).teacher, expected)
+
+
+def torchvision_network(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: pytest.importorskip("torchvision.models").get_model(name, num_classes=K, **options)
+
+
+def timm_network(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=K, **options)
+
+
+def transformers_network(name: str, **options: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        library = pytest.importorskip("transformers")
+        config = getattr(library, f"{name}Config")(num_labels=K, **options)
+        return getattr(library, f"{name}ForImageClassification")(config)
+
+    return make
+
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+TINY: dict[str, Any] = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 1, 1]}
+VIT: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "classifier", "maps"),
+    [
+        (torchvision_network("resnet18"), "fc", ("relu", *LAYERS)),
+        (torchvision_network("vgg11_bn"), "classifier.6", tuple(f"features.{i}" for i in (2, 6, 13, 20, 27, 28))),
+        (torchvision_network("vit_b_16", image_size=32), "heads.head", ()),
+        (torchvision_network("convnext_tiny"), "classifier.2", tuple(f"features.{i}" for i in (1, 3, 5, 7))),
+        (torchvision_network("mobilenet_v3_small"), "classifier.3", tuple(f"features.{i}" for i in (0, 1, 3, 8, 12))),
+        (torchvision_network("swin_t"), "head", ("permute",)),
+        (timm_network("resnet18"), "fc", ("act1", *LAYERS)),
+        (timm_network("deit_tiny_patch16_224", img_size=32), "head", ()),
+        (timm_network("deit_tiny_distilled_patch16_224", img_size=32), "", ()),
+        (timm_network("resnetv2_50x1_bit"), "", ("stem.conv", "stages.0", "stages.1", "stages.2", "norm")),
+        (timm_network("mixer_s32_224", img_size=32), "head", ()),
+        (transformers_network("ViT", image_size=32, patch_size=8, **VIT), "classifier", ()),
+        (
+            transformers_network("ResNet", embedding_size=8, **TINY),
+            "classifier.1",
+            tuple(f"resnet.encoder.stages.{i}" for i in range(4)),
+        ),
+        (
+            transformers_network("ConvNext", **TINY),
+            "classifier",
+            tuple(f"convnext.encoder.stages.{i}" for i in range(4)),
+        ),
+    ],
+)
+def test_what_is_found_in_libraries(make: Callable[[], nn.Module], classifier: str, maps: tuple[str, ...]) -> None:
+    network = adapt(make(), image_size=32)
+    assert (network.classifier_path, network.map_paths) == (classifier, maps)
+    data = "shapes(image_size=32, train_size=8, test_size=4, num_classes=4)"
+    result = pckd.distill(student=network, teacher=Net(), method="kd", **{**QUICK, "data": data, "epochs": 1})
+    assert list(result.student.state_dict()) == list(network.network.state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_it_trains_as_it_is() -> None:
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        student = Net()
+        # Compiled, it draws other random numbers.
+        student.drop.p = 0.0
+        result = pckd.distill(student=student, teacher=Net(), method="kd+at", **{**QUICK, "compile": compiled})
+        losses.append([row["loss"] for row in result.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
