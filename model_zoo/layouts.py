@@ -96,17 +96,16 @@ def _fits(where: str, entries: Mapping[str, Any], own: Mapping[str, Tensor]) -> 
     common = _common(ours)
     bases = [common[:end] for end in range(len(common) + 1) if not end or common[end - 1] == "."]
     found: dict[tuple[str, str], dict[str, str]] = {}
+    # A student of this library that answers with the head of a loss: alone it is not what was saved.
+    headed = {name.partition(".")[0] for name in theirs} == {"network", "head"}
     for name in theirs:
-        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name) if not headed)):
             for base in bases:
                 if base + name[start:] in ours and not (base and name[:start].endswith(base)):
                     found.setdefault((name[:start], base), {})[name] = base + name[start:]
     if not found:
         found[_common(theirs), ""] = {}
     for (prefix, base), names in found.items():
-        if prefix == "network." and not all(name.startswith(prefix) for name in theirs):
-            # A student of this library that answers with the head of a loss: alone it is not what was saved.
-            prefix, names = "", {}
         inside = {name: names.get(name, name[len(prefix) :]) for name in theirs if name.startswith(prefix)}
         missing = {name for name in ours if name not in inside.values()}
         for (_, below), others in found.items():

@@ -15,6 +15,7 @@ from pckd.engine.guard import Interrupted
 from pckd.objective import Objective
 from pckd.preflight import check
 from pckd.profiling import profile
+from pckd.saved import load
 from pckd.transfer import Transfer, transfer
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "distill",
     "evaluate",
     "functional",
+    "load",
     "load_data",
     "profile",
     "train",

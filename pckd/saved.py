@@ -1,0 +1,74 @@
+"""A saved student as a whole: the network, its classes and its preprocessing, from what its file says of it."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_zoo import Preprocessing, load_weights, read_metadata
+from pckd.engine.progress import own_random_state
+from pckd.plan import make_task, plan
+from pckd.tasks.classification import Classification
+from registry import BACKBONES, DATASETS, UserError, parse
+
+__all__ = ["load", "with_head"]
+
+
+@own_random_state(torch.device("cpu"))
+def load(source: str | os.PathLike[str]) -> nn.Module:
+    """The network of a file that this library has written (``model_final.pth``, a trained teacher's), in eval mode.
+
+    Its classes and how its images are prepared are in ``model_zoo.preprocessing_of(network)``.
+
+    Args:
+        source: path or address, as of :func:`model_zoo.load_weights`.
+
+    Raises:
+        UserError: no such file, one that does not say what its network is, or a network that is not known here.
+    """
+    file, meta = os.fspath(source), read_metadata(source)
+    name, record = meta.get("student") or meta.get("teacher"), Preprocessing.from_metadata(meta)
+    unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (record is None)
+    if unsaid or record is None:
+        raise UserError(
+            f"{file}: has no record of {' and '.join(unsaid)}: build the network and use model_zoo.load_weights"
+        )
+    name, task = str(name), make_task(str(meta.get("task") or _task_of(meta.get("dataset"))), None)
+    # All that a network is built from is in the record; there is no data.
+    split = SimpleNamespace(num_classes=len(record.classes), classes=record.classes, image_size=record.image_size)
+    data: Any = SimpleNamespace(train=split, test=split, name=file, image_shape=(len(record.mean), *record.image_size))
+    if parse(name)[0] not in BACKBONES.names():
+        raise UserError(
+            f"{file}: its network {name!r} is not known here: load its plug-in first, or build it and use "
+            "model_zoo.load_weights"
+        )
+    network = task.make_network(name, data)
+    head = meta.get("head")
+    if isinstance(head, dict):
+        network = with_head(network, name, classes=split.num_classes, channels=len(record.mean), **head)
+    load_weights(network, source)
+    return network.eval()
+
+
+def _task_of(dataset: object) -> str:
+    """Of files that do not say it themselves: the task that their data set is for."""
+    name = parse(dataset)[0] if isinstance(dataset, str) and dataset else ""
+    return str(DATASETS.facts(name).get("task", "classification") if name in DATASETS.names() else "classification")
+
+
+def with_head(
+    network: nn.Module, student: str, *, classes: int, channels: int, method: str, teacher: str, centers: str
+) -> nn.Module:
+    """A student with the head of the loss that answers for it, untrained.
+
+    Args:
+        network: the student. student: its name. method, teacher, centers: of its training.
+    """
+    task = Classification()
+    data = task.random_data(2, classes, (channels, 32, 32))
+    made = plan(task=task, data=data, student=student, teacher=teacher, method=method, centers=centers)
+    return made.objective(made.untrained_teacher()).predictor(network)
