@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,7 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         )
     network = task.make_network(name, data)
     head = meta.get("head")
+    head = json.loads(head) if isinstance(head, str) else head  # the metadata of .safetensors are strings
     if isinstance(head, dict):
         network = with_head(network, name, classes=split.num_classes, channels=len(record.mean), **head)
     load_weights(network, source)

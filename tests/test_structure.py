@@ -100,7 +100,7 @@ FLOORS = (
     ("pckd.engine",),
     ("pckd.terms", "pckd.plan", "pckd.profiling", "pckd.saved"),
     ("pckd.api",),
-    ("pckd.testing", "pckd.preflight", "pckd.transfer", "pckd.predict", "pckd.tensorboard"),
+    ("pckd.testing", "pckd.preflight", "pckd.transfer", "pckd.predict", "pckd.export", "pckd.tensorboard"),
     ("pckd.cli", "pckd.comparison", "pckd.plots"),
     ("pckd.functional", "pckd.__init__"),
     ("pckd.commands", "tools"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,10 +75,12 @@ def run(args: argparse.Namespace) -> int:
     dataset = usual["data"] if demonstration else args.dataset
     quick = DATASETS.facts(parse(dataset)[0]).get("drawn")
     if demonstration:
+        called = Path(sys.argv[0]).name
+        called = "python tools/train_net.py" if called.endswith(".py") else called
         display.note(
             f"No --dataset given: this is the built-in demonstration on drawn data ({dataset}), "
             "not the paper's setting.\n"
-            "The paper's: python tools/train_net.py --student resnet8x4 --dataset cifar100 --output runs/pckd"
+            f"The paper's: {called} --student resnet8x4 --dataset cifar100 --output runs/pckd"
         )
     if quick:
         # Drawn data is for trying things out: what is not given is what the demonstration takes.
