@@ -296,18 +296,8 @@ _PLAIN_DATA: list[Any] = [
     *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
 # Modules of Python itself whose objects mean no harm; a file that names others of them is refused.
-_HARMLESS = {
-    "argparse",
-    "collections",
-    "datetime",
-    "decimal",
-    "enum",
-    "fractions",
-    "logging",
-    "pathlib",
-    "typing",
-    "uuid",
-}
+_HARMLESS = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "logging", "pathlib", "types"}
+_HARMLESS |= {"typing", "uuid"}
 
 
 class _StandIn:

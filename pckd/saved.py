@@ -31,7 +31,10 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
     Raises:
         UserError: no such file, one that does not say what its network is, or a network that is not known here.
     """
-    file, meta = os.fspath(source), read_metadata(source)
+    file = os.fspath(source)
+    if not os.path.exists(file) and file.partition("(")[0] in BACKBONES.names():
+        raise UserError(f"a trained network is needed, or its file, and not a name ({file!r})")
+    meta = read_metadata(source)
     name, record = meta.get("student") or meta.get("teacher"), Preprocessing.from_metadata(meta)
     unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (record is None)
     if unsaid or record is None:

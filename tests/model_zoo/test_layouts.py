@@ -69,7 +69,11 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str, str]] = {
         "",
         "several weights fit; taken: model, else say .*#model_ema",
     ),
-    "timm": (lambda s: {"arch": "net", "state_dict": s, "metric": 71.0, "version": 2, **TRAINER}, "", "ignored: arch"),
+    "timm": (
+        lambda s: {"arch": "net", "state_dict": s, "metric": 71.0, **TRAINER, "args": types.SimpleNamespace(lr=0.1)},
+        "",
+        "ignored: arch",
+    ),
     "timm, average": (lambda s: {"state_dict": other(s), "state_dict_ema": s}, "state_dict_ema", "ignored: state_dict"),
     "ImageNet example": (lambda s: {"state_dict": under("module", s), "best_acc1": torch.tensor(70.0)}, "", "ignored:"),
     "data parallel features": (
