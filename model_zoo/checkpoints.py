@@ -66,7 +66,8 @@ def load_weights(
 ) -> Loaded:
     """Fill ``network`` from a checkpoint. Either everything is checked and loaded, or nothing is changed.
 
-    The file holds a state dict, or dictionaries with one somewhere inside, or it is a ``.safetensors`` file. Taken is
+    The file holds a state dict, or dictionaries with one somewhere inside, or it is a ``.safetensors`` file, or
+    the ``.index.json`` of several. Taken is
     what fits best by names and shapes, behind whatever prefix (``module.``, ``backbone.``, ``student.``, ...); where
     several fit alike, plain weights come before averaged ones. The log says which were taken where there was a choice,
     and what was ignored. No code in the file is ever run. The network also takes the file's record of how its images
@@ -257,6 +258,8 @@ def _check_hash(path: Path, source: str, expected: str, downloaded: bool) -> Non
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
@@ -334,6 +337,21 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             return {"model": state, "meta": file.metadata() or {}}
     except Exception as error:
         raise _Damaged(f"{path}: not a safetensors file, or a damaged one") from error
+
+
+def _read_shards(path: Path) -> dict[str, Any]:
+    """Weights that lie in several files beside this one, which says in which, as Hugging Face's libraries write it."""
+    try:
+        names = sorted({str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{path}: not an index of files of weights, or a damaged one") from error
+    state: dict[str, Any] = {}
+    for name in names:
+        if Path(name).name != name or name.endswith(".index.json"):
+            raise UserError(f"{path}: names {name!r}, which is no file beside it")
+        content = _read(fetch(path.parent / name))
+        state |= content["model"] if name.endswith(".safetensors") else content
+    return {"model": state}
 
 
 def _no_safetensors(path: Path, doing: str) -> UserError:

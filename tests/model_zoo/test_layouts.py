@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import json
 import pathlib
 import re
 import subprocess
@@ -184,6 +185,26 @@ def test_safetensors_of_a_hub(tmp_path: Path) -> None:
     load_weights(target, tmp_path / "model.safetensors")
     assert torch.equal(source.fc.weight, target.fc.weight)
     assert read_metadata(tmp_path / "model.safetensors#model") == {"format": "pt"}
+
+
+def test_shards_of_a_hub(tmp_path: Path) -> None:
+    """Two files, and a third that says which weights lie in which."""
+    source, target, path = Net(), Net(), tmp_path / "pytorch_model.bin.index.json"
+    names = {key: f"pytorch_model-0000{1 + ('fc' in key)}-of-00002.bin" for key in source.state_dict()}
+    for name in set(names.values()):
+        torch.save({key: value for key, value in source.state_dict().items() if names[key] == name}, tmp_path / name)
+    path.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": names}))
+    load_weights(target, path)
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in source.state_dict().items())
+    for content, said in (
+        ({"weight_map": {"x": "../x.bin"}}, r"names '\.\./x\.bin', which is no file beside it"),
+        ({"weight_map": {"x": "none.bin"}}, "none.bin: no such file"),
+        ({"weights": {}}, "not an index of files of weights, or a damaged one"),
+        ([], "not an index of files of weights, or a damaged one"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            load_weights(target, path)
 
 
 def test_objects_of_libraries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
