@@ -66,12 +66,11 @@ def load_weights(
 ) -> Loaded:
     """Fill ``network`` from a checkpoint. Either everything is checked and loaded, or nothing is changed.
 
-    The file holds a state dict, or dictionaries with one somewhere inside, or it is a ``.safetensors`` file, or
-    the ``.index.json`` of several. Taken is
-    what fits best by names and shapes, behind whatever prefix (``module.``, ``backbone.``, ``student.``, ...); where
-    several fit alike, plain weights come before averaged ones. The log says which were taken where there was a choice,
-    and what was ignored. No code in the file is ever run. The network also takes the file's record of how its images
-    are prepared (:func:`model_zoo.preprocessing_of`), or has none where the file has none.
+    The file holds a state dict, or dictionaries with one somewhere inside, or it is a ``.safetensors`` file, or the
+    ``.index.json`` of several files. What fits best by names and shapes is taken, behind whatever prefix (``module.``,
+    ``backbone.``, ``student.``, ...). Where several fit alike, plain weights come before averaged ones, and the log
+    says so; it also says what was ignored. No code in the file is ever run. The network takes the file's record of how
+    its images are prepared, too (:func:`model_zoo.preprocessing_of`), or has none where the file has none.
 
     Args:
         network: what to fill; stays on its device and keeps its types.
