@@ -41,7 +41,7 @@ from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Scheduler
 from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import Plan, load_trained, make_task, plan
-from pckd.saved import load
+from pckd.saved import load_with_task
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import describe
@@ -470,7 +470,7 @@ def evaluate(
 
     Args:
         network: ``forward(x) -> Output``, in any type; it answers in float32, and is afterwards as it was given. Or
-            the file of one (:func:`pckd.load`). The other arguments: see :func:`distill`.
+            the file of one (:func:`pckd.load`), which says its task. The other arguments: see :func:`distill`.
 
     Returns:
         what the task's ``scores`` returns: in classification :class:`pckd.tasks.classification.Scores`.
@@ -480,7 +480,8 @@ def evaluate(
             another order.
     """
     if isinstance(network, (str, os.PathLike)):
-        network = load(network)
+        network, own = load_with_task(network)
+        task = task or own
     check_network(network, "the network")
     place = Device.resolve(device, precision)
     split = data.test if isinstance(data, Data) else read_split(data, data_root, False)

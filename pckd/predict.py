@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
     image: str
     label: str
-    """Name of a class."""
+    """Name of a class; empty for an image without an object."""
     measure: str
     """``"probability"`` of the class, ``"score"`` of an object, or ``"share"`` of the image's pixels."""
     value: float
@@ -146,7 +146,8 @@ def _objects(
         # Within the image, without what it is padded with.
         boxes = (found["boxes"].cpu().float().clamp(min=0).minimum(scale[[3, 2, 3, 2]])) / scale[[0, 1, 0, 1]]
         rows = zip(boxes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
-        yield [Found("", record.classes[k - 1], "score", value, tuple(box)) for box, k, value in rows if value >= score]
+        objects = [Found("", record.classes[k - 1], "score", x, tuple(box)) for box, k, x in rows if x >= score]
+        yield objects or [Found("", "", "score", 0.0)]
 
 
 def _shares(

@@ -14,12 +14,11 @@ from model_zoo import Preprocessing, load_weights, read_metadata
 from pckd.engine.progress import own_random_state
 from pckd.plan import make_task, plan
 from pckd.tasks.classification import Classification
-from registry import BACKBONES, DATASETS, UserError, parse
+from registry import BACKBONES, UserError, parse
 
-__all__ = ["load", "with_head"]
+__all__ = ["load", "load_with_task", "with_head"]
 
 
-@own_random_state(torch.device("cpu"))
 def load(source: str | os.PathLike[str]) -> nn.Module:
     """The network of a file that this library has written (``model_final.pth``, a trained teacher's), in eval mode.
 
@@ -31,6 +30,12 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
     Raises:
         UserError: no such file, one that does not say what its network is, or a network that is not known here.
     """
+    return load_with_task(source)[0]
+
+
+@own_random_state(torch.device("cpu"))
+def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
+    """What :func:`load` returns, and the name of the task that the network has learned."""
     file = os.fspath(source)
     if not os.path.exists(file) and file.partition("(")[0] in BACKBONES.names():
         raise UserError(f"a trained network is needed, or its file, and not a name ({file!r})")
@@ -41,7 +46,7 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
         raise UserError(
             f"{file}: has no record of {' and '.join(unsaid)}: build the network and use model_zoo.load_weights"
         )
-    name, task = str(name), make_task(str(meta.get("task") or _task_of(meta.get("dataset"))), None)
+    name = str(name)
     # All that a network is built from is in the record; there is no data.
     split = SimpleNamespace(num_classes=len(record.classes), classes=record.classes, image_size=record.image_size)
     data: Any = SimpleNamespace(train=split, test=split, name=file, image_shape=(len(record.mean), *record.image_size))
@@ -50,19 +55,15 @@ def load(source: str | os.PathLike[str]) -> nn.Module:
             f"{file}: its network {name!r} is not known here: load its plug-in first, or build it and use "
             "model_zoo.load_weights"
         )
+    # Files of before do not say their task, but networks do.
+    task = make_task(str(meta.get("task") or BACKBONES.facts(parse(name)[0]).get("task") or "classification"), None)
     network = task.make_network(name, data)
     head = meta.get("head")
     head = json.loads(head) if isinstance(head, str) else head  # the metadata of .safetensors are strings
     if isinstance(head, dict):
         network = with_head(network, name, classes=split.num_classes, channels=len(record.mean), **head)
     load_weights(network, source)
-    return network.eval()
-
-
-def _task_of(dataset: object) -> str:
-    """Of files that do not say it themselves: the task that their data set is for."""
-    name = parse(dataset)[0] if isinstance(dataset, str) and dataset else ""
-    return str(DATASETS.facts(name).get("task", "classification") if name in DATASETS.names() else "classification")
+    return network.eval(), task.name
 
 
 def with_head(

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pckd.cli import Parser, run_tool
 from pckd.predict import Found, predict
 from pckd.saved import load
-from pckd.tables import Table, print_tables
+from pckd.tables import NONE, Table, print_tables
 from registry import UserError, options_of
 
 DEFAULTS = options_of(predict)
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
 
 def table(found: Sequence[Found]) -> Table:
     """A row for each class or object; the name of an image stands before its first."""
-    boxed = any(one.box for one in found)
+    boxed = found[0].measure == "score"
     repeated = [False, *(one.image == other.image for one, other in pairwise(found))]
     rows = [
-        ["" if again else one.image, one.label, f"{100 * one.value:.1f} %"]
+        ["" if again else one.image, one.label or NONE, f"{100 * one.value:.1f} %" if one.label else ""]
         + [" ".join(f"{side:.0f}" for side in one.box or ())] * boxed
         for one, again in zip(found, repeated, strict=True)
     ]

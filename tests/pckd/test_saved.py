@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ RECORD = Preprocessing((0.5,) * 3, (0.25,) * 3, (16, 16), ("a", "b"))
 
 def saved(path: Path, name: str | None, record: Preprocessing | None = RECORD, **meta: Any) -> Path:
     """An untrained network's file; ``name`` is that of the network, and what the file says of it."""
+    torch.manual_seed(0)
     network = build(BACKBONES, name or "resnet8", 2)
     set_preprocessing(network, record)
     return save_weights(network, path, **({"student": name} if name else {}), **meta)
@@ -45,9 +47,18 @@ def test_a_run_is_loaded_from_its_file(method: str, tmp_path: Path) -> None:
     assert read_metadata(file)["task"] == "classification"
 
 
+def test_a_file_says_its_task(tmp_path: Path) -> None:
+    """Scenes are data for detection where nothing else is said."""
+    data = "scenes(train_size=2, test_size=2, image_size=32, num_classes=2)"
+    record = replace(RECORD, classes=tuple(pckd.load_data(data).train.classes))
+    scores = pckd.evaluate(saved(tmp_path / "x.pth", "fcn_r10w16", record, task="segmentation"), data).scores
+    assert sorted(scores) == ["miou", "pixel_accuracy"]
+    assert pckd.evaluate(saved(tmp_path / "x.pth", "fcn_r10w16", record), data).scores == scores
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_files_of_before_and_of_teachers(suffix: str, tmp_path: Path) -> None:
-    """They do not say the task."""
+    """They do not say the task, nor do the files of networks that have one."""
     network = build(BACKBONES, "resnet8", 2)
     set_preprocessing(network, RECORD)
     for meta in ({"student": "resnet8", "dataset": "shapes"}, {"teacher": "resnet8", "version": "0.1"}):
@@ -161,6 +172,7 @@ def test_objects_in_pixels_of_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     image = str(picture(tmp_path / "x.png", (255, 0, 0), (40, 20)))
     assert list(predict(network, [image], device="cpu")) == [Found(image, "b", "score", 0.75, (10.0, 5.0, 30.0, 20.0))]
     assert len(list(predict(network, [image], score=0.2, device="cpu"))) == 2
+    assert list(predict(network, [image], score=0.8, device="cpu")) == [Found(image, "", "score", 0.0)]
 
 
 def test_shares_of_the_image_without_its_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
