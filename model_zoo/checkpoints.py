@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import argparse
+import functools
 import hashlib
 import http.client
 import io
 import json
+import logging
 import os
+import pathlib
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,16 +28,14 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from torch import Tensor, nn
 
 from model_zoo.adapting import classifier_name
+from model_zoo.layouts import NESTED, Fit, find_fits
 from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from registry import BACKBONES, UserError
 from registry.files import DISK_ERRORS, cannot_write, write_atomically
 
 __all__ = ["Loaded", "fetch", "load_weights", "read_metadata", "save_weights"]
 
-# Where the weights are in the files of this library, of other distillation libraries, and of common trainers.
-NESTED = ("model", "state_dict", "model_state_dict", "student", "network", "net")
-# What wrappers put before every key: data parallelism and torch.compile.
-WRAPPERS = ("module.", "_orig_mod.")
+log = logging.getLogger(__name__)
 # What is said of a download that is not what it should be.
 REMOVED = "the download was removed; try again, and if it persists the file at that address has changed"
 # How torch words its refusal of a pickle that would run code, as opposed to a file that is no pickle.
@@ -51,7 +54,7 @@ class Loaded(NamedTuple):
     missing: tuple[str, ...] = ()
     """Keys of the network that kept their values; always empty with ``strict``."""
     unexpected: tuple[str, ...] = ()
-    """Keys of the file that were not used; always empty with ``strict``."""
+    """Keys of the file that were not used and not said to be ignored; always empty with ``strict``."""
 
 
 def load_weights(
@@ -64,14 +67,15 @@ def load_weights(
 ) -> Loaded:
     """Fill ``network`` from a checkpoint. Either everything is checked and loaded, or nothing is changed.
 
-    The file holds a state dict, or a dictionary with one under ``model``, ``state_dict`` or the like, or it is a
-    ``.safetensors`` file. Prefixes of data parallelism and of ``torch.compile`` are taken off. No code in the file
-    is ever run. The network also takes the file's record of how its images are prepared
-    (:func:`model_zoo.preprocessing_of`), or has none where the file has none.
+    The file holds a state dict, or dictionaries with one somewhere inside, or it is a ``.safetensors`` file, or the
+    ``.index.json`` of several files. What fits best by names and shapes is taken, behind whatever prefix (``module.``,
+    ``backbone.``, ``student.``, ...). Where several fit alike, plain weights come before averaged ones, and the log
+    says so; it also says what was ignored. No code in the file is ever run. The network takes the file's record of how
+    its images are prepared, too (:func:`model_zoo.preprocessing_of`), or has none where the file has none.
 
     Args:
         network: what to fill; stays on its device and keeps its types.
-        source: a path or an address (see :func:`fetch`).
+        source: a path or an address (see :func:`fetch`); ``FILE#state_dict_ema`` takes the weights of that name.
         sha256: the file's SHA-256 in hexadecimal, checked before the file is opened.
         strict: whether every key must match; if not, those that match in name and shape are loaded.
         cache_dir: where downloads are kept.
@@ -79,9 +83,10 @@ def load_weights(
     Raises:
         UserError: no such file, another hash, no checkpoint, an unsafe one, or one of another network.
     """
+    source, wanted = _split(source)
     path, content = _fetch_and_read(source, sha256=sha256, cache_dir=cache_dir)
-    state = _without_wrappers(_find_state(content, path), network)
     own = network.state_dict()
+    state = _choose(find_fits(content, own), wanted, content, path).state
     # Files older than PyTorch 0.4.1 don't count batches; nothing depends on the count.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
@@ -104,7 +109,14 @@ def read_metadata(source: str | os.PathLike[str], *, cache_dir: str | os.PathLik
     Raises:
         UserError: no such file, no checkpoint, or an unsafe one.
     """
-    return _metadata(_fetch_and_read(source, sha256=None, cache_dir=cache_dir)[1])
+    return _metadata(_fetch_and_read(_split(source)[0], sha256=None, cache_dir=cache_dir)[1])
+
+
+def _split(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """A source and which of its weights are wanted, "" where that is not said; a file may have a # in its name."""
+    text = os.fspath(source)
+    file, _, wanted = text.rpartition("#")
+    return (file, wanted) if file and not os.path.exists(os.path.expanduser(text)) else (text, "")
 
 
 def _fetch_and_read(
@@ -246,37 +258,72 @@ def _check_hash(path: Path, source: str, expected: str, downloaded: bool) -> Non
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*_PLAIN_DATA, *_stand_ins(path)]), warnings.catch_warnings():
             # Of files in formats that are no checkpoints; they are refused.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if UNSAFE.search(str(error)):
-            raise UserError(
-                f"{path}: refused as unsafe: it holds Python objects and not only weights; "
-                "save the state_dict() alone from the program that wrote it"
-            ) from error
+            raise _unsafe(path) from error
         raise _Damaged(f"{path}: not a checkpoint that PyTorch can read") from error
     # Damaged archives fail in many ways, all of which mean the same to the user.
     except Exception as error:
         raise _Damaged(f"{path}: not a checkpoint that PyTorch can read, or a damaged one") from error
+    if isinstance(content, _StandIn):
+        raise _unsafe(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__} and not a dictionary of weights")
     return dict(content)
 
 
-# Harmless company of the weights in published checkpoints: the command line's options and NumPy's numbers.
+def _unsafe(path: Path) -> UserError:
+    return UserError(
+        f"{path}: refused as unsafe: it holds Python objects and not only weights; "
+        "save the state_dict() alone from the program that wrote it"
+    )
+
+
+# Harmless company of the weights in published checkpoints: the command line's options, arrays of numbers, and paths.
+_NUMBERS = [np.dtype(code) for code in ("?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d")]
+_ARRAY, _NUMBER = (value.__reduce__()[0] for value in (np.zeros(1), np.float64(0)))
 _PLAIN_DATA: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    *(argparse.Namespace, np.dtype, np.ndarray, *{type(dtype) for dtype in _NUMBERS}),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((pathlib.PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
+# Modules of Python itself whose objects mean no harm; a file that names others of them is refused.
+_HARMLESS = {"argparse", "collections", "datetime", "decimal", "enum", "fractions", "logging", "pathlib", "types"}
+_HARMLESS |= {"typing", "uuid"}
+
+
+class _StandIn:
+    """In the place of an object among the metadata whose class torch does not allow: knows and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """Stand-ins for what a file names and torch does not allow, so that nothing of it is imported or called."""
+    try:
+        with torch.serialization.safe_globals(_PLAIN_DATA):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:
+        return []  # no archive of torch's, or a damaged one: reading it says so
+    # Pickles call Python's own modules as Python 2 did.
+    foreign = (sys.stdlib_module_names | _compat_pickle.IMPORT_MAPPING.keys()) - _HARMLESS
+    return [] if any(name.partition(".")[0] in foreign for name in names) else [(_StandIn, name) for name in names]
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -292,38 +339,54 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise _Damaged(f"{path}: not a safetensors file, or a damaged one") from error
 
 
+def _read_shards(path: Path) -> dict[str, Any]:
+    """Weights that lie in several files beside this one, which says in which, as Hugging Face's libraries write it."""
+    try:
+        names = sorted({str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{path}: not an index of files of weights, or a damaged one") from error
+    state: dict[str, Any] = {}
+    for name in names:
+        if Path(name).name != name or name.endswith(".index.json"):
+            raise UserError(f"{path}: names {name!r}, which is no file beside it")
+        content = _read(fetch(path.parent / name))
+        state |= content["model"] if name.endswith(".safetensors") else content
+    return {"model": state}
+
+
 def _no_safetensors(path: Path, doing: str) -> UserError:
     return UserError(f"{path}: {doing} it needs safetensors, which is not installed: pip install 'pckd[safetensors]'")
 
 
-def _is_state(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+def _choose(fits: list[Fit], wanted: str, content: Mapping[str, Any], path: Path) -> Fit:
+    """The weights to take: those that are wanted, or the first. Says what else there was."""
+    if not fits and any(isinstance(value, _StandIn) for value in content.values()):
+        raise _unsafe(path)
+    if not fits:
+        found = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise UserError(
+            f"{path}: no weights in it, neither at the top nor under {', '.join(NESTED)}; it holds: {found}"
+        )
+    chosen = next((fit for fit in fits if f".{wanted}." in f".{fit.name}." or not wanted), None)
+    if chosen is None:
+        names = ", ".join(dict.fromkeys(fit.name for fit in fits if fit.name)) or "weights without a name alone"
+        raise UserError(f"{path}: holds no weights {wanted!r}; there are {names}")
+    alike = dict.fromkeys(fit.name for fit in fits if fit.name and fit.score == chosen.score > 0)
+    others = ", ".join(f"{path}#{name}" for name in alike if name != chosen.name)
+    if others and not wanted:
+        taken = chosen.name or "those at the top"
+        _say(logging.WARNING, f"{path}: several weights fit; taken: {taken}, else say {others}")
+    if chosen.ignored:
+        listed = ", ".join(chosen.ignored[:5]) + (f" and {len(chosen.ignored) - 5} more" if chosen.ignored[5:] else "")
+        name = chosen.name and f" of {chosen.name}"
+        _say(logging.INFO, f"{path}: weights{name}; ignored: {listed}")
+    return chosen
 
 
-def _find_state(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    if _is_state(content):
-        return content
-    for key in NESTED:
-        if _is_state(content.get(key)):
-            return dict(content[key])
-    found = ", ".join(map(str, list(content)[:5])) or "nothing"
-    raise UserError(f"{path}: no weights in it, neither at the top nor under {', '.join(NESTED)}; it holds: {found}")
-
-
-def _without_wrappers(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    own = network.state_dict().keys()
-    while not own & state.keys():
-        wrapper = next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None)
-        if wrapper is None:
-            break
-        state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    # Networks of torchvision and timm keep their names below "network."; files from elsewhere don't have it.
-    below = {f"network.{key}": value for key, value in state.items()}
-    return below if not own & state.keys() and own & below.keys() else state
+@functools.lru_cache(maxsize=1000)
+def _say(level: int, text: str) -> None:
+    """Once, however often a file is read."""
+    log.log(level, text)
 
 
 def _refuse_misfit(

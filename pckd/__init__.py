@@ -16,6 +16,7 @@ from pckd.engine.guard import Interrupted
 from pckd.objective import Objective
 from pckd.preflight import check
 from pckd.profiling import profile
+from pckd.saved import load
 from pckd.transfer import Transfer, transfer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "distill",
     "evaluate",
     "functional",
+    "load",
     "load_data",
     "profile",
     "train",

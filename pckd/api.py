@@ -41,6 +41,7 @@ from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Scheduler
 from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import Plan, load_trained, make_task, plan
+from pckd.saved import load_with_task
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import describe
@@ -309,7 +310,10 @@ def distill(
         network = objective.predictor(run.student).eval()
         set_preprocessing(network, preprocessing)
         if folder is not None:
-            save_weights(network, folder.path / FINAL_MODEL, student=arguments["student"], dataset=loaded.name)
+            known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            if network is not run.student:
+                known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
+            save_weights(network, folder.path / FINAL_MODEL, **known)
             folder.write_result(record)
     return Result(network, history.rows, record)
 
@@ -451,7 +455,7 @@ def train_teacher(
 
 @alone()
 def evaluate(
-    network: nn.Module,
+    network: nn.Module | str | os.PathLike[str],
     data: str | Data,
     *,
     task: str | Task | None = None,
@@ -468,8 +472,9 @@ def evaluate(
     as in its training; where that is not as the data set says, the log says so.
 
     Args:
-        network: a module that classifies images, in any type; it answers in float32, and is afterwards as it was
-            given. The other arguments: see :func:`distill`.
+        network: a module that classifies images, in any type; it answers in float32, and is afterwards as it was given.
+            Or the file of a saved one (:func:`pckd.load`), which says its task. The other arguments: see
+            :func:`distill`.
 
     Returns:
         what the task's ``scores`` returns: in classification :class:`pckd.tasks.classification.Scores`.
@@ -478,6 +483,9 @@ def evaluate(
         UserError: any bad input, in one line; also where the network was trained on other classes, or on the same in
             another order.
     """
+    if isinstance(network, (str, os.PathLike)):
+        network, own = load_with_task(network)
+        task = task or own
     check_network(network, "the network")
     place = Device.resolve(device, precision)
     split = data.test if isinstance(data, Data) else read_split(data, data_root, False)

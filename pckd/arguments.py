@@ -83,7 +83,10 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "student": Argument("backbone to train", WHAT, "NAME"),
         "teacher": Argument("backbone to learn from (default: the student's usual one)", WHAT, "NAME"),
         "teacher_weights": Argument(
-            "file or address of its weights (default: it is trained first)", WHAT, "FILE", path=True
+            "file or address of its weights, FILE#NAME of one that holds several (default: it is trained first)",
+            WHAT,
+            "FILE",
+            path=True,
         ),
         "method": Argument("what to distill", WHAT, "NAME"),
         "task": Argument("what is learned (default: what the data set is for)", WHAT, "NAME"),

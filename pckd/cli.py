@@ -1,4 +1,4 @@
-"""What the command lines in tools/ share: parser, plug-ins, lists of names, and errors of one line."""
+"""What the command lines share: parser, plug-ins, lists of names, and errors of one line."""
 
 from __future__ import annotations
 

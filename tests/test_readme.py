@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("registry", "model_zoo", "pckd", "tools", "tests")
 READMES = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md"))]
-TOOLS = ("train_net", "benchmark", "benchmark_speed", "profile_net", "plot", "transfer")
+TOOLS = ("train_net", "benchmark", "benchmark_speed", "profile_net", "plot", "predict", "export", "transfer")
 LONGEST = 200
 """Lines that a newcomer reads."""
 CHEAP = ("--list", "--help")

@@ -98,12 +98,12 @@ FLOORS = (
     ("pckd.given", "pckd.runs"),
     ("pckd.display", "pckd.tasks"),
     ("pckd.engine",),
-    ("pckd.terms", "pckd.plan", "pckd.profiling"),
+    ("pckd.terms", "pckd.plan", "pckd.profiling", "pckd.saved"),
     ("pckd.api",),
-    ("pckd.testing", "pckd.preflight", "pckd.transfer", "pckd.tensorboard"),
+    ("pckd.testing", "pckd.preflight", "pckd.transfer", "pckd.predict", "pckd.export", "pckd.tensorboard"),
     ("pckd.cli", "pckd.comparison", "pckd.plots"),
     ("pckd.functional", "pckd.__init__"),
-    ("tools",),
+    ("pckd.commands", "tools"),
 )
 """The house from the ground up. A module imports from its own floor and from those below it."""
 

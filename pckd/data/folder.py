@@ -106,8 +106,6 @@ def list_files(split: Path) -> Files:
     (``.ipynb_checkpoints``, ``@eaDir``, ``__MACOSX``) are not looked into. A warning counts what is left out. A class
     folder without an image is refused.
     """
-    from PIL import Image
-
     folders = class_folders(split)
     left: Left = defaultdict(list)
     for entry in _scan(split):
@@ -119,9 +117,7 @@ def list_files(split: Path) -> Files:
     # What has its label already: a link into it, or to a folder that holds it, would give its images a second one.
     known = {os.path.realpath(split / folder) for folder in folders.values()}
     known |= {os.path.realpath(split.parent / name) for name in ("train", "test", "val")}
-    formats = Image.registered_extensions()
-    # What this Pillow, with the plug-ins that it has now, can open.
-    readable = [suffix for suffix in _SUFFIXES if formats.get(suffix) in Image.OPEN]
+    readable = _readable()
     paths: list[str] = []
     counts: list[int] = []
     for folder in folders.values():
@@ -139,6 +135,19 @@ def list_files(split: Path) -> Files:
         say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
     labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
     return Files(paths, labels, tuple(folders))
+
+
+def images_below(top: str) -> list[str]:
+    """The image files below a folder that are no system's, sorted."""
+    return sorted(_images_below(top, _readable(), set(), defaultdict(list)))
+
+
+def _readable() -> list[str]:
+    """What this Pillow, with the plug-ins that it has now, can open."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    return [suffix for suffix in _SUFFIXES if formats.get(suffix) in Image.OPEN]
 
 
 def _images_below(top: str, readable: Container[str], known: set[str], left: Left) -> Iterator[str]:

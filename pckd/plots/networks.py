@@ -17,8 +17,9 @@ from pckd.device import Device
 from pckd.engine.fingerprint import network_fingerprint
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
-from pckd.plan import load_trained, make_task, plan
+from pckd.plan import load_trained, make_task
 from pckd.runs import TASK, Group, Run
+from pckd.saved import with_head
 from pckd.tasks import Task
 from pckd.tasks.classification import check_classes
 from registry import BACKBONES, UserError, ask, build
@@ -116,7 +117,8 @@ class Workshop:
         hint = "; the student alone is shown (give --teacher-weights FILE)"
         if source is None:
             return names[0], None, [f"{taught[0].path}: does not say where its teacher's weights are{hint}"]
-        if self._teacher_weights is None and "://" not in source and not Path(source).expanduser().is_file():
+        there = any(Path(text).expanduser().is_file() for text in (source, source.rpartition("#")[0]))
+        if self._teacher_weights is None and "://" not in source and not there:
             return names[0], None, [f"{taught[0].path}: its teacher's weights {source} are not there any more{hint}"]
         if taught[0].task != TASK:
             task, data = self.task(taught[0])
@@ -235,9 +237,7 @@ def _state(path: Path) -> dict[str, Any]:
 def _predictor(run: Run, network: nn.Module) -> nn.Module:
     """The student with the head of the loss that answers for it, untrained."""
     method, student, teacher = (str(run.result.get(key)) for key in ("method", "student", "teacher"))
-    channels = _channels(network)
-    task = make_task(str(run.result.get("task") or "classification"), None)
-    data = task.random_data(2, classes_of(network), (channels, 32, 32))
-    centers = run.arguments.get("centers", "classifier")
-    made = plan(task=task, data=data, student=student, teacher=teacher, method=method, centers=centers)
-    return made.objective(made.untrained_teacher()).predictor(network)
+    centers, sizes = run.arguments.get("centers", "classifier"), (classes_of(network), _channels(network))
+    return with_head(
+        network, student, classes=sizes[0], channels=sizes[1], method=method, teacher=teacher, centers=centers
+    )

@@ -377,7 +377,7 @@ def test_a_module_that_answers_otherwise_is_adapted(
 
 
 def test_evaluate_refuses_a_name_and_a_network_of_fewer_classes(tiny_data: pckd.Data) -> None:
-    assert "not a name ('resnet8')" in one_line(lambda: pckd.evaluate("resnet8", tiny_data))  # type: ignore[arg-type]
+    assert "not a name ('resnet8')" in one_line(lambda: pckd.evaluate("resnet8", tiny_data))
     few = BACKBONES.get("resnet8")(2)
     assert "the network has 2 classes, and tiny 3" in one_line(lambda: pckd.evaluate(few, tiny_data, device="cpu"))
 

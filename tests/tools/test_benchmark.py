@@ -268,7 +268,7 @@ def test_matrix_names_works_and_reasons(tool: ModuleType, capsys: pytest.Capture
 
 def test_what_the_command_line_gives_wins_over_the_preset(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(tool, "run", lambda args: seen.append(args) or 0)
+    monkeypatch.setattr("pckd.commands.benchmark.run", lambda args: seen.append(args) or 0)
     assert tool.main(["--preset", "quick", "--epochs", "2", "--seeds", "5"]) == 0
     assert tool.main(["--preset", "paper-cifar100", "--ablation", "pckd", "--batch-size", "128"]) == 0
     quick, paper = seen

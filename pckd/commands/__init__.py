@@ -1,0 +1,1 @@
+"""Command lines: what ``tools/`` and the console scripts run; a file each."""
