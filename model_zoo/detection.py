@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.fcos import FCOSHead
@@ -22,6 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
+from model_zoo.layers import computed_linear
 from registry import Absent, NotApplicable, Output, UserError
 
 __all__ = ["DenseDetector", "Detector", "Regions", "TwoStageDetector", "as_detector"]
@@ -365,11 +365,7 @@ class DenseDetector(Detector):
         weight = head.cls_logits.weight.unflatten(0, (head.num_anchors, head.num_classes)).mean(0).flatten(1)
         bias = head.cls_logits.bias.unflatten(0, (head.num_anchors, head.num_classes)).mean(0)
         background = torch.arange(head.num_classes, device=weight.device) == 0
-        # Without parameters of its own: the gradient flows into the convolution.
-        linear = nn.Linear(weight.shape[1], len(weight), device="meta")
-        del linear.weight, linear.bias
-        linear.weight, linear.bias = weight.masked_fill(background[:, None], 0), bias.masked_fill(background, 0)
-        return linear
+        return computed_linear(weight.masked_fill(background[:, None], 0), bias.masked_fill(background, 0))
 
     def study(
         self, images: Tensor, targets: Sequence[Mapping[str, Tensor]], seeds: Sequence[int]
@@ -492,20 +488,12 @@ def as_detector(network: nn.Module, name: str) -> Detector:
     return kind(network, name)
 
 
-def torchvision_detector(label: str, num_classes: int, weights: str | None, options: Mapping[str, Any]) -> Detector:
-    """A detector of torchvision; with a new last layer where the weights have other classes.
-
-    The weights of its backbone are left out where ``options`` do not ask for them by ``weights_backbone``.
+def detector_of(network: Any, label: str, classes: int) -> Detector:
+    """:func:`as_detector`, with a new last layer where the network has another number of classes.
 
     Args:
-        label: ``torchvision:NAME``.
-
-    Raises:
-        UserError: a detector of another family. Also whatever torchvision raises.
+        classes: K + 1.
     """
-    classes = num_classes + 1
-    made = {"weights_backbone": None, **options, **({} if weights else {"num_classes": classes})}
-    network = get_model(label.partition(":")[2], weights=weights, **made)
     detector = as_detector(network, label)
     if detector.classifier.out_features != classes:
         if isinstance(detector, TwoStageDetector):

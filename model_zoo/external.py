@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from model_zoo.detection import torchvision_detector
+from model_zoo.detection import detector_of
 from model_zoo.probe import evaluating
-from model_zoo.segmentation import torchvision_segmenter
+from model_zoo.segmentation import segmenter_of
 from registry import BACKBONES, Output, UserError
 from registry.errors import closest
 
@@ -145,7 +145,7 @@ class TimmBackbone(nn.Module):
         return Output(self.classifier(embedding), embedding, maps)
 
 
-_DENSE = {"detection": torchvision_detector, "segmentation": torchvision_segmenter}
+_DENSE = {"detection": detector_of, "segmentation": segmenter_of}
 """Modules of torchvision's models whose networks answer about parts of images."""
 
 
@@ -186,12 +186,13 @@ def torchvision_backbone(
     if in_channels != 3 and dense:
         raise UserError(f"{label} reads 3 channels, not {in_channels}: leave in_channels out")
     try:
-        if dense is not None:
-            return _DENSE[dense](label, num_classes, weights, options)
         if weights is None:
-            model = models.get_model(name, weights=None, num_classes=num_classes, **options)
-        else:
-            model = models.get_model(name, weights=weights, **options)
+            options["num_classes"] = num_classes + bool(dense)
+        if dense:
+            # The background is a class, too; and the backbone's own weights are fetched only where they are asked for.
+            model = models.get_model(name, weights=weights, **{"weights_backbone": None, **options})
+            return _DENSE[dense](model, label, num_classes + 1)
+        model = models.get_model(name, weights=weights, **options)
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError, OSError) as error:

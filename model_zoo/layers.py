@@ -13,6 +13,7 @@ __all__ = [
     "Backbone",
     "ReluStage",
     "channel_shuffle",
+    "computed_linear",
     "conv3x3",
     "init_convolutions",
     "init_small_classifier",
@@ -93,3 +94,11 @@ def init_small_classifier(classifier: nn.Linear) -> None:
     """Start near uniform predictions: weights of standard deviation 0.01, no bias."""
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
+
+
+def computed_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer without parameters of its own: the gradient flows into those that ``weight`` [K, D] comes of."""
+    linear = nn.Linear(weight.shape[1], len(weight), device="meta")
+    del linear.weight, linear.bias
+    linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
+    return linear

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from registry import Absent, Output, Shapes, UserError
 from registry.errors import place_of
 
-__all__ = ["borrowed", "check_network", "copied", "evaluating", "probe"]
+__all__ = ["answering", "borrowed", "check_network", "copied", "evaluating", "probe"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -50,15 +50,8 @@ def probe(
         raise UserError(f"{label} is wrapped in {kind.__name__}: give the network inside, its .module")
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     images = torch.zeros(2, in_channels, height, width, dtype=weight.dtype, device=weight.device)
-    try:
-        with evaluating(network), torch.no_grad():
-            output = network(images)
-    except Exception as error:
-        reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
-        raise UserError(
-            f"{label} cannot run on images of {in_channels} x {height} x {width} (channels, height, width): "
-            f"{reason[:300]}{where and f' ({where})'}; use another image size or another network"
-        ) from error
+    with answering(network, label, images):
+        output = network(images)
     shapes = _checked(output, label, len(images))
     if classifier:
         _check_classifier(network, label, shapes)
@@ -122,6 +115,24 @@ def _check_classifier(network: nn.Module, label: str, shapes: Shapes) -> None:
             f"{label}: .classifier is {classifier.in_features} -> {classifier.out_features}, "
             f"but embedding and logits have {shapes.embedding} and {shapes.num_classes} columns"
         )
+
+
+@contextlib.contextmanager
+def answering(network: nn.Module, label: str, images: Tensor) -> Iterator[None]:
+    """Inside, the network is asked about images [N, C, H, W], in eval mode and without gradient.
+
+    Raises:
+        UserError: it raised anything, in one line.
+    """
+    try:
+        with evaluating(network), torch.no_grad():
+            yield
+    except Exception as error:
+        reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
+        raise UserError(
+            f"{label} cannot run on images of {' x '.join(map(str, images.shape[1:]))} (channels, height, width): "
+            f"{reason[:300]}{where and f' ({where})'}; use another image size or another network"
+        ) from error
 
 
 @contextlib.contextmanager

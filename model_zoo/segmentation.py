@@ -6,13 +6,13 @@ Shapes: B images, K classes of objects; class 0 is the background. h x w is the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
+from model_zoo.layers import computed_linear
 from registry import Absent, Output, UserError
 
 __all__ = ["NO_PIXELS", "Segmenter"]
@@ -48,11 +48,7 @@ class Segmenter(nn.Module):
         weight = torch.cat([convolution.weight.flatten(1) for convolution in self._last], 1)
         biases = [convolution.bias for convolution in self._last if convolution.bias is not None]
         bias = torch.stack(biases).sum(0) if biases else None
-        # Without parameters of its own: the gradient flows into the convolutions.
-        linear = nn.Linear(weight.shape[1], len(weight), device="meta")
-        del linear.weight, linear.bias
-        linear.weight, linear.bias = weight, bias  # type: ignore[assignment]
-        return linear
+        return computed_linear(weight, bias)
 
     def study(self, images: Tensor) -> tuple[Output, dict[str, Tensor]]:
         """The maps of images in [0, 1], [B, 3, H, W], and the network's own answers at their size.
@@ -88,20 +84,15 @@ class Segmenter(nn.Module):
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def torchvision_segmenter(label: str, num_classes: int, weights: str | None, options: Mapping[str, Any]) -> Segmenter:
-    """A segmentation network of torchvision; with new last layers where the weights have other classes.
-
-    The weights of its backbone are left out where ``options`` do not ask for them by ``weights_backbone``.
+def segmenter_of(network: Any, label: str, classes: int) -> Segmenter:
+    """A segmentation network of torchvision; with new last layers where it has another number of classes.
 
     Args:
-        label: ``torchvision:NAME``.
+        label: what to call it in messages. classes: K + 1.
 
     Raises:
-        UserError: a network of another family. Also whatever torchvision raises.
+        UserError: a network of another family.
     """
-    classes = num_classes + 1
-    made = {"weights_backbone": None, **options, **({} if weights else {"num_classes": classes})}
-    network = get_model(label.partition(":")[2], weights=weights, **made)
     head = network.classifier
     if isinstance(head, nn.Sequential):
         last = [f"classifier.{len(head) - 1}"]

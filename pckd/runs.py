@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from pckd.arguments import alike, before
-from registry import UserError
+from registry import TASKS, UserError
 
 METRICS, RESULT, BENCHMARK = "metrics.jsonl", "result.json", "benchmark.json"
 
@@ -49,7 +49,7 @@ K = TypeVar("K", bound=Hashable)
 
 def title_of(metric: str) -> str:
     """How people write a metric: ``"top-1"``."""
-    titles = {"top1": "top-1", "top5": "top-5", "map": "mAP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU"}
+    titles = {name: title for _, task in TASKS for name, title in getattr(task, "titles", {}).items()}
     return titles.get(metric, metric.replace("_", " "))
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from model_zoo import save_weights
+from pckd.display import Display
 from pckd.tasks.classification import image_views
 from registry import BACKBONES, REGISTRIES, Centers, Context, Output, Setup, Shapes, build
 
@@ -45,6 +46,22 @@ def registries() -> Iterator[None]:
         del sys.modules[name]
     for registry, state in before:
         registry._restore(state)
+
+
+@pytest.fixture
+def stop_after() -> Callable[[int], Display]:
+    """A display that interrupts a run after so many steps."""
+
+    class Stop(Display):
+        def __init__(self, steps: int) -> None:
+            self.left = steps
+
+        def advance(self, epoch: int, step: int) -> None:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+    return Stop
 
 
 class Golden(SimpleNamespace):

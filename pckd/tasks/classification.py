@@ -95,6 +95,7 @@ class Classification(Task):
     name = "classification"
     metric = "top1"
     columns = ("top5",)
+    titles = MappingProxyType({"top1": "top-1", "top5": "top-5"})
     rows = ("upright", "all", "strong", "images")
     stable_index = True
     demonstration = MappingProxyType(
@@ -119,10 +120,6 @@ class Classification(Task):
     ) -> None:
         self.views, self.view_statistics, self.flip = views, view_statistics, flip
         self.view_pool = (POOL if cached else 0) if view_pool is None else view_pool
-
-    @property
-    def title(self) -> str:
-        return "top-1"
 
     def chance(self, data: Data) -> float:
         return 100 / data.train.num_classes

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from model_zoo import Preprocessing
 from model_zoo.pairs import DENSE_RECIPE
-from model_zoo.probe import evaluating
+from model_zoo.probe import answering
 from pckd.data.annotated import AnnotatedBatch, AnnotatedLoader, AnnotatedSplit, Annotation
 from pckd.data.load import Data
+from pckd.device import Device
 from pckd.objective import Objective, says
 from pckd.tasks.classification import check_classes
 from pckd.tasks.task import Task
-from registry import Absent, NotApplicable, Shapes, Term, UserError
-from registry.errors import place_of
+from registry import Absent, NotApplicable, Rows, Shapes, Term, UserError
 
-__all__ = ["NO_LABELS", "DenseTask", "drawn"]
+__all__ = ["NO_LABELS", "DenseTask"]
 
 NO_LABELS = Absent("the rows 'images' have no labels of their own: use rows='upright' or 'foreground'")
 
@@ -116,15 +116,8 @@ class DenseTask(Task):
     def shapes(self, network: nn.Module, data: Data, role: str) -> Shapes:
         own, (height, width) = self.own(network, f"the {role}"), data.train.image_size
         images = torch.zeros(2, 3, height, width, device=next(own.parameters()).device)
-        try:
-            with evaluating(own), torch.no_grad():
-                shapes = self.shapes_of(own, images)
-        except Exception as error:
-            reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
-            raise UserError(
-                f"the {role} cannot run on images of 3 x {height} x {width} (channels, height, width): "
-                f"{reason[:300]}{where and f' ({where})'}; use another image size or another network"
-            ) from error
+        with answering(own, f"the {role}", images):
+            shapes = self.shapes_of(own, images)
         if shapes.num_classes != data.train.num_classes + 1:
             raise UserError(
                 f"the {role} has {shapes.num_classes - 1} classes, the data set {data.name} {data.train.num_classes}: "
@@ -163,6 +156,23 @@ class DenseTask(Task):
         names = tuple(map(str, range(classes)))
         split = AnnotatedSplit(pixels, known, names, masks, name="random images")
         return Data(split, split, "random images", task=self.name)
+
+    def sets(self, labels: Tensor, seeds: Sequence[int]) -> dict[str, Rows]:
+        """``"all"`` and ``"foreground"`` of a step's rows, drawn by its seeds where they are more than ``max_rows``.
+
+        Args:
+            labels: [N], 0 for the background.
+        """
+        foreground = (labels > 0).nonzero()[:, 0]
+        some, fewer = (drawn(count, self.max_rows, seeds) for count in (len(labels), len(foreground)))
+        return {
+            "all": Rows(slice(None) if some is None else some.to(labels.device)),
+            "foreground": Rows(foreground if fewer is None else foreground[fewer.to(labels.device)]),
+        }
+
+    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, Any]:
+        found = self.scores(network, loader, device)
+        return {**found.scores, "by_class": found.by_class}
 
     def facts(self, objective: Objective) -> dict[str, Any]:
         return {"max_rows": self.max_rows}

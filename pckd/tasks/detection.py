@@ -21,9 +21,9 @@ from pckd.data.load import Data
 from pckd.device import Device
 from pckd.objective import says
 from pckd.tasks.average_precision import DetectionScores, detection_scores
-from pckd.tasks.dense import NO_LABELS, DenseTask, drawn
+from pckd.tasks.dense import NO_LABELS, DenseTask
 from pckd.tasks.task import Teacher
-from registry import TASKS, Boxes, Instances, NotApplicable, Output, Rows, Setup, Shapes, Term, UserError
+from registry import TASKS, Boxes, Instances, NotApplicable, Output, Setup, Shapes, Term, UserError
 
 __all__ = ["Detection"]
 
@@ -39,6 +39,7 @@ class Detection(DenseTask):
     name = "detection"
     metric = "map"
     columns = ("ap50", "ap75")
+    titles = MappingProxyType({"map": "mAP", "ap50": "AP50", "ap75": "AP75"})
     knows = ("boxes",)
     network_kind = Detector
     example = "faster_rcnn_r10w16 or torchvision:fasterrcnn_resnet50_fpn"
@@ -55,10 +56,6 @@ class Detection(DenseTask):
             "clip_grad": 5.0,
         }
     )
-
-    @property
-    def title(self) -> str:
-        return "mAP"
 
     def check(self, data: Data, terms: Sequence[Term]) -> None:
         super().check(data, terms)
@@ -113,9 +110,6 @@ class Detection(DenseTask):
         first = counts.cumsum(0) - counts
         foreground = labels > 0
         index = torch.where(foreground, objects[torch.where(foreground, first[regions.image] + regions.match, -1)], -1)
-        some = drawn(len(labels), self.max_rows, batch.seeds)
-        shown = foreground.nonzero()[:, 0]
-        fewer = drawn(len(shown), self.max_rows, batch.seeds)
         height, width = batch.images.shape[2:]
         extent = batch.images.new_tensor([width, height, width, height])
         images = Instances(
@@ -132,19 +126,12 @@ class Detection(DenseTask):
             labels,
             index,
             regions.image,
-            sets={
-                "all": Rows(slice(None) if some is None else some.to(device)),
-                "foreground": Rows(shown if fewer is None else shown[fewer.to(device)]),
-            },
+            sets=self.sets(labels, batch.seeds),
             # Background is easy: among all rows it would push every object's weight down.
             group=foreground.long(),
             images=images,
             uneven=True,
         )
-
-    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, Any]:
-        found = self.scores(network, loader, device)
-        return {**found.scores, "by_class": found.by_class}
 
     def scores(self, network: nn.Module, loader: Any, device: Device) -> DetectionScores:
         return detection_scores(self.own(network, "the network"), loader, device)

@@ -17,10 +17,10 @@ from torch.profiler import record_function
 from model_zoo.segmentation import Segmenter
 from pckd.data.annotated import AnnotatedBatch
 from pckd.device import Device
-from pckd.tasks.dense import NO_LABELS, DenseTask, drawn
+from pckd.tasks.dense import NO_LABELS, DenseTask
 from pckd.tasks.segmentation_scores import SegmentationScores, segmentation_scores
 from pckd.tasks.task import Teacher
-from registry import TASKS, Instances, Output, Rows, Shapes, Term, UserError
+from registry import TASKS, Instances, Output, Shapes, Term, UserError
 
 __all__ = ["Segmentation"]
 
@@ -47,6 +47,7 @@ class Segmentation(DenseTask):
     name = "segmentation"
     metric = "miou"
     columns = ("pixel_accuracy",)
+    titles = MappingProxyType({"miou": "mIoU"})
     knows = ("pixels",)
     network_kind = Segmenter
     example = "fcn_r10w16 or torchvision:deeplabv3_resnet50"
@@ -69,10 +70,6 @@ class Segmentation(DenseTask):
         if pixels < 2:
             raise UserError(f"pixels must be 2 or more, not {pixels}")
         self.pixels, self.balanced = pixels, balanced
-
-    @property
-    def title(self) -> str:
-        return "mIoU"
 
     def check(self, data: Any, terms: Sequence[Term]) -> None:
         super().check(data, terms)
@@ -108,7 +105,6 @@ class Segmentation(DenseTask):
     def _drawn(self, batch: AnnotatedBatch, size: Sequence[int]) -> tuple[Instances, Tensor, Tensor]:
         """The rows of a step, and where they are, in shares of height and width, [N] each."""
         assert batch.masks is not None
-        device = batch.masks.device
         # The class at the center of each cell of the features.
         classes = F.interpolate(batch.masks[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
         each = max(1, self.pixels // len(batch))
@@ -118,11 +114,7 @@ class Segmentation(DenseTask):
         image = torch.cat([torch.full_like(place, position) for position, place in enumerate(places)])
         place = torch.cat(places)
         labels = classes.flatten(1)[image, place]
-        foreground = (labels > 0).nonzero()[:, 0]
-        sets = {}
-        for name, rows in (("all", torch.arange(len(labels), device=device)), ("foreground", foreground)):
-            some = drawn(len(rows), self.max_rows, batch.seeds)
-            sets[name] = Rows(rows if some is None else rows[some.to(device)])
+        sets = self.sets(labels, batch.seeds)
         images = Instances(labels=NO_LABELS, index=batch.index, pixels=batch.masks)  # type: ignore[arg-type]
         instances = Instances(labels, image=image, sets=sets, images=images, uneven=True)
         return instances, (place // size[1] + 0.5) / size[0], (place % size[1] + 0.5) / size[1]
@@ -137,10 +129,6 @@ class Segmentation(DenseTask):
             same = F.one_hot(classes[known]).cumsum(0).gather(1, classes[known][:, None])[:, 0]
             known = known[same.sort(stable=True).indices]
         return known[:count].sort().values
-
-    def evaluate(self, network: nn.Module, loader: Any, device: Device) -> dict[str, Any]:
-        found = self.scores(network, loader, device)
-        return {**found.scores, "by_class": found.by_class}
 
     def scores(self, network: nn.Module, loader: Any, device: Device) -> SegmentationScores:
         return segmentation_scores(self.own(network, "the network"), loader, device)

@@ -102,10 +102,13 @@ class Task:
     demonstration: Mapping[str, Any] = MappingProxyType({})
     """Arguments of :func:`pckd.distill` of a run that takes minutes on two CPU cores, with data drawn by itself."""
 
+    titles: Mapping[str, str] = MappingProxyType({})
+    """How people write the metric and the columns, where not as they are named."""
+
     @property
     def title(self) -> str:
         """How people write the metric."""
-        return self.metric
+        return self.titles.get(self.metric, self.metric)
 
     def chance(self, data: Any) -> float:
         """The metric, in percent, of an answer by chance; 0 where that is not known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from model_zoo import lean, load_weights
 from model_zoo.detection import DenseDetector, Detector, Regions, TwoStageDetector
 from pckd import objective
 from pckd.difficulty.metrics import group_cross_entropy
-from pckd.display import Display
 from pckd.plan import make_task
 from registry import (
     BACKBONES,
@@ -254,16 +254,6 @@ def test_rows_of_segmentation_are_pixels_drawn_by_each_images_seed(balanced: boo
     assert share < 0.6 if balanced else share > 0.6
 
 
-class Stop(Display):
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def advance(self, epoch: int, step: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 RUNS = [
     ("detection", "faster_rcnn_r10w16", "faster_rcnn_r18w48", "pckd+mgd"),
     ("detection", "fcos_r10w16", "fcos_r18w48", "crd+crosskd"),
@@ -273,14 +263,14 @@ RUNS = [
 
 @pytest.mark.parametrize(("task", "student", "teacher", "method"), RUNS)
 def test_an_interrupted_run_goes_on_byte_for_byte(
-    task: str, student: str, teacher: str, method: str, tmp_path: Path
+    task: str, student: str, teacher: str, method: str, tmp_path: Path, stop_after: Callable[[int], Any]
 ) -> None:
     options: dict[str, Any] = {"data": pckd.load_data(DATA), "task": task, "method": method, "batch_size": 4}
     options |= {"epochs": 2, "lr": 0.01, "precision": "fp32", "device": "cpu", "checkpoint_every": 2, "display": None}
     options["teacher"] = network(teacher, 1)
     whole = pckd.distill(student=student, output=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        pckd.distill(student=student, output=tmp_path / "stopped", **{**options, "display": Stop(after=5)})
+        pckd.distill(student=student, output=tmp_path / "stopped", **{**options, "display": stop_after(5)})
     again = pckd.distill(student=student, output=tmp_path / "stopped", resume=True, **options)
     assert again.history == whole.history
     assert {f"last_{whole.record['metric']}", "teacher_" + whole.record["metric"]} <= set(whole.record)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import pckd
-from pckd.display import Display
 from pckd.plan import make_task
 from registry import NotApplicable, Term, load_plugin
 
@@ -67,17 +66,7 @@ def test_a_method_that_needs_lasting_samples_is_refused(refusal: Callable[[list[
     assert "crd: a row has no place in its memory" in refusal([*TRAINED, "crd"])
 
 
-class Stop(Display):
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def advance(self, epoch: int, step: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_goes_on_byte_for_byte(tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_byte_for_byte(tmp_path: Path, stop_after: Callable[[int], Any]) -> None:
     load_plugin(PLUGIN)
     # Foreground rows alone, whose number differs from batch to batch; and what a rule of centers has seen.
     terms = [Term("cross_entropy"), Term("kd", rows="foreground", previewed=True)]
@@ -88,7 +77,7 @@ def test_an_interrupted_run_goes_on_byte_for_byte(tmp_path: Path) -> None:
     options |= {"student": "half_net", "teacher": teacher}
     whole = pckd.distill(output=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        pckd.distill(output=tmp_path / "stopped", **{**options, "display": Stop(after=9)})
+        pckd.distill(output=tmp_path / "stopped", **{**options, "display": stop_after(9)})
     again = pckd.distill(output=tmp_path / "stopped", resume=True, **options)
     assert again.history == whole.history
     for name in ("metrics.jsonl", "model_final.pth"):
