@@ -16,6 +16,7 @@ from pckd.testing.cases import (
     enough_views,
     make_case,
     objective_of,
+    on_layer,
     reached,
     same,
     tensors_of,
@@ -51,7 +52,7 @@ def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool =
         loss: a registered name, with options or without, or the factory ``(setup, **options) -> nn.Module``.
         independent_rows: claim that an image's value does not depend on the other images of the batch.
     """
-    contract = Contract("loss", LOSSES, loss)
+    contract = Contract("loss", LOSSES, on_layer(loss))
     checks = [_values, _gradients, _teacher, check_repeats, check_state, check_precision, check_claims, check_order]
     checks += [check_independent] if independent_rows else []
     accepted = False
