@@ -19,6 +19,7 @@ from registry import (
     Setup,
     Shapes,
     Term,
+    UserError,
     build,
     parse,
 )
@@ -66,45 +67,47 @@ class Layers(nn.Module):
                     f"layers: {self.inner} compares maps, and {path!r} returns vectors of width {shape[0]}; name a "
                     "module that returns a map, or a loss of embeddings such as feature_alignment or rkd"
                 )
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            # Of a small memory, where it has one.
-            few = setup._replace(num_samples=min(setup.num_samples, FEW))
-            self._try(
-                self._made(few, shapes, loss), *(torch.randn(FEW, *shape, requires_grad=True) for shape in shapes)
-            )
+        self._find_stems(setup, shapes, loss)
         self.loss = self._made(setup, shapes, loss)
         for fact in FACTS:
             if hasattr(self.loss, fact):
                 setattr(self, fact, getattr(self.loss, fact))
 
-    def _made(self, setup: Setup, shapes: tuple[Any, Any], loss: str) -> nn.Module:
-        refused: NotApplicable | None = None
-        # Many losses leave out the first map, that of the stem.
-        for self.stems in ((), (ONE_MAP,)):
-            maps = [(*self.stems, shape) if self.of_maps else NOT_SHOWN for shape in shapes]
-            widths = [0 if self.of_maps else shape[0] for shape in shapes]
-            own, theirs = (Shapes(setup.student.num_classes, w, m, m) for w, m in zip(widths, maps, strict=True))
-            inside = setup._replace(student=own, teacher=theirs, teacher_classifier=NOT_SHOWN, sets=(), knows=())
-            try:
-                made: nn.Module = build(LOSSES, loss, inside)
-            except NotApplicable as error:
-                refused = refused or error
-                continue
-            if hasattr(made, "start") or hasattr(made, "predict"):
-                raise NotApplicable(f"layers: {self.inner} is about the whole student, not about a pair of layers")
-            return made
-        raise NotApplicable(f"layers: {self.inner} serves no pair of layers: {refused}")
+    def _find_stems(self, setup: Setup, shapes: tuple[Any, Any], loss: str) -> None:
+        """Show noise to the loss, of a small memory: what it looks at beside the layers is refused before training.
 
-    def _try(self, tried: nn.Module, student: Tensor, teacher: Tensor) -> None:
-        """Show noise to a loss: what it looks at beside the layers is refused before anything is trained."""
-        position = torch.arange(FEW)
-        context = Context(Instances(position * 0, position), Centers(NOT_SHOWN, NOT_SHOWN))
-        try:
-            tried(self._shown(student), self._shown(teacher.detach()), context).mean().backward()
-        except (NotApplicable, ValueError, RuntimeError) as error:
-            raise NotApplicable(f"layers: {self.inner} serves no pair of layers: {error}") from error
+        Many losses leave out the first map, that of the stem; they are shown two.
+        """
+        few = setup._replace(num_samples=min(setup.num_samples, FEW))
+        refused: Exception | None = None
+        for self.stems in ((), (ONE_MAP,)):
+            try:
+                with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                    return self._try(self._made(few, shapes, loss), shapes)
+            except (ValueError, RuntimeError) as error:
+                if isinstance(error, UserError) and not isinstance(error, NotApplicable):
+                    raise
+                refused = refused or error
+        raise NotApplicable(f"layers: {self.inner} serves no pair of layers: {refused}") from refused
+
+    def _made(self, setup: Setup, shapes: tuple[Any, Any], loss: str) -> nn.Module:
+        maps = [(*self.stems, shape) if self.of_maps else NOT_SHOWN for shape in shapes]
+        widths = [0 if self.of_maps else shape[0] for shape in shapes]
+        own, theirs = (Shapes(setup.student.num_classes, w, m, m) for w, m in zip(widths, maps, strict=True))
+        inside = setup._replace(student=own, teacher=theirs, teacher_classifier=NOT_SHOWN, sets=(), knows=())
+        made: nn.Module = build(LOSSES, loss, inside)
+        return made
+
+    def _try(self, tried: nn.Module, shapes: tuple[Any, Any]) -> None:
+        if hasattr(tried, "start") or hasattr(tried, "predict"):
+            raise NotApplicable("it is about the whole student")
+        views = getattr(tried, "needs_views", 1)
+        position = torch.arange(views * max(FEW, getattr(tried, "needs_rows", 1)))
+        context = Context(Instances(position * 0, position, views=views), Centers(NOT_SHOWN, NOT_SHOWN))
+        student, teacher = (torch.randn(len(position), *shape, requires_grad=True) for shape in shapes)
+        tried(self._shown(student), self._shown(teacher.detach()), context).mean().backward()
         if any(p.requires_grad and p.grad is None for p in tried.parameters()):
-            raise NotApplicable(f"layers: {self.inner} trains a part of itself in epochs of its own; a pair has none")
+            raise NotApplicable("it trains a part of itself in epochs of its own, before the schedule")
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         layers = _layer(student.layers, self.paths[0]), _layer(teacher.layers, self.paths[1])
