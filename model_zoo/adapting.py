@@ -180,7 +180,7 @@ class WithLayers(nn.Module):
         super().__init__()
         # A compiled network would not see the hooks.
         self.network = _unwrapped(network)
-        known = dict(self._inside.named_modules())
+        known = dict(self._inside.named_modules(remove_duplicate=False))
         label = f"{label} ({getattr(network, '__name__', '') or type(self.network).__name__})"
         leading = next((m.num_prefix_tokens for m in known.values() if hasattr(m, "num_prefix_tokens")), None)
         self._taps: dict[str, _LayerTap] = {}
@@ -192,6 +192,7 @@ class WithLayers(nn.Module):
                 top = ", ".join(name for name in names if "." not in name)
                 hint = f"{closest(path, names, 3)} It has {top}, and their parts"
                 raise UserError(f"{label} has no module {path!r}{hint}")
+            found = _last_inside(known, found)
             self._paths[path], self._taps[found] = found, _LayerTap(f"{label}: its module {path!r}", leading)
         self.register_state_dict_post_hook(_own_names)
         self.register_load_state_dict_pre_hook(_names_below)
@@ -215,6 +216,19 @@ class WithLayers(nn.Module):
         if silent is not None:
             raise UserError(f"{silent} is not called when the network answers; name a module that is")
         return output._replace(layers=layers)
+
+
+def _last_inside(modules: Mapping[str, nn.Module], path: str) -> str:
+    """The last module of a plain sequence, which returns what the sequence does: some networks call it alone.
+
+    In a traced network, a plain nn.Module is what is left of a sequence that it takes apart.
+    """
+    module, traced = modules[path], any(isinstance(other, fx.GraphModule) for other in modules.values())
+    if not (type(module) is nn.Sequential or (traced and type(module) is nn.Module)) or not module._modules:
+        return path
+    *_, (name, last) = module._modules.items()
+    shared = sum(other is last for other in modules.values()) > 1
+    return path if shared else _last_inside(modules, f"{path}.{name}")
 
 
 def _own_names(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
