@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class Layers(nn.Module):
         refused: Exception | None = None
         for self.stems in ((), (ONE_MAP,)):
             try:
-                with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Initializing zero-element tensors")
                     return self._try(self._made(few, shapes, loss), shapes)
             except (ValueError, RuntimeError) as error:
                 if isinstance(error, UserError) and not isinstance(error, NotApplicable):
