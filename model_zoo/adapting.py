@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from model_zoo.preprocessing import Preprocessing, set_preprocessing
 from model_zoo.probe import check_network, evaluating
 from registry import Output, UserError
 from registry.contracts import Absent
+from registry.errors import closest
 
-__all__ = ["Adapted", "Tap", "adapt", "adapted_by_itself", "as_backbone", "classifier_name"]
+__all__ = ["Adapted", "Tap", "WithLayers", "adapt", "adapted_by_itself", "as_backbone", "classifier_name"]
 
 SIZES = (32, 64, 224)
 """Pixels of the images that a module is tried on where nothing says which it takes."""
@@ -108,6 +110,125 @@ class Adapted(nn.Module):
             layer = self.classifier
             classifier = f"classifier {self.classifier_path} ({layer.in_features} -> {layer.out_features})"
         return f"{self.__name__}: {classifier}; maps {', '.join(self.map_paths) or 'none'}"
+
+
+MOST_LEADING = 5
+"""Tokens before those of the patches: a class token and four registers."""
+
+
+@fx.wrap
+def as_layer(returned: Any, images: Tensor, what: str, leading: int | None) -> Tensor:
+    """What a module returned, as a map [N, C, H, W] or a vector [N, D]: a copy, as the next step may work in place.
+
+    Of several values the first tensor counts. Tokens [N, T, D] become a map without the leading ones, and so do maps
+    whose channels come last. A function of its own, which traces call as it is: it looks at shapes.
+
+    Args:
+        images: [N, C, H, W], which the network was shown. what: the module, for messages. leading: tokens before those
+            of the patches, where the network says it.
+
+    Raises:
+        UserError: it returned anything else.
+    """
+    several = returned.values() if isinstance(returned, Mapping) else returned
+    several = several if isinstance(several, Iterable) and not isinstance(returned, Tensor) else [returned]
+    x = next((value for value in several if isinstance(value, Tensor)), None)
+    size = images.shape[2], images.shape[3]
+    if x is not None and x.is_floating_point() and x.dim() and len(x) == len(images):
+        if x.dim() == 2 or (x.dim() == 4 and _lies_on((x.shape[2], x.shape[3]), size)):
+            return x.clone()
+        if x.dim() == 4 and _lies_on((x.shape[1], x.shape[2]), size):
+            return x.clone().movedim(3, 1)
+        for first in (*([] if leading is None else [leading]), *range(MOST_LEADING + 1)) if x.dim() == 3 else ():
+            count = x.shape[1] - first
+            height = math.isqrt(max(0, count) * size[0] // size[1])
+            if height and count % height == 0 and height * size[1] == count // height * size[0]:
+                return x[:, first:].clone().mT.unflatten(2, (height, count // height))
+    raise UserError(
+        f"{what} returns {'nothing in floating point' if x is None else f'a tensor {list(x.shape)}'} for "
+        f"{len(images)} images of {size[0]}x{size[1]} pixels, which is neither a map [N, C, H, W], nor a vector "
+        "[N, D], nor tokens [N, T, D] of patches; name another module"
+    )
+
+
+class _LayerTap(Tap):
+    """Keeps what a module returned as :func:`as_layer` gives it; ``given`` are the images."""
+
+    def __init__(self, what: str, leading: int | None) -> None:
+        super().__init__()
+        self.what, self.leading = what, leading
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
+        self.returned = as_layer(returned, self.given, self.what, self.leading)
+
+
+class WithLayers(nn.Module):
+    """A backbone whose outputs also have what some of its modules returned (:attr:`registry.Output.layers`).
+
+    Of a module that is called several times, the last call counts. As with :class:`Adapted`, hooks are there only while
+    it answers, and the state dict has the network's own keys.
+
+    Args:
+        network: a backbone. paths: of its modules, as in ``named_modules()`` of what was given; of a network of
+            torchvision or timm as that library names them. label: what messages call it.
+
+    Raises:
+        UserError: it has no such module.
+    """
+
+    def __init__(self, network: nn.Module, paths: Sequence[str], label: str) -> None:
+        super().__init__()
+        # A compiled network would not see the hooks.
+        self.network = _unwrapped(network)
+        known = dict(self._inside.named_modules(remove_duplicate=False))
+        label = f"{label} ({getattr(network, '__name__', '') or type(self.network).__name__})"
+        leading = next((m.num_prefix_tokens for m in known.values() if hasattr(m, "num_prefix_tokens")), None)
+        self._taps: dict[str, _LayerTap] = {}
+        self._paths: dict[str, str] = {}
+        for path in dict.fromkeys(paths):
+            found = next((full for full in (path, f"network.{path}") if full and full in known), None)
+            if found is None:
+                names = [name.removeprefix("network.") for name in known if name not in ("", "network")]
+                top = ", ".join(name for name in names if "." not in name)
+                hint = f"{closest(path, names, 3)} It has {top}, and their parts"
+                raise UserError(f"{label} has no module {path!r}{hint}")
+            found = _last_inside(known, found)
+            self._paths[path], self._taps[found] = found, _LayerTap(f"{label}: its module {path!r}", leading)
+        self.register_state_dict_post_hook(_own_names)
+        self.register_load_state_dict_pre_hook(_names_below)
+
+    @property
+    def _inside(self) -> nn.Module:
+        return self.network.network if isinstance(self.network, Adapted) else self.network
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The network's own."""
+        return self.network.classifier  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Output:
+        with _hooked(self._inside, self._taps):
+            for tap in self._taps.values():
+                tap.given = x
+            output: Output = self.network(x)
+            layers = {path: self._taps[found].returned for path, found in self._paths.items()}
+            silent = next((tap.what for tap in self._taps.values() if tap.returned is None), None)
+        if silent is not None:
+            raise UserError(f"{silent} is not called when the network answers; name a module that is")
+        return output._replace(layers=layers)
+
+
+def _last_inside(modules: Mapping[str, nn.Module], path: str) -> str:
+    """The last module of a plain sequence, which returns what the sequence does: some networks call it alone.
+
+    In a traced network, a plain nn.Module is what is left of a sequence that it takes apart.
+    """
+    module, traced = modules[path], any(isinstance(other, fx.GraphModule) for other in modules.values())
+    if not (type(module) is nn.Sequential or (traced and type(module) is nn.Module)) or not module._modules:
+        return path
+    *_, (name, last) = module._modules.items()
+    shared = sum(other is last for other in modules.values()) > 1
+    return path if shared else _last_inside(modules, f"{path}.{name}")
 
 
 def _own_names(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -241,9 +362,7 @@ def _find_maps(network: nn.Module, calls: Mapping[str, _Call], images: Tensor, c
         if not isinstance(found, Tensor) or found.dim() != 4 or len(found) != rows:
             return None
         height, width = found.shape[2:]
-        # Maps have the shape of the image; others are channels last.
-        like_image = abs(height * size[1] - width * size[0]) <= max(size) and height <= size[0]
-        return (height, width) if like_image else None
+        return (height, width) if _lies_on((height, width), (size[0], size[1])) else None
 
     children: dict[str, list[str]] = {"": []}
     for path in calls:
@@ -277,6 +396,11 @@ def _find_maps(network: nn.Module, calls: Mapping[str, _Call], images: Tensor, c
         if not pooled and returned.shape[1] != classes and all(found[0] <= other[0] for other in last):
             last[found] = path
     return list(last.values())
+
+
+def _lies_on(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether (H, W) has the shape of an image of that size, as maps have; of channels that come last, it has not."""
+    return abs(grid[0] * size[1] - grid[1] * size[0]) <= max(size) and grid[0] <= size[0]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

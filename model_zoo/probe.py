@@ -122,11 +122,13 @@ def answering(network: nn.Module, label: str, images: Tensor) -> Iterator[None]:
     """Inside, the network is asked about images [N, C, H, W], in eval mode and without gradient.
 
     Raises:
-        UserError: it raised anything, in one line.
+        UserError: it raised anything, in one line; what is one already, as it was raised.
     """
     try:
         with evaluating(network), torch.no_grad():
             yield
+    except UserError:
+        raise
     except Exception as error:
         reason, where = " ".join(str(error).split()) or type(error).__name__, place_of(error)
         raise UserError(

@@ -278,7 +278,7 @@ def distill(
         set_preprocessing(run.student, preprocessing)
         held.callback(ranks.synchronize_statistics(run.student, place.target))
         trainer = Trainer(
-            DistillationTask(run.task, run.student, objective),
+            DistillationTask(run.task, run.reading(run.student, "student"), objective),
             [frozen] if frozen is not None and objective.needs_teacher else [],
             train_loader,
             test_loader,

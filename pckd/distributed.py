@@ -128,7 +128,8 @@ def gather_output(output: Output) -> Output:
     if world_size() == 1:
         return output
     logits, embedding = (x if isinstance(x, Absent) else gather_rows(x) for x in (output.logits, output.embedding))
-    return Output(logits, embedding, Absent(NO_MAPS), Absent(NO_MAPS))
+    absent: Any = Absent(NO_MAPS)
+    return Output(logits, embedding, absent, absent, layers=absent)
 
 
 def own_rows(x: Tensor, rows: int | None = None) -> Tensor:

@@ -52,7 +52,22 @@ Scheduler = Callable[[Tensor, Context], Tensor]
 def says(term: Term, fact: str, usual: bool = True) -> bool:
     """What the loss of a term claims (:class:`registry.Loss`), or what is usual."""
     factory = LOSSES.get(parse(term.loss)[0]) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
-    return bool(getattr(factory, fact, usual))
+    claims = getattr(factory, "claims", None)
+    return bool(getattr(factory if claims is None else claims(**_options(term)), fact, usual))
+
+
+def _options(term: Term) -> dict[str, Any]:
+    return {**term.options, **(parse(term.loss)[1] if isinstance(term.loss, str) else {})}
+
+
+def layers_of(terms: Sequence[Term], role: str) -> list[str]:
+    """The paths of the modules of a network whose outputs the terms read.
+
+    Args:
+        role: "student" or "teacher".
+    """
+    readers = [_options(term) for term in terms if term.weight and says(term, "reads_layers", False)]
+    return list(dict.fromkeys(str(options[role]) for options in readers if options.get(role)))
 
 
 def needs_teacher(terms: Sequence[Term]) -> bool:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from model_zoo import Recipe, load_weights, recipe_for, usual_teacher
-from model_zoo.adapting import Adapted
+from model_zoo.adapting import Adapted, WithLayers
 from model_zoo.pairs import bare
 from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
 from pckd.engine.teacher import FrozenTeacher
 from pckd.given import check_apart, check_gradients, check_trainable, copy_of
-from pckd.objective import Metric, Objective, Scheduler, needs_teacher
+from pckd.objective import Metric, Objective, Scheduler, layers_of, needs_teacher
 from pckd.ops import PUBLISHED_EPOCHS
 from pckd.tasks import Task
 from pckd.terms import describe, method_lr, method_terms, pair_options, schedule_terms
@@ -106,7 +106,7 @@ class Plan:
             # In an objective that does not look at it the student stands in its place.
             shapes = student
         elif teacher is not None and self.cached:
-            shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS)
+            shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS, layers=NO_MAPS)
         if teacher is not None and needs_teacher(terms):
             task.check_pair(self.student, teacher.network, data)
         setup = task.setup(student, shapes, data, None if teacher is None else teacher.classifier)
@@ -124,8 +124,20 @@ class Plan:
     def _shapes(self, network: nn.Module, role: str) -> Shapes:
         """Probed once: a trained teacher has the shapes of the untrained one."""
         if role not in self._probed:
-            self._probed[role] = self.task.shapes(network, self.data, role)
+            self._probed[role] = self.task.shapes(self.reading(network, role), self.data, role)
         return self._probed[role]
+
+    def reading(self, network: nn.Module, role: str, terms: Sequence[Term] | None = None) -> nn.Module:
+        """The network, whose outputs also have the layers that the terms read.
+
+        Args:
+            role: "student" or "teacher". terms: instead of the plan's own.
+
+        Raises:
+            UserError: it has no such module.
+        """
+        paths = layers_of(self.terms if terms is None else terms, role)
+        return WithLayers(network, paths, f"the {role}") if paths else network
 
     def freeze(self, network: nn.Module, say: Callable[[str], None]) -> FrozenTeacher:
         """A teacher that is ready to answer about this plan's data.
@@ -136,7 +148,8 @@ class Plan:
         Raises:
             UserError: it was trained on other classes.
         """
-        return FrozenTeacher(network, self.task.renormalization(network, self.data, say))
+        shown = self.task.renormalization(network, self.data, say)
+        return FrozenTeacher(network, shown, asked=self.reading(network, "teacher"))
 
     def start(self, objective: Objective, teacher: FrozenTeacher | None, say: Callable[[str], None]) -> None:
         """Let the losses set weights of the student, before a new run's first step; say what is special about it."""

@@ -132,6 +132,9 @@ class Output(NamedTuple):
     """[N, 4, bins], where a network gives each side of a row's box as a distribution (GFL): its logits."""
     head: Head | tuple[()] = ()
     """Of images: the dense detector's head that reads their maps. It holds no answer, and costs nothing unasked."""
+    layers: Mapping[str, Tensor] | tuple[()] = ()
+    """What those modules returned that a loss names (``reads_layers`` of :class:`Loss`), by their paths: maps
+    [N, C, H, W] and vectors [N, D]; or :class:`Absent`."""
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
         """The same output with each of its rows' tensors changed; what is absent stays absent."""
@@ -143,6 +146,9 @@ class Output(NamedTuple):
             return maps if isinstance(maps, Absent) else tuple(change(m) for m in maps)
 
         sides = change(self.sides) if isinstance(self.sides, Tensor) else ()
+        layers = self.layers
+        if isinstance(layers, Mapping):
+            layers = {path: change(layer) for path, layer in layers.items()}
         return Output(
             logits=one(self.logits),
             embedding=one(self.embedding),
@@ -152,6 +158,7 @@ class Output(NamedTuple):
             images=self.images,
             sides=sides,
             head=self.head,
+            layers=layers,
         )
 
     def rows(self, which: slice | Tensor | None) -> Output:
@@ -427,6 +434,8 @@ class Shapes(NamedTuple):
     """Bins of :attr:`Output.sides`; 0 where the network gives none."""
     head: tuple[int, ...] = ()
     """``channels`` of :attr:`Output.head`; none where there is no such head."""
+    layers: Mapping[str, tuple[int, ...]] | tuple[()] = ()
+    """(C, H, W) or (D,) of each of :attr:`Output.layers`; or :class:`Absent`."""
 
     @classmethod
     def of(cls, output: Output) -> Shapes:
@@ -446,7 +455,10 @@ class Shapes(NamedTuple):
                 classes, 0, chw(whole.maps), chw(whole.preacts), head=whole.head.channels if whole.head else ()
             )
         width = 0 if isinstance(output.embedding, Absent) else output.embedding.shape[1]
-        return cls(classes, width, chw(output.maps), chw(output.preacts), images, sides)
+        layers: Any = output.layers
+        if isinstance(layers, Mapping):
+            layers = {path: tuple(layer.shape[1:]) for path, layer in layers.items()}
+        return cls(classes, width, chw(output.maps), chw(output.preacts), images, sides, layers=layers)
 
 
 class Setup(NamedTuple):
@@ -510,8 +522,8 @@ class Loss(Protocol):
     It may say about itself, as an attribute of the class or, of a function, as an argument of ``LOSSES.register``:
 
     - ``needs_teacher = False``: it never looks at the teacher;
-    - ``reads_maps = False``: it looks at no feature map (``maps``, ``preacts``), here or in ``predict``. Where nothing
-      of an objective does, the networks leave their maps out, which is faster;
+    - ``reads_maps = False``: it looks at no feature map (``maps``, ``preacts``, ``layers``), here or in ``predict``.
+      Where nothing of an objective does, the networks leave their maps out, which is faster;
     - ``per_sample = False``: it returns a scalar, so that there is nothing to preview;
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
@@ -519,6 +531,8 @@ class Loss(Protocol):
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
     - ``compares_rows = True``: it looks at all pairs of rows: where there are thousands, it is shown some of them;
     - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;
+    - ``reads_layers = True``: its options ``student`` and ``teacher`` are paths of modules of these networks, as in
+      ``named_modules()``: it is shown what they returned (:attr:`Output.layers`);
     - ``needs = ("boxes",)``: what it asks for that not every task or network has: ``"boxes"`` and ``"pixels"`` of the
       context (:meth:`Setup.require`), a network's ``"head"`` or ``"sides"`` (:class:`Shapes`).
 
@@ -527,7 +541,9 @@ class Loss(Protocol):
     - a method ``predict(student: Output) -> logits [N, K]``: how the trained student answers, where that is not with
       its own classifier;
     - a method ``start(student: Network, teacher: Network) -> None``: called once before the first step of a new run,
-      without gradient; it may set weights of the student, whose shapes it leaves as they are.
+      without gradient; it may set weights of the student, whose shapes it leaves as they are;
+    - a static method ``claims(**options) -> object``, where what it says of itself depends on its options: what has
+      these facts as its attributes.
     """
 
     def __call__(self, student: Output, teacher: Output, context: Context) -> Tensor:

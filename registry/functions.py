@@ -36,7 +36,7 @@ def _maps(side: str, part: int | slice) -> Callable[[Shown], Any]:
 
 
 _SIDES = ("student", "teacher")
-_MAPS = ("_maps", "_preacts", "_map", "_stages")
+_MAPS = ("_maps", "_preacts", "_map", "_stages", "_layers")
 _CONTEXT = ("labels", "index", "views", "centers", "group", "boxes", "pixels", "locations")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{name: attrgetter(name) for name in Shown._fields},
@@ -49,7 +49,7 @@ INPUTS: dict[str, Callable[[Shown], Any]] = {
 }
 """The inputs that a function may name.
 
-- ``student_logits``, ``student_embedding``, ``student_maps``, ``student_preacts``: fields of the output;
+- ``student_logits``, ``student_embedding``, ``student_maps``, ``student_preacts``, ...: fields of the output;
 - ``student_map``: the last map; ``student_stages``: the maps after the stem;
 - ``student_centers``, ``student_bias``: the category centers and their bias; all these of the teacher likewise;
 - ``labels``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``, ``locations``: of the context;
@@ -65,6 +65,7 @@ CLAIMS = (
     "reads_rows",
     "compares_rows",
     "needs_index",
+    "reads_layers",
     "needs",
 )
 """See :class:`registry.Loss`."""

@@ -22,7 +22,7 @@ UNREAD = Absent(
 
 def without_maps(output: Output) -> Output:
     """Logits and embedding only."""
-    return Output(output.logits, output.embedding, UNREAD, UNREAD)
+    return Output(output.logits, output.embedding, UNREAD, UNREAD, layers=UNREAD)
 
 
 def compiled(network: nn.Module, original: nn.Module, *, maps: bool) -> nn.Module:

@@ -35,13 +35,17 @@ class FrozenTeacher(nn.Module):
             is someone else's inside :func:`model_zoo.probe.borrowed`.
         renormalization: scale and shift per channel, where the teacher was trained on images that were normalized in
             another way than those it will be given (:meth:`model_zoo.Preprocessing.renormalization`).
+        asked: what answers for the network, where its outputs have more than its own (:class:`WithLayers`).
     """
 
     scale: Tensor | None
     shift: Tensor | None
 
     def __init__(
-        self, network: nn.Module, renormalization: tuple[Sequence[float], Sequence[float]] | None = None
+        self,
+        network: nn.Module,
+        renormalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        asked: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
@@ -52,7 +56,8 @@ class FrozenTeacher(nn.Module):
                 if parameter is not None and parameter.is_inference():
                     # Its classifier's rows enter losses that have a gradient, which must not keep such tensors.
                     module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
-        self.answering: nn.Module = self.network
+        self.asked = self.network if asked is None else asked
+        self.answering: nn.Module = self.asked
         for name, values in zip(("scale", "shift"), renormalization or (None, None), strict=True):
             per_channel = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, per_channel, persistent=False)
@@ -76,7 +81,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
         x = self.renormalized(x)
-        if self.answering is self.network:
+        if self.answering is self.asked:
             # A network may ask for the memory layout that images usually have, as with Tensor.view.
             x = x.contiguous()
         output: Output = self.answering(x).detach()
@@ -121,14 +126,14 @@ class FrozenTeacher(nn.Module):
         for fast, make in itertools.product(dict.fromkeys((compile, False)), (fold_batch_norms, copied)):
             # What is done here for speed fails in as many ways as there are networks.
             try:
-                candidate = make(self.network)
-                if same_answers(self.network, candidate, self.renormalized(images[:4]).contiguous()):
+                candidate = make(self.asked)
+                if same_answers(self.asked, candidate, self.renormalized(images[:4]).contiguous()):
                     self._answer_with(candidate, images, device, fast)
                     return make is fold_batch_norms
                 reason = "it answers otherwise"
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-            self.answering = self.network
+            self.answering = self.asked
             how = f"{make.__name__}{', compiled' if fast else ''}"
             log.debug("the teacher cannot answer with a faster copy (%s): %s", how, reason)
         return False
@@ -216,4 +221,5 @@ def same_answers(network: nn.Module, other: nn.Module, images: Tensor) -> bool:
         if len(ours) != len(theirs):
             return False
         pairs += zip(ours, theirs, strict=True)
+    pairs += [(layer, second.layers[path]) for path, layer in dict(first.layers).items()]
     return all(a.shape == b.shape and bool((a - b).norm() <= 1e-4 * a.norm() + 1e-6) for a, b in pairs)

@@ -143,7 +143,9 @@ def profile_cases(
         frozen = None
         if given is not None:
             network = given if isinstance(given, nn.Module) else chosen.make_network(given, loaded)
-            frozen = FrozenTeacher(copy_of(network, "the teacher", "a profile").float())
+            network = copy_of(network, "the teacher", "a profile").float()
+            every = [term for run in plans.values() for term in run.terms]
+            frozen = FrozenTeacher(network, asked=first.reading(network, "teacher", every))
         names = [str(describe(network)) for network in (student, given) if network is not None]
         networks = [own, *([] if frozen is None else [frozen.network])]
         works = {}
@@ -223,7 +225,7 @@ def _workload(
 ) -> Workload:
     """The step of one case, with a student of its own."""
     check_gradients(student, objective)
-    model = DistillationTask(run.task, copied(student), objective)
+    model = DistillationTask(run.task, run.reading(copied(student), "student"), objective)
     device.place(model.student)
     objective.to(device.target)
     place = {"device": device.target, "seed": run.seed}

@@ -6,7 +6,7 @@ Shapes: B images, V views of each, N = B * V rows (image-major, view 0 upright),
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -352,14 +352,16 @@ def answers(network: nn.Module, loader: Loader, device: Device) -> Iterator[tupl
 def _noise(shapes: Shapes, rows: int, role: str = "teacher") -> Output:
     """Any output of a network of these shapes; refuses, when it is looked at, what the network does not have."""
 
-    def maps(of: tuple[tuple[int, int, int], ...]) -> Any:
+    def maps(of: Any) -> Any:
+        if isinstance(of, Mapping):
+            return dict(zip(of, maps(of.values()), strict=True))
         return of if isinstance(of, Absent) else tuple(torch.randn(rows, *shape, requires_grad=True) for shape in of)
 
     logits = torch.randn(rows, shapes.num_classes, requires_grad=True)
     embedding: Any = Absent(NO_EMBEDDING.format(f"the {role}"))
     if shapes.embedding:
         embedding = torch.randn(rows, shapes.embedding, requires_grad=True)
-    return Output(logits, embedding, maps(shapes.maps), maps(shapes.preacts))
+    return Output(logits, embedding, maps(shapes.maps), maps(shapes.preacts), layers=maps(shapes.layers))
 
 
 def _tensors(output: Output) -> list[Tensor]:

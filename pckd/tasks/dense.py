@@ -82,6 +82,8 @@ class DenseTask(Task):
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         placed = []
         for term in terms:
+            if says(term, "reads_layers", False):
+                raise NotApplicable(f"{term.label} reads layers of networks that classify images; leave it out")
             rows = "upright" if term.rows == "strong" else term.rows
             if rows in ("upright", "all") and says(term, "reads_maps") and not says(term, "reads_rows", False):
                 rows = "images"

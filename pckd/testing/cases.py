@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pckd.objective import Objective
+from pckd.objective import Objective, says
 from pckd.ops import exact, full
 from pckd.tasks.classification import image_views
 from registry import (
@@ -54,6 +54,10 @@ OF_IMAGES = {"boxes", "pixels", "head"}
 """What a loss may need that only whole images have."""
 BINS, LAYERS = 5, 3
 """Of the distributions of sides; of a head."""
+LAYER = "layer"
+"""The path of the one module that the networks name: its output is a map."""
+PATHS = {"student": LAYER, "teacher": LAYER}
+"""Options of a loss that reads it."""
 
 
 class LevelHead:
@@ -159,7 +163,8 @@ class Case(NamedTuple):
     def without_maps(self) -> Case:
         """The same case; whoever looks at a feature map is refused."""
         absent = Absent("it looks at feature maps")
-        student, teacher = (output._replace(maps=absent, preacts=absent) for output in (self.student, self.teacher))
+        left_out: dict[str, Any] = dict.fromkeys(("maps", "preacts", "layers"), absent)
+        student, teacher = (output._replace(**left_out) for output in (self.student, self.teacher))
         return self._replace(student=student, teacher=teacher)
 
     def to(self, dtype: torch.dtype) -> Case:
@@ -237,9 +242,22 @@ def images_of(output: Output, views: int) -> Output:
 
 
 def losses_of_views() -> list[str]:
-    """The registered losses that views of images are enough for: no boxes, no pixels, no losses of the network's."""
+    """The registered losses that views of images are enough for: no boxes, no pixels, no named modules, no losses of
+    the network's."""
     names = [name for name in LOSSES.names() if name != "network_losses"]
-    return [name for name in names if not getattr(LOSSES.get(name), "needs", ())]
+    return [
+        name for name in names if not any(getattr(LOSSES.get(name), fact, ()) for fact in ("needs", "reads_layers"))
+    ]
+
+
+def on_layer(loss: Any) -> Any:
+    """A loss by its name or its class; one that reads layers, of the one that the cases have, whatever it is called."""
+    if not says(Term(loss), "reads_layers", False):
+        return loss
+    if isinstance(loss, str):
+        name, given = parse(loss)
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in {**given, **PATHS}.items())})"
+    return type(loss.__name__, (loss,), {"__init__": partialmethod(loss.__init__, **PATHS)})
 
 
 def methods_of_views() -> list[str]:
@@ -262,6 +280,7 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
     preacts = tuple(normal(rows, c, size, size) for c, size in zip(channels, SIZES, strict=True))
     maps = tuple(preact.relu() for preact in preacts)
     output = Output(normal(rows, CLASSES), normal(rows, width).relu(), maps, preacts, {"own": torch.ones(())})
+    output = output._replace(layers={LAYER: preacts[-2].clone()})
     for tensor in tensors_of(output):
         tensor.requires_grad_(grad)
     return output
@@ -270,7 +289,7 @@ def make_output(generator: torch.Generator, rows: int, width: int, grad: bool) -
 def tensors_of(output: Output) -> list[Tensor]:
     """Every tensor of an output."""
     found = [output.logits, output.embedding, *output.maps, *output.preacts, *dict(output.losses).values()]
-    found.append(output.sides)  # type: ignore[arg-type]
+    found += [output.sides, *dict(output.layers).values()]  # type: ignore[list-item]
     return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 

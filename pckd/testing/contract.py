@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from registry import Registry, build, parse
+from pckd.objective import says
+from registry import Registry, Term, build, parse
 
 SEED = 0
 LONGEST_REASON = 300
@@ -60,8 +61,8 @@ class Contract:
         return self._registered if self.registry.kind == "function" else self._registered(*args, **options)
 
     def says(self, fact: str, default: bool = True) -> bool:
-        """What a loss's class says of itself, read as the objective reads it: off the factory."""
-        return bool(getattr(self._registered, fact, default))
+        """What a loss's class says of itself, as the objective reads it."""
+        return says(Term(self.plugin), fact, default)
 
     def needs(self) -> set[str]:
         """What a loss needs that not every task or network has."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from pckd.testing.cases import (
     enough_views,
     make_case,
     objective_of,
+    on_layer,
     reached,
     same,
     tensors_of,
@@ -51,31 +51,34 @@ def check_loss(loss: str | Callable[..., nn.Module], *, independent_rows: bool =
         loss: a registered name, with options or without, or the factory ``(setup, **options) -> nn.Module``.
         independent_rows: claim that an image's value does not depend on the other images of the batch.
     """
-    contract = Contract("loss", LOSSES, loss)
+    contract = Contract("loss", LOSSES, on_layer(loss))
     checks = [_values, _gradients, _teacher, check_repeats, check_state, check_precision, check_claims, check_order]
     checks += [check_independent] if independent_rows else []
-    accepted = False
+    accepted, refused = False, ""
     of_images = bool(OF_IMAGES & contract.needs())
     for views, width in PAIRS:
         case = make_case(views, width, of_images=of_images)
         with contract.trial(case):
             made = _built(contract, case)
-        if made is None:
+        if isinstance(made, NotApplicable):
+            refused = f": {made}"
             continue
         accepted = True
         for check in checks:
             case = make_case(enough_views(views, [made]), width, of_images=of_images)
             with contract.trial(case):
                 check(contract, case)
-    contract.holds("applicable", accepted, "refused every pair of networks", "one that it works for")
+    contract.holds("applicable", accepted, f"refused every pair of networks{refused}", "one that it works for")
 
 
-def _built(contract: Contract, case: Case) -> nn.Module | None:
-    loss: nn.Module | None = None
-    with contract.clause("builds") as expect, suppress(NotApplicable):
-        loss = contract.make(case.setup)
+def _built(contract: Contract, case: Case) -> nn.Module | NotApplicable:
+    with contract.clause("builds") as expect:
+        try:
+            loss: nn.Module = contract.make(case.setup)
+        except NotApplicable as error:
+            return error
         expect(isinstance(loss, nn.Module), f"the factory made {type(loss).__name__}", "an nn.Module")
-    return loss
+        return loss
 
 
 def _values(contract: Contract, case: Case) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from pckd.objective import Objective
+from pckd.objective import Objective, says
 from pckd.ops import PUBLISHED_EPOCHS
-from pckd.testing.cases import PAIRS, Case, enough_views, make_case, objective_of, reached, tensors_of
+from pckd.testing.cases import PAIRS, PATHS, Case, enough_views, make_case, objective_of, reached, tensors_of
 from pckd.testing.contract import Contract
 from registry import METHODS, NotApplicable, Term
 
@@ -40,6 +40,7 @@ def _check(contract: Contract, terms: list[Term], views: int, width: int) -> boo
     setup = make_case(views, width).setup
     with contract.clause("objective"):
         try:
+            terms = [replace(t, options={**t.options, **PATHS}) if says(t, "reads_layers", False) else t for t in terms]
             objective = objective_of(terms, setup)
         except NotApplicable:
             return False

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import pckd
 from model_zoo import load_weights, preprocessing_of, save_weights
-from model_zoo.adapting import Adapted, adapt
+from model_zoo.adapting import Adapted, WithLayers, adapt
 from pckd.device import Device
 from pckd.display import Display
 from pckd.engine.teacher import FrozenTeacher
@@ -396,6 +396,134 @@ def test_such_a_teachers_centers_are_as_long_as_the_students_rows() -> None:
     centered = embedding - 1
     expected = centered * native.classifier.weight.norm(dim=1).mean() / centered.norm(dim=1).mean()
     torch.testing.assert_close(rule(native, features).teacher, expected)
+
+
+class Forms(Net):
+    """Modules that return what a layer may be, or not; the ReLU in place changes what the norm before it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[2].inplace = True
+        names = ("several", "named", "tokens", "last", "words", "pixels", "text", "idle")
+        self.forms = nn.ModuleDict({name: nn.Identity() for name in names})
+
+    def forward(self, x: Tensor) -> Any:
+        stem, stage = self.maps(x)
+        tokens = stage.flatten(2).mT
+        self.forms["several"]((stage, stem))
+        self.forms["named"]({"hidden": stage, "other": stem})
+        self.forms["tokens"](torch.cat([torch.zeros_like(tokens[:, :5]), tokens], 1))
+        self.forms["last"](stage.movedim(1, 3))
+        self.forms["words"](tokens[:, :15])
+        self.forms["pixels"](stem.flatten(0, 1))
+        self.forms["text"]("no tensor")
+        return self.head(self.drop(stage.mean((2, 3))))
+
+
+FORMS = {"stem.1": "norm", "stage": "stage", "head": "logits"}
+FORMS |= {f"forms.{name}": "stage" for name in ("several", "named", "tokens", "last")}
+
+
+def test_a_layer_is_what_its_module_returned_as_a_map_or_a_vector() -> None:
+    module, images = Forms().eval(), torch.randn(3, 3, 8, 8)
+    network = WithLayers(adapt(module, image_size=8), FORMS, "the student")
+    output = network(images)
+    norm = module.stem[1](module.stem[0](images))
+    stage = module.stage(norm.relu())
+    expected = {"norm": norm, "stage": stage, "logits": output.logits}
+    assert (norm < 0).any()
+    assert list(output.layers) == list(FORMS)
+    for path, name in FORMS.items():
+        torch.testing.assert_close(output.layers[path], expected[name])
+    assert Shapes.of(output).layers == {path: tuple(expected[name].shape[1:]) for path, name in FORMS.items()}
+    assert list(network.state_dict()) == list(module.state_dict())
+    network.load_state_dict(module.state_dict())
+    assert network.classifier is module.head
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("stge", r"the student \(Forms\) has no module 'stge'; did you mean 'stage' .* It has stem, stage, drop, head"),
+        ("forms", r"the student \(Forms\): its module 'forms' is not called"),
+        ("forms.idle", "'forms.idle' is not called"),
+        ("forms.words", r"returns a tensor \[3, 15, 8\] for 3 images of 8x8 pixels, which is neither a map"),
+        ("forms.pixels", r"returns a tensor \[18, 8, 8\] for 3 images"),
+        ("forms.text", "returns nothing in floating point"),
+    ],
+)
+def test_no_layer(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        WithLayers(adapt(Forms(), image_size=8), [path], "the student")(torch.randn(3, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_of_networks_that_take_their_sequences_apart() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    network = build(BACKBONES, "torchvision:resnet18", K).eval()
+    output = WithLayers(network, ["layer3", "network.layer3.0.bn1"], "the teacher")(images)
+    assert torch.equal(output.layers["layer3"], output.maps[-2])
+    assert (output.layers["network.layer3.0.bn1"] < 0).any()
+    built = WithLayers(build(BACKBONES, "resnet8", K), ["layer2"], "the student")(images)
+    assert torch.equal(built.layers["layer2"], built.maps[2])
+
+
+def test_batch_norms_are_folded_and_layers_stay() -> None:
+    network, images = adapt(Net(), image_size=8).eval(), torch.randn(4, 3, 8, 8)
+    frozen = FrozenTeacher(network, asked=WithLayers(network, ["stem.0", "stage.1"], "the teacher"))
+    before = frozen(images).layers
+    assert frozen.prepare(images, Device(torch.device("cpu")))
+    # The norm after stem.0 is left, because that layer is read before it.
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in frozen.answering.modules()) == 1
+    for path, layer in frozen(images).layers.items():
+        torch.testing.assert_close(layer, before[path])
+
+
+PAIRS = (
+    "layers(student='stage', teacher='stage.1', loss='fitnet')+kd"
+    "+layers(student='stem', teacher='drop', loss='rkd(angle_weight=1)', weight=0.5)"
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"views": 2, "view_statistics": "own"}, {"scheduler": "preview"}], ids=str)
+def test_pairs_of_layers_train_save_and_resume(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student, teacher = Net(), Net()
+
+    def run(folder: str, **more: Any) -> pckd.Result:
+        both: dict[str, Any] = {"student": copy.deepcopy(student), "teacher": teacher, "method": PAIRS}
+        return pckd.distill(**{**QUICK, **both, "output": tmp_path / folder, **options, **more})
+
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", display=Stopping())
+    run("stopped", resume=True)
+    whole = run("whole")
+    one, other = ((tmp_path / folder / "model_final.pth").read_bytes() for folder in ("stopped", "whole"))
+    assert one == other
+    assert isinstance(whole.student, Adapted)
+    assert list(whole.student.state_dict()) == list(student.state_dict())
+    assert {"layers_1", "layers_3"} <= whole.history[0].keys()
+    assert whole.terms["layers_1"].items() >= {"student": "stage", "teacher": "stage.1", "loss": "fitnet"}.items()
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("layers(student='stages', teacher='stage')", {}, r"^the student \(Net\) has no module 'stages'"),
+        ("layers(student='stage', teacher='stages')", {}, r"^the teacher \(Net\) has no module 'stages'"),
+        ("layers(student='stage')", {}, "^layers: name a module of each network"),
+        ("layers(student='stage', teacher='stage')", {"teacher_cache": "cache"}, "^the teacher cache holds logits"),
+        ("layers(student='stage', teacher='stage', loss='cc')", {}, "^LOSSES: unknown name 'cc'"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(
+    method: str, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        pckd.distill(student=Net(), teacher=Net(), method=method, **{**QUICK, **options})
+    assert "\n" not in str(caught.value)
 
 
 def torchvision_network(name: str, **options: Any) -> Callable[[], nn.Module]:

@@ -6,6 +6,7 @@ Published numbers and what holds for every function are in test_functional.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from pckd import functional as pf
 from pckd.losses.maps import regressor
+from pckd.objective import layers_of, says
 from pckd.testing.cases import objective_of
-from registry import LOSSES, METHODS, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
+from registry import LOSSES, METHODS, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, Term, build
 
 METHOD_NAMES = ("fitnet", "at", "sp", "nst", "fsp", "ft", "ab", "kdsvd", "vid", "ofd", "reviewkd")
 Maps = Sequence[Tensor]
@@ -372,3 +374,72 @@ def test_ofd_margins_are_the_means_of_all_negative_values_seen() -> None:
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     loss.eval()(fake(RESNET, seed=3), fake(RESNET, seed=4), make_context())
     assert all(before[key].equal(value) for key, value in loss.state_dict().items())
+
+
+# Pairs of layers: a loss inside, shown these layers alone
+
+MAP, WIDER, ROW, LONGER = (6, 8, 8), (8, 4, 4), (6,), (8,)
+
+
+def of_layers(loss: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> tuple[Any, Tensor, Tensor, Any]:
+    """The loss ``layers`` between layers of these shapes, the two layers, and what it says of them."""
+    generator = torch.Generator().manual_seed(0)
+    own, theirs = (torch.randn(4, *shape, generator=generator) for shape in (student, teacher))
+    outputs = fake(RESNET, 4)._replace(layers={"a.b": own}), fake(RESNET, 4)._replace(layers={"c": theirs})
+    setup = Setup(*map(Shapes.of, outputs), num_samples=9, teacher_classifier=nn.Linear(8, 3))
+    made = build(LOSSES, "layers", setup, student="a.b", teacher="c", loss=loss)
+    return made, own, theirs, made(*outputs, make_context(4))
+
+
+@pytest.mark.parametrize(
+    ("loss", "student", "teacher", "expected"),
+    [
+        ("fitnet", MAP, WIDER, lambda made, s, t: pf.hint(made.regressor(s), t)),
+        ("at(p=3)", MAP, WIDER, lambda made, s, t: pf.attention_transfer([s], [t], 3)),
+        ("sp", MAP, WIDER, lambda made, s, t: pf.similarity_preserving(s, t)),
+        ("ab", MAP, WIDER, lambda made, s, t: pf.activation_boundary([made.connectors[0](s)], [t])),
+        ("rkd(angle_weight=2)", MAP, LONGER, lambda made, s, t: pf.rkd(s.mean((2, 3)), t, angle_weight=2)),
+        ("feature_alignment", ROW, WIDER, lambda made, s, t: pf.feature_alignment(made.projection(s), t.mean((2, 3)))),
+    ],
+)
+def test_a_pair_of_layers_is_what_the_loss_inside_says_of_them(
+    loss: str, student: tuple[int, ...], teacher: tuple[int, ...], expected: Any
+) -> None:
+    made, own, theirs, value = of_layers(loss, student, teacher)
+    torch.testing.assert_close(value, expected(made.loss, own, theirs))
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        ("kd", "it looks at logits, embeddings or centers"),
+        ("srrl", "it looks at logits, embeddings or centers"),
+        ("center_infonce", "it looks at logits, embeddings or centers"),
+        ("fsp", "fsp needs 2 pairs of feature maps, but the networks give 1"),
+        ("skd", "skd: level=-2, but this pair has 1"),
+        ("ft", "it trains a part of itself in epochs of its own"),
+        ("direct_alignment", "it is about the whole student"),
+        ("fgfi", "fgfi needs boxes"),
+        ("network_losses", "network_losses: the student computes no losses"),
+    ],
+)
+def test_losses_that_serve_no_pair_of_layers(loss: str, reason: str) -> None:
+    with pytest.raises(NotApplicable, match=f"^layers: {loss} serves no pair of layers: {reason}"):
+        of_layers(loss, MAP, MAP)
+
+
+def test_a_loss_of_maps_is_shown_no_vector() -> None:
+    with pytest.raises(NotApplicable, match=r"^layers: at compares maps, and 'c' returns vectors of width 8"):
+        of_layers("at", MAP, LONGER)
+
+
+@pytest.mark.parametrize("loss", ["correlation_congruence", "at"])
+def test_a_pair_of_layers_claims_what_the_loss_inside_claims(loss: str) -> None:
+    """As a whole, and as the term that is not built yet."""
+    made, inside = of_layers(loss, MAP, MAP)[0], LOSSES.get(loss)
+    term = Term("layers", options={"student": "a.b", "teacher": "c", "loss": loss})
+    for fact in ("per_sample", "order_matters", "compares_rows"):
+        usual = fact == "per_sample"
+        assert says(term, fact, usual) == getattr(made, fact, usual) == getattr(inside, fact, usual)
+    assert says(term, "reads_maps")
+    assert layers_of([term, Term("kd"), replace(term, weight=0, options={"student": "z"})], "student") == ["a.b"]

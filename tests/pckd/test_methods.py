@@ -190,7 +190,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "crd": {"kd": (0, {}), "crd": (0.8, {"negatives": 16384, "memory": None})},
     "dist": {"dist_inter": (2, {"temperature": 4}), "dist_intra": (2, {"temperature": 4})},
     "dkd": {"dkd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "warmup": 20})},
-    "fitnet": {"fitnet": (100, {"hint_layer": 2})},
+    "fitnet": {"fitnet": (100, {"hint_layer": None})},
     "fsp": {"fsp": (50, {"initial": 30, "initial_weight": 1, "main": False})},
     "ft": {"ft": (200, {"rate": 0.5, "initial": 30, "initial_weight": 0.2})},
     "ickd": {"kd": (0, {"temperature": 4}), "channel_correlation": (2.5, {})},

@@ -206,7 +206,11 @@ def rows_of(x: Tensor) -> Tensor:
 
 LOSS_FAULTS: list[Fault] = [
     ("builds", mine(lambda setup: 3), "the factory made int, expected an nn.Module"),
-    ("applicable", but(GoodLoss, __init__=refuse), "refused every pair of networks, expected one"),
+    (
+        "applicable",
+        but(GoodLoss, __init__=refuse),
+        "refused every pair of networks: it needs something else, expected one",
+    ),
     # A partial is called by the name of its function.
     ("runs", functools.partial(loss(fail)), "raised ValueError: no such thing"),
     ("runs", loss(refuse), "raised NotApplicable: it needs something else"),
