@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pckd.data.check import check_on_bad_image
-from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files, same_classes
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files
 from registry import DATASETS, DataSplit, UserError
 
 
@@ -44,16 +44,8 @@ def imagenet(
     if not 0 < min_area <= 1:
         raise UserError(f"imagenet: min_area={min_area}: it must be above 0 and at most 1")
     check_on_bad_image(on_bad_image)
-    split = find_split(root, ("train",) if train else ("val",))
-    if train:
-        try:
-            same_classes(split, find_split(root, ("val",)))
-        except UserError:
-            if (split.parent / "val").is_dir():
-                raise
-    else:
-        same_classes(find_split(root, ("train",)), split)
-    files = list_files(split)
+    training, split = find_split(root, train, ("val", "valid", "validation"))
+    files = list_files(split, training, skip=on_bad_image == "skip")
     plain: Any = v2.Compose([v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)])
     crop: Any = v2.RandomResizedCrop(image_size, scale=(min_area, 1.0)) if train else plain
     images = ImageFiles(files.paths, (image_size, image_size), crop, plain)
