@@ -255,7 +255,7 @@ def _shard(file: str, columns: _Columns) -> _Rows:
             samples[os.path.join(folder, key)][suffix.lower()] = member
     rows: list[tuple[str, str]] = []
     for key, parts in samples.items():
-        images = [suffix for suffix in parts if (suffix == columns.path if columns.path else is_image(f".{suffix}"))]
+        images = [suffix for suffix in parts if (suffix == columns.path if columns.path else is_image(f"x.{suffix}"))]
         if len(images) != 1:
             text = f"{len(images)} images ({', '.join(parts)}); it must have one, named by filelist(path=...)"
             raise UserError(f"{key}: this sample has {text}")
@@ -316,8 +316,10 @@ def _parquet(file: str, columns: _Columns) -> _Rows:
             if not text.isdecimal() or int(text) >= len(classes):
                 raise UserError(f"{file}: row {number} has the label {text}, and the schema {len(classes)} classes")
             text = classes[int(text)]
-        beside = isinstance(image, str)
-        rows.append((os.path.join(os.path.dirname(file), image) if beside else Stored.at(place, image), text))
+        if isinstance(image, str):
+            rows.append((os.path.join(os.path.dirname(file), image), text))
+        else:
+            rows.append((Stored.at(place, image), text))
     return _Rows(rows, classes)
 
 

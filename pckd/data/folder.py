@@ -166,6 +166,8 @@ def _pairs(path: str, separator: str, folder: str) -> list[tuple[str, str]]:
     """The first two fields of each line: a file, which lies in ``folder``, and the first word of its class."""
     found = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
         name, _, rest = line.partition(separator)
         if not (words := rest.split()):
             raise UserError(f"{path}: line {number} has no file and class, but {line[:80]!r}")
