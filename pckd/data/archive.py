@@ -47,8 +47,9 @@ class Stretch(NamedTuple):
                 # The lengths of the file's name and of a field that may differ from that of the archive's index.
                 file.seek(sum(int.from_bytes(head[at : at + 2], "little") for at in (26, 28)), os.SEEK_CUR)
             data = file.read(self.length)
-        if len(data) == self.length and self.deflated:
-            data = zlib.decompress(data, -zlib.MAX_WBITS)
+        if self.deflated:
+            # Not more than the index promises, whatever is packed.
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
         found = zlib.crc32(data) if is_zip else _tar_checksum(head)
         if len(data) != self.size or found != self.check:
             raise ValueError(f"{self.archive} is damaged, or has changed since it was listed")

@@ -68,7 +68,7 @@ class Files(NamedTuple):
     """In Unicode's form NFC, sorted."""
 
 
-def find_splits(root: str | Path, testing: Sequence[str] = TESTING) -> tuple[Path, Path | None]:
+def _find_splits(root: str | Path, testing: Sequence[str] = TESTING) -> tuple[Path, Path | None]:
     """The folders of the training split and of the test split; None where there is none to measure on.
 
     A root that holds class folders and neither of the two is the training split itself, and a warning says so. Of
@@ -126,14 +126,14 @@ def no_split(base: Path, wanted: str) -> UserError:
 
 
 def find_split(root: str | Path, train: bool, testing: Sequence[str] = TESTING) -> tuple[Path, Path]:
-    """The folder of the training split, and that of the wanted one, which has the same classes.
+    """The folder of the training split, and that of the wanted one.
 
     Raises:
-        UserError: a split is not there, or its classes are not those of the other.
+        UserError: a split is not there, or the test split has a class that the other has not.
     """
-    training, test = find_splits(root, testing)
+    training, test = _find_splits(root, testing)
     if test is not None:
-        same_classes(training, test)
+        _check_classes(training, test)
     elif not train:
         base = root_of(root)
         if training == base:
@@ -188,14 +188,15 @@ def read_text(path: str) -> str:
 def resolve(paths: Sequence[str]) -> list[str | None]:
     """Each path as its folder lists it, or None where it is not there; folders may lie in archives."""
     known: dict[str, dict[str, str]] = {}
-    found: list[str | None] = []
-    for path in paths:
-        folder, name = os.path.split(path if isinstance(path, Stored) else os.path.normpath(path))
+
+    def one(path: str) -> str | None:
+        folder, name = os.path.split(os.path.normpath(path))
         if folder not in known:
             there = scan(folder or ".") if is_folder(folder or ".") else []
             known[folder] = {entry.name: entry.path for entry in there if not _is_folder(entry)}
-        found.append(path if isinstance(path, Stored) else known[folder].get(name))
-    return found
+        return known[folder].get(name)
+
+    return [path if isinstance(path, Stored) else one(path) for path in paths]
 
 
 def files_of(rows: Sequence[tuple[str, str]], classes: Sequence[str], where: str, skip: bool = False) -> Files:
@@ -264,10 +265,11 @@ def list_files(split: Path, training: Path | None = None, skip: bool = False) ->
     folder without an image is refused.
 
     Args:
-        training: the training split, whose class folders are the classes of a list. skip: see :func:`files_of`.
+        training: the split whose class folders are the classes; by default this one. skip: see :func:`files_of`.
     """
-    if training is not None and training != split and (listed := listed_images(split)) is not None:
-        return files_of(listed, tuple(class_folders(training)), str(split), skip)
+    classes = tuple(class_folders(training or split))
+    if training not in (None, split) and (listed := listed_images(split)) is not None:
+        return files_of(listed, classes, str(split), skip)
     folders = class_folders(split)
     left: Left = defaultdict(list)
     for entry in scan(split):
@@ -296,8 +298,8 @@ def list_files(split: Path, training: Path | None = None, skip: bool = False) ->
             left[reason] += names
     if left:
         say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
-    labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
-    return Files(paths, labels, tuple(folders))
+    numbers = torch.tensor([k for k, name in enumerate(classes) if name in folders])
+    return Files(paths, torch.repeat_interleave(numbers, torch.tensor(counts)), classes)
 
 
 def images_below(top: str) -> list[str]:
@@ -386,14 +388,15 @@ def _few(names: Collection[str], most: int = 5) -> str:
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
-def same_classes(one: Path, other: Path) -> None:
-    """Refuse two splits whose class folders differ, since labels are positions in the sorted list of these."""
-    if listed_images(other) is not None:
+def _check_classes(training: Path, test: Path) -> None:
+    """Refuse a test split with classes that training does not have; say which ones it lacks itself."""
+    if listed_images(test) is not None:
         return
-    first, second = (set(class_folders(split)) for split in (one, other))
-    for split, missing in ((other, first - second), (one, second - first)):
-        if missing:
-            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {_few(missing)}")
+    known, found = (class_folders(split).keys() for split in (training, test))
+    if more := found - known:
+        raise UserError(f"{test} has class folders that {training} lacks: {_few(more)}; both must have the same")
+    if absent := known - found:
+        say_once(f"{test}: no images of {len(absent):,} of {len(known):,} classes: {_few(absent)}")
 
 
 def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: float | None = None) -> np.ndarray:

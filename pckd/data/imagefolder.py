@@ -22,7 +22,13 @@ def imagefolder(
     white: float | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> DataSplit:
-    """A folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual image format.
+    """A folder or archive with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual format.
+
+    The splits' folders have these names in any case; ``training``, ``valid``, ``validation`` and ``testing`` will do.
+    Where there is none of them, the root's folders are taken for the classes of a training split, to measure on a share
+    of it (``val_fraction``). A ``val`` of Tiny-ImageNet or ImageNet is also read as it is unpacked, without class
+    folders, with its ``val_annotations.txt`` or Kaggle's ``LOC_val_solution.csv``. A zip (stored or deflated) or
+    uncompressed tar archive is read in place.
 
     Images are read as a viewer shows them on a white page: upright by their EXIF orientation, transparent ones laid on
     white, the first of several frames or pages. Color profiles are not applied. Hidden folders, links that lead back
@@ -36,7 +42,7 @@ def imagefolder(
     its own darkest and brightest value.
 
     Args:
-        root: the folder.
+        root: the folder, the archive, or a folder in an archive (``pictures.zip/small``).
         train: the training split, or else the test split.
         image_size: pixels per side: the shorter side is resized to it and the center cropped. Not needed where all
             images have one size.
@@ -52,8 +58,9 @@ def imagefolder(
 
     Raises:
         BadImages: files that are no images; with their names.
-        UserError: no such folder, a class without images, classes that differ between the splits, images of mixed
-            sizes without ``image_size``, or an image of which it is not known which value is white; with its name.
+        UserError: no such folder, an archive that cannot be read, a class without images, a class of the test split
+            that training does not have, images of mixed sizes without ``image_size``, or an image of which it is not
+            known which value is white; with its name.
     """
     if not root:
         raise UserError("imagefolder: give the root folder that holds train/ and test/ or val/")

@@ -22,7 +22,8 @@ def imagenet(
 
     In training a random part of each image, of 3:4 to 4:3, is resized to the image size in the loader's workers; the
     random flip is the loader's. In evaluation the shorter side is resized to 8/7 of the image size (256 for 224) and
-    the center cropped. Files are found and decoded as by ``imagefolder``.
+    the center cropped. Files are found and decoded as by ``imagefolder``: in archives, too, and ``val`` as it is
+    unpacked.
 
     Args:
         root: the folder.
@@ -33,7 +34,7 @@ def imagenet(
             :class:`registry.DataSplit`.
 
     Raises:
-        UserError: no such folder, a class without images, or classes that differ between the splits.
+        UserError: no such folder, a class without images, or one in ``val`` that ``train`` does not have.
     """
     from torchvision.transforms import v2
 

@@ -16,6 +16,7 @@ from pckd.data import Loader
 from pckd.data.archive import Stored, read_bytes
 from pckd.data.load import load_data
 from pckd.engine.fingerprint import split_fingerprint
+from pckd.testing import check_dataset
 from registry import DATASETS, BadImages, UserError, build
 
 CLASSES = ("blue", "green", "red")
@@ -260,6 +261,7 @@ def test_a_flat_root_is_a_training_split_to_hold_some_of_out(tmp_path, caplog):
     assert caplog.messages == [said]
     with pytest.raises(UserError, match=r"holds class folders, and no folder train/ or test/: .* --val-fraction 0.1"):
         load_data("imagefolder", root=str(tmp_path))
+    check_dataset("imagefolder", root=str(tmp_path), test=False)
     make(tmp_path / "red" / "pictures")
     refuses(
         f"no folder train/ in {tmp_path}/red, but in {tmp_path}/red/pictures: give", "imagefolder", tmp_path / "red"
