@@ -78,7 +78,8 @@ def _split(base: Path, train: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, 
                 one = wanted[0]
                 needed = "images and labels" if alone else f"{one}_images and {one}_labels, or x_{one} and y_{one}"
                 advice = "" if train else "; or measure on a share of the training images with --val-fraction 0.1"
-                raise UserError(f"{file}: it has {', '.join(arrays) or 'nothing'}; it must have {needed}{advice}")
+                there = ", ".join(list(arrays)[:8]) + (", ..." if len(arrays) > 8 else "")
+                raise UserError(f"{file}: it has {there or 'nothing'}; it must have {needed}{advice}")
             images, labels = (arrays[name] for name in found)
             texts = arrays["classes"] if "classes" in arrays else np.empty(0)
             names = tuple(map(str, texts.tolist())) if texts.dtype.kind == "U" and texts.ndim == 1 else None
