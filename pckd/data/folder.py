@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import unicodedata
 from collections import defaultdict
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pckd.data.archive import Entry, Stored, is_archive, is_folder, read_bytes, scan, size_of
 from pckd.data.check import say_once
 from registry import BadImages, UserError
 from registry.errors import is_out_of_memory
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TRAINING = ("train", "training")
+TESTING = ("test", "val", "valid", "validation", "testing")
+"""Names of the splits' folders and lists, in any case. Of several the first is taken."""
 
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
@@ -42,6 +48,10 @@ _UNKNOWN = "the file does not say which value is white"
 _MOST_OF_14_BITS = 2**14 - 1
 """Images of 10, 12 and 14 bits are stored in 16 without a word. None of their values is above this one."""
 
+_TINY, _KAGGLE = "val_annotations.txt", "LOC_val_solution.csv"
+LISTS = (".csv", ".tsv", ".jsonl", ".parquet", ".tar")
+"""Of files that list images, or hold them with their labels."""
+
 _HIDDEN = "hidden folders"
 Left = defaultdict[str, list[str]]
 """What is left out: reason to a name of each, or its suffix."""
@@ -51,25 +61,173 @@ class Files(NamedTuple):
     """The image files of one split."""
 
     paths: list[str]
-    """Sorted within each class."""
+    """Sorted within each class; those of a list in its order."""
     labels: Tensor
     """[M], int64."""
     classes: tuple[str, ...]
-    """Names of the class folders in Unicode's form NFC, sorted."""
+    """In Unicode's form NFC, sorted."""
 
 
-def find_split(root: str | Path, names: Sequence[str]) -> Path:
-    """The first of ``root/names`` that is a folder; where none is, the error says what is there."""
+def _find_splits(root: str | Path, testing: Sequence[str] = TESTING) -> tuple[Path, Path | None]:
+    """The folders of the training split and of the test split; None where there is none to measure on.
+
+    A root that holds class folders and neither of the two is the training split itself, and a warning says so. Of
+    several test folders the first counts that has labels: class folders of the training split, or a list of them.
+    """
+    base = root_of(root)
+    folders = [entry.name for entry in scan(base) if _is_folder(entry)]
+    training, others = named(folders, TRAINING), named(folders, TESTING)
+    if training:
+        split, tests = base / training[0], [base / name for name in named(folders, testing)]
+        if len(tests) > 1:
+            labelled = [test for test in tests if listed_images(test) is not None or _share_classes(split, test)]
+            if labelled and labelled[0] != tests[0]:
+                say_once(f"{tests[0]} has no labels, so that {labelled[0]} is the test split")
+            tests = labelled or tests
+        return split, tests[0] if tests else None
+    some = (next(_images_below(str(base / name), _readable(), set(), defaultdict(list)), "") for name in folders)
+    if others or not any(some):
+        raise no_split(base, "folder train/")
+    for name in folders:
+        inside = [entry.name for entry in scan(base / name) if _is_folder(entry)]
+        if named(inside, TRAINING) and named(inside, TESTING):
+            raise UserError(f"no folder train/ in {base}, but in {base / name}: give that one as the root")
+    count = len(class_folders(base))
+    say_once(f"{base}: no folder train/, so that its {count:,} folders are taken for the classes of a training split")
+    return base, None
+
+
+def root_of(root: str | Path) -> Path:
+    """The root of a data set, a folder or an archive; of an archive that holds one folder only, that folder."""
     base = Path(root).expanduser()
-    # Unlike Path.is_dir, os.path.isdir takes a name that no file can have for one that none has.
-    if not os.path.isdir(base):
+    if not is_folder(base):
         raise UserError(f"no folder {base}: give the root that holds train/ and test/ or val/")
-    for name in names:
-        if (base / name).is_dir():
-            return base / name
-    there = [entry.name + ("/" if entry.is_dir() else "") for entry in base.iterdir()]
-    wanted = " or ".join(f"{name}/" for name in names)
-    raise UserError(f"no folder {wanted} in {base}; there is: {_few(there, 8) or 'nothing'}")
+    packed = is_archive(base)
+    while packed:
+        inside = [entry for entry in scan(base) if not _is_hidden(entry.name)]
+        if len(inside) != 1 or not _is_folder(inside[0]) or named([inside[0].name], (*TRAINING, *TESTING)):
+            break
+        base = base / inside[0].name
+    return base
+
+
+def named(there: Collection[str], names: Sequence[str]) -> list[str]:
+    """Those of the names that are there: spelled as here first, then in another case."""
+    found = [name for name in there if name.lower() in names]
+    return sorted(found, key=lambda name: (name not in names, names.index(name.lower()), name))
+
+
+def no_split(base: Path, wanted: str) -> UserError:
+    """The error that says which split, ``"folder train/"`` or another thing, is not there, and what is."""
+    there = [entry.name + ("/" if _is_folder(entry) else "") for entry in scan(base)]
+    lists = wanted.startswith("folder") and any(name.lower().endswith(LISTS) for name in there)
+    advice = "; lists, parquet files and shards are for the data set filelist" if lists else ""
+    return UserError(f"no {wanted} in {base}; there is: {_few(there, 8) or 'nothing'}{advice}")
+
+
+def find_split(root: str | Path, train: bool, testing: Sequence[str] = TESTING) -> tuple[Path, Path]:
+    """The folder of the training split, and that of the wanted one.
+
+    Raises:
+        UserError: a split is not there, or the test split has a class that the other has not.
+    """
+    training, test = _find_splits(root, testing)
+    if test is not None:
+        _check_classes(training, test)
+    elif not train:
+        base = root_of(root)
+        if training == base:
+            advice = "measure on a share of its images with --val-fraction 0.1"
+            raise UserError(f"{base} holds class folders, and no folder train/ or test/: {advice}")
+        raise no_split(base, "folder " + " or ".join(f"{name}/" for name in testing if name in ("test", "val")))
+    return training, training if train or test is None else test
+
+
+def listed_images(split: Path) -> list[tuple[str, str]] | None:
+    """Path and class of each image of a split that has a list instead of class folders; None for all others.
+
+    Known are ``val`` of Tiny-ImageNet (``val_annotations.txt``) and of ImageNet (Kaggle's ``LOC_val_solution.csv``, in
+    the folder or in one of four above it).
+    """
+    there = {entry.name: entry for entry in scan(split) if not _is_hidden(entry.name)}
+    folders = [name for name, entry in there.items() if _is_folder(entry)]
+    if folders == ["images"] and _TINY in there:
+        return _pairs(there[_TINY].path, "\t", os.path.join(split, "images"))
+    if not folders and any(name.startswith("ILSVRC2012_val_") for name in there):
+        places = [os.path.join(place, _KAGGLE) for place in (split, *list(split.parents)[:4])]
+        if found := [path for path in resolve(places) if path]:
+            return _pairs(found[0], ",", str(split))[1:]
+        advice = f"put {_KAGGLE} beside it, or sort its images into class folders"
+        raise UserError(f"{split} holds ImageNet's validation images without their classes: {advice}")
+    return None
+
+
+def _pairs(path: str, separator: str, folder: str) -> list[tuple[str, str]]:
+    """The first two fields of each line: a file, which lies in ``folder``, and the first word of its class."""
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, rest = line.partition(separator)
+        if not (words := rest.split()):
+            raise UserError(f"{path}: line {number} has no file and class, but {line[:80]!r}")
+        found.append((os.path.join(folder, name if "." in name else f"{name}.JPEG"), words[0]))
+    return found
+
+
+def read_text(path: str) -> str:
+    """The content of a text file in UTF-8, with or without a byte-order mark."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def resolve(paths: Sequence[str]) -> list[str | None]:
+    """Each path as its folder lists it, or None where it is not there; folders may lie in archives."""
+    known: dict[str, dict[str, str]] = {}
+
+    def one(path: str) -> str | None:
+        folder, name = os.path.split(os.path.normpath(path))
+        if folder not in known:
+            there = scan(folder or ".") if is_folder(folder or ".") else []
+            known[folder] = {entry.name: entry.path for entry in there if not _is_folder(entry)}
+        return known[folder].get(name)
+
+    return [path if isinstance(path, Stored) else one(path) for path in paths]
+
+
+def files_of(rows: Sequence[tuple[str, str]], classes: Sequence[str], where: str, skip: bool = False) -> Files:
+    """The files of a list.
+
+    Args:
+        rows: path and class of each image. classes: those that there are. where: the list, for messages.
+        skip: leave out files that are not there, and warn of them.
+
+    Raises:
+        BadImages: files are not there.
+        UserError: a class that there is not, or a file with two classes.
+    """
+    paths = resolve([path for path, _ in rows])
+    if missing := [path for (path, _), found in zip(rows, paths, strict=True) if found is None]:
+        if not skip:
+            raise BadImages(*(f"{path}: not there, and listed in {where}" for path in missing))
+        say_once(f"{where}: {len(missing):,} of {len(rows):,} files are not there, and are left out: {_few(missing)}")
+    kept = [(path, label) for path, (_, label) in zip(paths, rows, strict=True) if path is not None]
+    if not kept:
+        raise UserError(f"{where}: it lists no images" + (" that are there" if missing else ""))
+    number = {name: k for k, name in enumerate(classes)}
+    if unknown := [label for _, label in kept if label not in number]:
+        known = f"{len(unknown):,} of {len(kept):,} images are of classes that the training split has not"
+        raise UserError(f"{where}: {known}: {_few(set(unknown))}; it has {_few(classes)}")
+    once = dict(kept)
+    if two := [path for path, label in kept if once[path] != label]:
+        raise UserError(f"{where}: {len(two):,} files are listed with two classes: {_few(two)}")
+    if len(once) < len(kept):
+        say_once(f"{where}: {len(kept) - len(once):,} of its {len(kept):,} lines name a file that another one names")
+    return Files([path for path, _ in kept], torch.tensor([number[label] for _, label in kept]), tuple(classes))
 
 
 def class_folders(split: Path) -> dict[str, str]:
@@ -78,7 +236,7 @@ def class_folders(split: Path) -> dict[str, str]:
     One name has several spellings: macOS and the programs that pack its archives write ``é`` as two characters.
     """
     spelled: dict[str, str] = {}
-    for entry in _scan(split):
+    for entry in scan(split):
         if not _is_folder(entry) or _is_hidden(entry.name):
             continue
         name = unicodedata.normalize("NFC", entry.name)
@@ -99,16 +257,22 @@ def class_folders(split: Path) -> dict[str, str]:
     return dict(sorted(spelled.items()))
 
 
-def list_files(split: Path) -> Files:
-    """All image files below ``split/<class>/``, in a fixed order.
+def list_files(split: Path, training: Path | None = None, skip: bool = False) -> Files:
+    """All image files below ``split/<class>/``, in a fixed order; or those of its list (:func:`listed_images`).
 
     Links to folders are followed, but for those that lead back into the data set. Hidden folders and those of systems
     (``.ipynb_checkpoints``, ``@eaDir``, ``__MACOSX``) are not looked into. A warning counts what is left out. A class
     folder without an image is refused.
+
+    Args:
+        training: the split whose class folders are the classes; by default this one. skip: see :func:`files_of`.
     """
+    classes = tuple(class_folders(training or split))
+    if training not in (None, split) and (listed := listed_images(split)) is not None:
+        return files_of(listed, classes, str(split), skip)
     folders = class_folders(split)
     left: Left = defaultdict(list)
-    for entry in _scan(split):
+    for entry in scan(split):
         if _is_folder(entry):
             if _is_hidden(entry.name):
                 left[_HIDDEN].append(entry.name)
@@ -116,7 +280,8 @@ def list_files(split: Path) -> Files:
             left["images beside the class folders"].append(entry.name)
     # What has its label already: a link into it, or to a folder that holds it, would give its images a second one.
     known = {os.path.realpath(split / folder) for folder in folders.values()}
-    known |= {os.path.realpath(split.parent / name) for name in ("train", "test", "val")}
+    for name in (*TRAINING, *TESTING):
+        known |= {os.path.realpath(split.parent / spelled) for spelled in (name, name.capitalize())}
     readable = _readable()
     paths: list[str] = []
     counts: list[int] = []
@@ -133,8 +298,8 @@ def list_files(split: Path) -> Files:
             left[reason] += names
     if left:
         say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
-    labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
-    return Files(paths, labels, tuple(folders))
+    numbers = torch.tensor([k for k, name in enumerate(classes) if name in folders])
+    return Files(paths, torch.repeat_interleave(numbers, torch.tensor(counts)), classes)
 
 
 def images_below(top: str) -> list[str]:
@@ -154,7 +319,7 @@ def _images_below(top: str, readable: Container[str], known: set[str], left: Lef
     """The image files below a folder; adds to ``known`` where links led, and to ``left`` what is left out."""
     folders = [top]
     while folders:
-        for entry in sorted(_scan(folders.pop()), key=lambda entry: entry.name):
+        for entry in sorted(scan(folders.pop()), key=lambda entry: entry.name):
             suffix = _suffix(entry.name)
             if _is_folder(entry):
                 if _is_hidden(entry.name):
@@ -182,18 +347,16 @@ def _leads_back(place: str, known: set[str]) -> bool:
     return not known.isdisjoint(_path_up(place)) or any(other.startswith(below) for other in known)
 
 
-def _scan(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        return list(os.scandir(str(folder)))
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}; its images cannot be listed") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str] | Entry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def is_image(name: str) -> bool:
+    """Whether it is called like an image that this Pillow can read."""
+    return _suffix(name) in _readable()
 
 
 def _is_hidden(folder: str) -> bool:
@@ -214,16 +377,26 @@ def _counted(left: Left) -> str:
     return "; ".join(f"{reason}: {len(names):,} ({_few(set(names))})" for reason, names in left.items())
 
 
+def _share_classes(one: Path, other: Path) -> bool:
+    try:
+        return not class_folders(one).keys().isdisjoint(class_folders(other))
+    except UserError:  # it has no class folders
+        return False
+
+
 def _few(names: Collection[str], most: int = 5) -> str:
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
-def same_classes(one: Path, other: Path) -> None:
-    """Refuse two splits whose class folders differ, since labels are positions in the sorted list of these."""
-    first, second = (set(class_folders(split)) for split in (one, other))
-    for split, missing in ((other, first - second), (one, second - first)):
-        if missing:
-            raise UserError(f"{one} and {other} must have the same class folders; {split} lacks {_few(missing)}")
+def _check_classes(training: Path, test: Path) -> None:
+    """Refuse a test split with classes that training does not have; say which ones it lacks itself."""
+    if listed_images(test) is not None:
+        return
+    known, found = (class_folders(split).keys() for split in (training, test))
+    if more := found - known:
+        raise UserError(f"{test} has class folders that {training} lacks: {_few(more)}; both must have the same")
+    if absent := known - found:
+        say_once(f"{test}: no images of {len(absent):,} of {len(known):,} classes: {_few(absent)}")
 
 
 def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: float | None = None) -> np.ndarray:
@@ -241,20 +414,25 @@ def read_image(path: str, arrange: Callable[[Any], Any] | None = None, white: fl
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            picture = _plain(image, white)
+        with Image.open(_source(path)) as image:
+            picture = _plain(image, white, path)
             return np.asarray(picture if arrange is None else arrange(picture))
     except UserError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        empty = (isinstance(path, Stored) or os.path.isfile(path)) and size_of(path) == 0
         reason = "the file is empty" if empty else " ".join(str(error).split()) or type(error).__name__
         raise BadImages(f"{path}: not a readable image ({reason})") from error
 
 
-def _plain(image: Any, white: float | None) -> Any:
+def _source(path: str) -> Any:
+    """What Pillow opens."""
+    return io.BytesIO(path.read()) if isinstance(path, Stored) else path
+
+
+def _plain(image: Any, white: float | None, path: str) -> Any:
     """An opened ``PIL.Image`` upright, on white, as RGB of 8 bits a channel."""
     from PIL import Image
 
@@ -264,14 +442,14 @@ def _plain(image: Any, white: float | None) -> Any:
     turn = _TURNS.get(_orientation(image))
     picture = image if turn is None else image.transpose(Image.Transpose[turn])
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return Image.fromarray(_from_deep_gray(np.asarray(picture), image, packing, white)).convert("RGB")
+        return Image.fromarray(_from_deep_gray(np.asarray(picture), image, packing, white, path)).convert("RGB")
     clear = picture.info.get("transparency")
     if ";16" in str(packing):
         # Of each 16 bits Pillow keeps the upper 8.
         highest = max(high for _, high in picture.getextrema())
         if 0 < highest <= _MOST_OF_14_BITS >> 8 and white != 65535:
             raise UserError(
-                f"{image.filename}: a 16-bit color image of values up to {highest * 256 + 255}, and {_UNKNOWN}; "
+                f"{path}: a 16-bit color image of values up to {highest * 256 + 255}, and {_UNKNOWN}; "
                 "convert the image to 8 bits, or say imagefolder(white=65535) where it uses all 16 bits"
             )
         if isinstance(clear, tuple):
@@ -293,7 +471,7 @@ def _orientation(image: Any) -> int:
         return 1
 
 
-def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float | None) -> np.ndarray:
+def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float | None, path: str) -> np.ndarray:
     """Gray values of 16 or 32 bits [H, W] of an image as uint8; ``packing``: how they lie in its file."""
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
@@ -325,9 +503,7 @@ def _from_deep_gray(values: np.ndarray, image: Any, packing: Any, white: float |
         known = _UNKNOWN if white is None else f"white is {white:g}"
         if low < -beyond:
             known, advice = "black is 0", "convert the image to 8 bits"
-        raise UserError(
-            f"{image.filename}: {kind} gray image of values from {low:g} to {high:g}, and {known}; {advice}"
-        )
+        raise UserError(f"{path}: {kind} gray image of values from {low:g} to {high:g}, and {known}; {advice}")
     # Of 16 bits the upper 8, as Pillow does in color.
     scaled = values // 256 if top == 65535 else np.rint(values * (255 / max(top, 1e-9)))
     pixels = scaled.clip(0, 255).astype(np.uint8)
@@ -343,7 +519,7 @@ def image_size_of(path: str) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(_source(path)) as image:
             height, width = image.height, image.width
             if _orientation(image) < 5:
                 return height, width
@@ -437,7 +613,7 @@ class ImageFiles(Dataset):
     """Reads one file an item: a uint8 tensor [3, H, W].
 
     Args:
-        paths: the files.
+        paths: the files, which may lie in archives (:class:`pckd.data.archive.Stored`).
         size: (H, W) of every item.
         arrange: brings a decoded ``PIL.Image`` to that size; may be random, from torch's global generator.
         plain: the same without randomness, for :meth:`evaluation`; ``arrange`` by default.

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import partial
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from pckd.data import folder
-from pckd.data.check import check_on_bad_image, say_once
-from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles, Square
-from pckd.data.vision import crop_padding
-from registry import DATASETS, BadImages, DataSplit, UserError
-
-_SMALL_SIDE = 64
-_SMALL_TOTAL = 2 * 2**30
+from pckd.data.folder import find_split, list_files
+from pckd.data.image_split import ImageOptions, image_split
+from registry import DATASETS, DataSplit, UserError
 
 
 @DATASETS.register
@@ -32,7 +22,13 @@ def imagefolder(
     white: float | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
 ) -> DataSplit:
-    """A folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual image format.
+    """A folder or archive with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual format.
+
+    The splits' folders have these names in any case; ``training``, ``valid``, ``validation`` and ``testing`` will do.
+    Where there is none of them, the root's folders are taken for the classes of a training split, to measure on a share
+    of it (``val_fraction``). A ``val`` of Tiny-ImageNet or ImageNet is also read as it is unpacked, without class
+    folders, with its ``val_annotations.txt`` or Kaggle's ``LOC_val_solution.csv``. A zip (stored or deflated) or
+    uncompressed tar archive is read in place.
 
     Images are read as a viewer shows them on a white page: upright by their EXIF orientation, transparent ones laid on
     white, the first of several frames or pages. Color profiles are not applied. Hidden folders, links that lead back
@@ -46,7 +42,7 @@ def imagefolder(
     its own darkest and brightest value.
 
     Args:
-        root: the folder.
+        root: the folder, the archive, or a folder in an archive (``pictures.zip/small``).
         train: the training split, or else the test split.
         image_size: pixels per side: the shorter side is resized to it and the center cropped. Not needed where all
             images have one size.
@@ -62,95 +58,15 @@ def imagefolder(
 
     Raises:
         BadImages: files that are no images; with their names.
-        UserError: no such folder, a class without images, classes that differ between the splits, images of mixed
-            sizes without ``image_size``, or an image of which it is not known which value is white; with its name.
+        UserError: no such folder, an archive that cannot be read, a class without images, a class of the test split
+            that training does not have, images of mixed sizes without ``image_size``, or an image of which it is not
+            known which value is white; with its name.
     """
     if not root:
         raise UserError("imagefolder: give the root folder that holds train/ and test/ or val/")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"imagefolder: image_size={image_size}: it must be at least 1")
-    if memory not in (True, False, "auto"):
-        raise UserError(f'imagefolder: memory={memory!r}: it must be True, False or "auto"')
-    check_on_bad_image(on_bad_image)
-    if white is not None and not (isinstance(white, Real) and 0 < white < math.inf):
-        raise UserError(f"imagefolder: white={white!r}: it must be a finite number above 0")
-    if (mean is None) != (std is None):
-        raise UserError("imagefolder: give both mean and std, or neither")
-    for option, value in (("mean", mean), ("std", std)):
-        numbers = len(value) if isinstance(value, (list, tuple)) else 1
-        if value is not None and numbers != 3:
-            raise UserError(f"imagefolder: {option} has {numbers} numbers; give 3, for red, green and blue")
-    training = folder.find_split(root, ("train",))
-    split = training
-    try:
-        testing = folder.find_split(root, ("test", "val"))
-    except UserError:
-        if not train:
-            raise
-    else:
-        folder.same_classes(training, testing)
-        split = training if train else testing
+    options = ImageOptions("imagefolder", image_size, memory, mean, std, white, on_bad_image)
+    training, split = find_split(root, train)
     # What the training images are like decides for both splits, so that they are prepared alike.
-    source = folder.list_files(training)
-    files = source if train else folder.list_files(split)
-    name = f"imagefolder {split.parent.name}/{split.name}"
-    size, unreadable = ((image_size, image_size), []) if image_size else _common_size(source)
-    arrange = Square(image_size) if image_size else None
-    if memory == "auto":
-        memory = max(size) <= _SMALL_SIDE and len(source.paths) * size[0] * size[1] * 3 < _SMALL_TOTAL
-    images: Any
-    labels = files.labels
-    if memory:
-        decode = partial(folder.decode_all, size=size, arrange=arrange, white=white, skip=on_bad_image == "skip")
-        images, bad = decode(files.paths)
-        kept = torch.tensor([i not in bad for i in range(len(labels))])
-        labels = labels[kept]
-        if bad:
-            _say_left_out(name, files, bad, labels)
-        if mean is None or std is None:
-            some = torch.tensor(folder.spread(len(source.paths), 10_000))
-            if train:
-                sample = images[(kept.cumsum(0) - 1)[some[kept[some]]]]
-            else:
-                sample, _ = decode([source.paths[i] for i in some.tolist()])
-            mean, std = folder.image_statistics(sample)
-    else:
-        if unreadable and on_bad_image == "stop":
-            raise BadImages(*unreadable)
-        images = ImageFiles(files.paths, size, arrange, white=white)
-        if mean is None or std is None:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-    options: dict[str, Any] = {"padding": crop_padding(min(size)), "name": name, "on_bad_image": on_bad_image}
-    return DataSplit(images, labels, files.classes, tuple(mean), tuple(std), **options)
-
-
-def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Tensor) -> None:
-    """Warn of files that could not be decoded; ``labels`` are those of the others, which each class must have."""
-    left = set(labels.tolist())
-    for position, reason in bad.items():
-        label = int(files.labels[position])
-        if label not in left:
-            raise BadImages(f"{name}: no image of {files.classes[label]} can be read, as {reason}")
-    shown = BadImages(*bad.values()).listed()
-    say_once(f"{name}: {len(bad):,} of {len(files.paths):,} images cannot be read, and are left out: {shown}")
-
-
-def _common_size(files: Files) -> tuple[tuple[int, int], list[str]]:
-    """(H, W) shared by a sample of the files, and the reasons of those of them that cannot be read.
-
-    The others are checked as they are decoded.
-    """
-    sizes: dict[tuple[int, int], str] = {}
-    bad: list[str] = []
-    for position in folder.spread(len(files.paths), 100):
-        path = files.paths[position]
-        try:
-            sizes.setdefault(folder.image_size_of(path), path)
-        except BadImages as error:
-            bad += error.reasons
-    if not sizes:
-        raise BadImages(*bad)
-    (size, first), *others = sizes.items()
-    for (height, width), path in others:
-        raise UserError(f"{path} is {width}x{height} and {first} is {size[1]}x{size[0]}; give image_size to resize all")
-    return size, bad
+    source = list_files(training)
+    files = source if train else list_files(split, training, skip=options.skip)
+    return image_split(source, files, f"imagefolder {split.parent.name}/{split.name}", options)

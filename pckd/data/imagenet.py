@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pckd.data.check import check_on_bad_image
-from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files, same_classes
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files
 from registry import DATASETS, DataSplit, UserError
 
 
@@ -22,7 +22,8 @@ def imagenet(
 
     In training a random part of each image, of 3:4 to 4:3, is resized to the image size in the loader's workers; the
     random flip is the loader's. In evaluation the shorter side is resized to 8/7 of the image size (256 for 224) and
-    the center cropped. Files are found and decoded as by ``imagefolder``.
+    the center cropped. Files are found and decoded as by ``imagefolder``: in archives, too, and ``val`` as it is
+    unpacked.
 
     Args:
         root: the folder.
@@ -33,7 +34,7 @@ def imagenet(
             :class:`registry.DataSplit`.
 
     Raises:
-        UserError: no such folder, a class without images, or classes that differ between the splits.
+        UserError: no such folder, a class without images, or one in ``val`` that ``train`` does not have.
     """
     from torchvision.transforms import v2
 
@@ -44,16 +45,8 @@ def imagenet(
     if not 0 < min_area <= 1:
         raise UserError(f"imagenet: min_area={min_area}: it must be above 0 and at most 1")
     check_on_bad_image(on_bad_image)
-    split = find_split(root, ("train",) if train else ("val",))
-    if train:
-        try:
-            same_classes(split, find_split(root, ("val",)))
-        except UserError:
-            if (split.parent / "val").is_dir():
-                raise
-    else:
-        same_classes(find_split(root, ("train",)), split)
-    files = list_files(split)
+    training, split = find_split(root, train, ("val", "valid", "validation"))
+    files = list_files(split, training, skip=on_bad_image == "skip")
     plain: Any = v2.Compose([v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)])
     crop: Any = v2.RandomResizedCrop(image_size, scale=(min_area, 1.0)) if train else plain
     images = ImageFiles(files.paths, (image_size, image_size), crop, plain)

@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from model_zoo import preprocessing_of
 from pckd.data.annotated import AnnotatedSplit
+from pckd.data.archive import read_bytes, size_of
 from pckd.data.folder import ImageFiles, spread
 from pckd.engine.progress import own_random_state, seed_everything
 from registry import BadImages, DataSplit, UserError, ask
@@ -129,7 +130,7 @@ def _files(images: ImageFiles) -> str:
     found = hashlib.sha256(f"{images.size} {_printed(images.arrange)}\n".encode())
 
     def listed(piece: Sequence[str]) -> str:
-        return "".join(f"{path[start:].replace(os.sep, '/')}\0{os.stat(path).st_size}\n" for path in piece)
+        return "".join(f"{path[start:].replace(os.sep, '/')}\0{size_of(path)}\n" for path in piece)
 
     try:
         # Several at once, because a network's file system takes its time for each.
@@ -137,8 +138,10 @@ def _files(images: ImageFiles) -> str:
             for lines in pool.map(listed, pieces):
                 found.update(lines.encode(errors="surrogateescape"))
         for position in spread(len(paths), SAMPLE):
-            with open(paths[position], "rb") as file:
-                found.update(hashlib.sha256(file.read()).digest())
+            try:
+                found.update(hashlib.sha256(read_bytes(paths[position])).digest())
+            except BadImages:  # a damaged archive: a fact like others, as in _item
+                found.update(b"cannot be read")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror or error}); restore the file") from None
     return found.hexdigest()

@@ -301,7 +301,8 @@ class Classification(Task):
 
         checks: list[tuple[str, Callable[[], None]]] = [(f"backbone {name}", partial(check, name)) for name in networks]
         if dataset is not None:
-            checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root)))
+            test = data.measured_on == "test"
+            checks.append((f"data set {dataset}", partial(testing.check_dataset, dataset, root=root, test=test)))
         return checks
 
     def difficulty_report(self, data: Data, device: Device) -> Any:

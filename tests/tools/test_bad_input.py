@@ -176,7 +176,7 @@ FOLDERS = [
     says(f"{FOLDER} {{no_class}}", "no class folders in", "one folder of images a class"),
     says(f"{FOLDER} {{one_class}}", "imagefolder: there is one class only", "2 or more"),
     says(f"{FOLDER} {{no_image}}", "no images in", "/train/c", "each class folder must have one"),
-    says(f"{FOLDER} {{other_classes}}", "must have the same class folders", "lacks b"),
+    says(f"{FOLDER} {{other_classes}}", "/test has class folders that", "/train lacks: c; both must"),
     says(f"{FOLDER} {{no_test}}", "no folder test/ or val/ in", "there is: train/"),
     says(f"{FOLDER} {{text}}", "b/2.png: not a readable image", "repair or remove it"),
     says(f"{FOLDER} {{zero}}", "b/2.png: not a readable image (the file is empty)"),

@@ -14,6 +14,8 @@ WITH_OPTIONS = (
     "imagefolder",
     "imagefolder(memory=False)",
     "imagenet(image_size=16)",
+    "filelist(memory=False)",
+    "npz",
 )
 DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist", "stl10")
 """What they make of their archives is tested in test_vision.py."""
@@ -32,6 +34,10 @@ def folder(tmp_path_factory):
         for i in range(4):
             pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
+    for split in ("train", "val"):
+        rows = [f"{split}/{name}/{i}.png,{name}" for name in "ab" for i in range(4)]
+        (root / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+        np.savez(root / f"{split}.npz", images=np.zeros((4, 16, 16), np.uint8), labels=np.arange(4) % 2)
     return str(root)
 
 

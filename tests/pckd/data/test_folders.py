@@ -399,6 +399,13 @@ def rename(old, new):
     return lambda root: (root / old).rename(root / new)
 
 
+def test_a_class_without_test_images_keeps_its_number(root, caplog):
+    shutil.rmtree(root / "test" / "green")
+    test = load("imagefolder", root, train=False)
+    assert (test.classes, test.labels.tolist()) == (tuple(COLORS), [0] * 4 + [2] * 4)
+    assert caplog.messages == [f"{root}/test: no images of 1 of 3 classes: green"]
+
+
 @pytest.mark.parametrize("name", ["imagefolder", "imagenet"])
 @pytest.mark.parametrize(
     ("change", "train", "said"),
@@ -413,10 +420,10 @@ def rename(old, new):
         ),
         (rename("train/red/0.png", "train/red/0.txt"), True, "no images in .*red: .*; there are other files: 1 .*.txt"),
         (rename("train/red/0.png", "train/red/0.heic"), True, "images that this Pillow cannot read: 1 .*.heic"),
-        (rename("val/red", "val/rouge"), True, "same class folders; .*val lacks red"),
-        (rename("val/red", "val/rouge"), False, "same class folders; .*val lacks red"),
-        (lambda root: (root / "val" / "more").mkdir(), True, "train lacks more"),
-        (lambda root: (root / "val" / "more").mkdir(), False, "train lacks more"),
+        (rename("val/red", "val/rouge"), True, "val has class folders that .*train lacks: rouge"),
+        (rename("val/red", "val/rouge"), False, "val has class folders that .*train lacks: rouge"),
+        (lambda root: (root / "val" / "more").mkdir(), True, "train lacks: more"),
+        (lambda root: (root / "val" / "more").mkdir(), False, "train lacks: more"),
         (
             lambda root: (root / "train" / "rouge").symlink_to("red"),
             True,
