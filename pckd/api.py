@@ -315,6 +315,7 @@ def distill(
                 known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
             save_weights(network, folder.path / FINAL_MODEL, **known)
             folder.write_result(record)
+        display.result(record)
     return Result(network, history.rows, record)
 
 
