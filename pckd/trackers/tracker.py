@@ -168,4 +168,5 @@ def _missing(extra: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error)).split())[:300] or type(error).__name__
