@@ -157,7 +157,9 @@ def unusual(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Networks and methods, which the tables name, are not among them.
     """
-    names = [name for name in DEFAULTS if name in options and name not in OWN - {"scheduler", "student_weights"} | alike()]
+    names = [
+        name for name in DEFAULTS if name in options and name not in OWN - {"scheduler", "student_weights"} | alike()
+    ]
     return {name: options[name] for name in names if (options[name] or None) != (DEFAULTS[name] or None)}
 
 

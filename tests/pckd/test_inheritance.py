@@ -74,7 +74,7 @@ def test_centers_of_another_width_come_through_averages(student: str, teacher: s
 
 def test_unknown_inheritance_is_refused() -> None:
     _, _, setup = pair("resnet8", "resnet8")
-    with pytest.raises(UserError, match="inherit must be one of layers, centers, nothing, not 'all'"):
+    with pytest.raises(UserError, match="inherit must be one of layers, blocks, centers, nothing, not 'all'"):
         build(LOSSES, "direct_alignment(inherit='all')", setup)
 
 
