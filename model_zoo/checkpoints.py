@@ -200,7 +200,8 @@ def fetch(
     """The local path of ``source``; a download is kept and used again.
 
     Args:
-        source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``.
+        source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``; of a folder with a
+            ``model.safetensors``, as on model hubs, this file.
         sha256: the file's SHA-256 in hexadecimal; a download with another one is removed.
         cache_dir: where downloads are kept; ``pckd`` in PyTorch's hub folder by default.
 
@@ -218,6 +219,9 @@ def fetch(
         raise UserError(f"{text}: cannot read {scheme}:// addresses; use a path, file://, http:// or https://")
     else:
         path = Path(text).expanduser()
+        # A folder in the layout of model hubs.
+        inside = (path / name for name in ("model.safetensors", "model.safetensors.index.json"))
+        path = next((file for file in inside if os.path.isfile(file)), path)
     # Unlike Path.is_file, os.path.isfile takes a name that no file can have for one that none has.
     if not os.path.isfile(path):
         kind = "is a folder; give the checkpoint's file" if os.path.isdir(path) else "no such file"

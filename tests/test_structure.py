@@ -105,6 +105,7 @@ FLOORS = (
         "pckd.preflight",
         "pckd.transfer",
         "pckd.predict",
+        "pckd.hub",
         "pckd.export",
         "pckd.trackers",
         "pckd.tensorboard",

@@ -17,7 +17,8 @@ from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tables import Table, fixed, print_tables
-from registry import BACKBONES, DATASETS, TASKS, TRACKERS, UserError, build, options_of, parse
+from pckd.trackers import track
+from registry import BACKBONES, DATASETS, TASKS, UserError, options_of, parse
 
 __all__ = ["LISTS", "main"]
 
@@ -66,10 +67,7 @@ def run(args: argparse.Namespace) -> int:
     display: Display = make_display(verbose=args.verbose) if first else Silent()
     told = display
     for spec in dict.fromkeys(args.track):
-        name, given = parse(spec)
-        if not (args.output or "folder" in given):
-            raise UserError(f"--track {name} needs the --output folder to write to, or '{name}(folder=\"DIR\")'")
-        tracker = build(TRACKERS, spec, folder=Path(args.output or "") / name, display=told)
+        tracker = track(spec, args.output, told)
         # The first process alone writes, and --check writes nothing.
         told = tracker if first and not args.check else told
     args.task = args.task or BACKBONES.facts(parse(args.student)[0]).get("task")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pckd.trackers.builtin import CSV, MLflow, TensorBoard, WandB
-from pckd.trackers.tracker import Tracker, scalars
+from pckd.trackers.tracker import Tracker, scalars, track
 
-__all__ = ["CSV", "MLflow", "TensorBoard", "Tracker", "WandB", "scalars"]
+__all__ = ["CSV", "MLflow", "TensorBoard", "Tracker", "WandB", "scalars", "track"]

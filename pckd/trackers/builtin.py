@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,6 +13,7 @@ import uuid
 from typing import Any, Literal
 
 from pckd.display import Display
+from pckd.tables import csv_text
 from pckd.trackers.tracker import Tracker, installed, safe_name
 from registry import TRACKERS, UserError
 from registry.files import append_whole, write_atomically
@@ -68,11 +69,9 @@ class CSV(Tracker):
         self._save()
 
     def _save(self) -> None:
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, dict.fromkeys(name for row in [{"epoch": 0}, *self._rows] for name in row))
-        table.writeheader()
-        table.writerows(self._rows)
-        write_atomically(self.path, text.getvalue().encode())
+        names = [*dict.fromkeys(name for row in [{"epoch": 0}, *self._rows] for name in row)]
+        text = csv_text(names, [[row.get(name, "") for name in names] for row in self._rows])
+        write_atomically(self.path, text.encode())
 
 
 @TRACKERS.register("wandb")
@@ -146,6 +145,7 @@ class MLflow(Tracker):
         super().__init__(folder, display)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         self._library = installed("mlflow", "mlflow")
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # of each table of a new database
         self.experiment = experiment
 
     def open(self, title: str, done: int) -> None:

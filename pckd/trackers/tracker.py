@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pckd.display import Display, choose_display
 from pckd.runs import BY_TRUTH, ENTRIES
-from registry import UserError
+from registry import TRACKERS, UserError, build, parse
 
-__all__ = ["Tracker", "installed", "safe_name", "scalars"]
+__all__ = ["Tracker", "installed", "safe_name", "scalars", "track"]
 
 THIRDS = {f"difficulty/{BY_TRUTH}": ("easy", "middle", "hard")}
 """The lists that are written: their tags, and the names of what is in them."""
@@ -123,6 +123,23 @@ class Tracker(Display):
         except Exception as error:  # hours of training are worth more than their picture
             self._is_open = False
             self.note(f"warning: tracking in {self.folder} has ended, the run goes on without it: {_reason(error)}")
+
+
+def track(spec: str, output: str | os.PathLike[str] | None, display: Display) -> Tracker:
+    """The tracker of a name with options, around a display; ``folder`` among the options is in ``output`` by default.
+
+    Raises:
+        UserError: an unknown name or option, no folder, or a library that is missing.
+    """
+    name, options = parse(spec)
+    folder = options.pop("folder", None)
+    if not (folder or output):
+        raise UserError(f"--track {name} needs the --output folder to write to, or '{name}(folder=\"DIR\")'")
+    if folder is not None and not isinstance(folder, str):
+        raise UserError(f"--track {spec}: folder must be a path, not {folder!r}")
+    left = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    made: Tracker = build(TRACKERS, f"{name}({left})", folder or Path(output or "") / name, display)
+    return made
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
