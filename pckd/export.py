@@ -71,7 +71,9 @@ def export(
     if (folder or path.suffix == ".safetensors") and normalize:
         raise UserError(f"{path}: weights alone cannot normalize; leave normalize out, or write .onnx or .pt2")
     if folder:
-        return write_folder(network, record, known, path.expanduser(), source=source, license=license or "unknown")
+        return write_folder(
+            network, record, known, path.expanduser(), source=source, license="unknown" if license is None else license
+        )
     if path.suffix == ".safetensors":
         return save_weights(network, path, **known)
     if isinstance(network, Detector):

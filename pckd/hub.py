@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from model_zoo import Preprocessing, save_weights
+from model_zoo.external import TimmBackbone
 from pckd.api import distill
 from pckd.arguments import ARGUMENTS
 from pckd.engine.record import FINAL_MODEL
@@ -79,7 +80,9 @@ def write_folder(
     if source is not None and source.name == FINAL_MODEL and (source.parent / RESULT).is_file():
         run = read_finished(source.parent)
     about = {"task": "classification", **known}
-    save_weights(network, path / WEIGHTS, **known)
+    # timm looks for its own names.
+    inside = network.network if isinstance(network, TimmBackbone) else network
+    save_weights(inside, path / WEIGHTS, preprocessing=record.as_metadata(), **known)
     config = json.dumps(_config(network, record, about), indent=2, ensure_ascii=False) + "\n"
     write_atomically(path / CONFIG, config.encode())
     write_atomically(path / CARD, _card(network, record, about, run, license.strip()).encode())
@@ -114,7 +117,7 @@ def _card(network: nn.Module, record: Preprocessing, about: Mapping[str, Any], r
     pipeline = PIPELINES.get(str(about["task"]))
     head: dict[str, Any] = {
         "license": license,
-        "library_name": "timm" if name.startswith("timm:") else "pckd",
+        "library_name": "timm" if isinstance(network, TimmBackbone) else "pckd",
         "tags": [*([pipeline] if pipeline else []), *(["knowledge-distillation"] if taught else []), "pytorch", "pckd"],
         **({"pipeline_tag": pipeline} if pipeline else {}),
     }
