@@ -16,7 +16,7 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
     meta: dict[str, Any]
     """The file's metadata, as given to :func:`save_weights`; empty for other files."""
     missing: tuple[str, ...] = ()
-    """Keys of the network that kept their values; always empty with ``strict``."""
+    """Keys of the network that kept their values; with ``strict`` those of its classifier alone."""
     unexpected: tuple[str, ...] = ()
     """Keys of the file that were not used and not said to be ignored; always empty with ``strict``."""
 
@@ -63,6 +63,7 @@ def load_weights(
     *,
     sha256: str | None = None,
     strict: bool = True,
+    classes: Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Fill ``network`` from a checkpoint. Either everything is checked and loaded, or nothing is changed.
@@ -78,6 +79,8 @@ def load_weights(
         source: a path or an address (see :func:`fetch`); ``FILE#state_dict_ema`` takes the weights of that name.
         sha256: the file's SHA-256 in hexadecimal, checked before the file is opened.
         strict: whether every key must match; if not, those that match in name and shape are loaded.
+        classes: names of the network's own. Given, the network keeps its classifier where the file has none, one of
+            another shape, or one of classes with other names.
         cache_dir: where downloads are kept.
 
     Raises:
@@ -87,8 +90,17 @@ def load_weights(
     path, content = _fetch_and_read(source, sha256=sha256, cache_dir=cache_dir)
     own = network.state_dict()
     state = _choose(find_fits(content, own), wanted, content, path).state
+    meta = _metadata(content)
+    record = Preprocessing.from_metadata(meta)
+    kept = [] if classes is None else [f"{classifier_name(network)}.{part}" for part in ("weight", "bias")]
+    kept = [key for key in kept if key in own]
+    others = record is not None and record.classes and record.classes != tuple(classes or ())
+    if others or any(key not in state or state[key].shape != own[key].shape for key in kept):
+        state = {key: value for key, value in state.items() if key not in kept}
+    else:
+        kept = []
     # Files older than PyTorch 0.4.1 don't count batches; nothing depends on the count.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if not (key in state or key in kept or key.endswith("num_batches_tracked"))]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
     matching = [key for key in own if key in state and key not in reshaped]
@@ -98,9 +110,8 @@ def load_weights(
         raise UserError(f"{path}: no key matches {type(network).__name__}'s{_fitting(state)}")
     _check_finite(path, {key: state[key] for key in matching})
     network.load_state_dict({key: state[key] for key in matching}, strict=False)
-    meta = _metadata(content)
-    set_preprocessing(network, Preprocessing.from_metadata(meta))
-    return Loaded(meta, (*missing, *reshaped), tuple(unexpected) if not strict else ())
+    set_preprocessing(network, record)
+    return Loaded(meta, (*kept, *missing, *reshaped), tuple(unexpected) if not strict else ())
 
 
 def read_metadata(source: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -189,7 +200,8 @@ def fetch(
     """The local path of ``source``; a download is kept and used again.
 
     Args:
-        source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``.
+        source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``; of a folder with a
+            ``model.safetensors``, as on model hubs, this file.
         sha256: the file's SHA-256 in hexadecimal; a download with another one is removed.
         cache_dir: where downloads are kept; ``pckd`` in PyTorch's hub folder by default.
 
@@ -207,6 +219,9 @@ def fetch(
         raise UserError(f"{text}: cannot read {scheme}:// addresses; use a path, file://, http:// or https://")
     else:
         path = Path(text).expanduser()
+        # A folder in the layout of model hubs.
+        inside = (path / name for name in ("model.safetensors", "model.safetensors.index.json"))
+        path = next((file for file in inside if os.path.isfile(file)), path)
     # Unlike Path.is_file, os.path.isfile takes a name that no file can have for one that none has.
     if not os.path.isfile(path):
         kind = "is a folder; give the checkpoint's file" if os.path.isdir(path) else "no such file"

@@ -98,6 +98,7 @@ def distill(
     limit_train: int | None = None,
     limit_test: int | None = None,
     val_fraction: float = 0.0,
+    student_weights: str | os.PathLike[str] | None = None,
     teacher_weights: str | os.PathLike[str] | None = None,
     teacher_epochs: int | None = None,
     teacher_lr: float | None = None,
@@ -155,6 +156,9 @@ def distill(
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
         data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
             see :func:`load_data`.
+        student_weights: file or address of weights that the student starts with (:func:`model_zoo.load_weights`), as in
+            fine-tuning: where the file has other classes, or no classifier, the last layer starts as usual. Not with
+            methods that let it inherit its teacher's.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
             where this library wrote it.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
@@ -190,7 +194,7 @@ def distill(
         profile: first measure what a step costs, not compiled (:func:`pckd.profile`); kept in the record.
         output: folder for metrics.jsonl, result.json, checkpoint.pth and model_final.pth; None writes nothing.
         resume: continue from the output folder's checkpoint, if there is one. Other arguments, other data (also at the
-            same place) and another teacher are refused; data and teacher's file may lie elsewhere.
+            same place), another teacher and other starting weights are refused; their files may lie elsewhere.
         checkpoint_every: steps between two checkpoints, or ``"epoch"``; there is always one at the end of an epoch.
         on_nonfinite: what a term that is not finite does: ``"stop"`` the run before its step, or ``"skip"`` the step.
         display: what is told meanwhile (:class:`pckd.display.Display`). ``"auto"`` shows progress on a terminal and in
@@ -229,6 +233,8 @@ def distill(
         run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, cached=cached, **parts)
         for note in run.notes:
             display.note(note)
+        if student_weights is not None:
+            fingerprints["student"] = run.start_from(student_weights, display.note)
         cost = None
         if profile:
             where: dict[str, Any] = {"device": place.target, "precision": place.precision, "depth": 0, "rounds": 5}
@@ -315,6 +321,7 @@ def distill(
                 known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
             save_weights(network, folder.path / FINAL_MODEL, **known)
             folder.write_result(record)
+        display.result(record)
     return Result(network, history.rows, record)
 
 

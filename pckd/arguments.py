@@ -81,6 +81,12 @@ WHAT, DATA, SCHEDULE, SPEED, OUTPUT, REPORTS = "what", "data", "schedule", "spee
 ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
     {
         "student": Argument("backbone to train", WHAT, "NAME"),
+        "student_weights": Argument(
+            "file or address of weights that it starts with; a last layer of other classes is left out",
+            WHAT,
+            "FILE",
+            path=True,
+        ),
         "teacher": Argument("backbone to learn from (default: the student's usual one)", WHAT, "NAME"),
         "teacher_weights": Argument(
             "file or address of its weights, FILE#NAME of one that holds several (default: it is trained first)",

@@ -15,10 +15,13 @@ from model_zoo.recipes import LEFT_OUT
 from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
 from pckd.runs import grouped
 from pckd.tables import print_columns
-from registry import DATASETS, METHODS, REGISTRIES, Registry, Term, UserError, build, load_plugin, options_of
+from registry import DATASETS, METHODS, REGISTRIES, TRACKERS, Registry, Term, UserError, build, load_plugin, options_of
 from registry.errors import is_out_of_memory
 
-KINDS = ("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "centers", "datasets", "tasks")
+KINDS = (
+    *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "centers", "datasets", "tasks"),
+    "trackers",
+)
 LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 
 
@@ -180,7 +183,7 @@ def print_entry(registry: Registry, name: str, stream: TextIO | None = None) -> 
 
 def _defaults(registry: Registry, name: str) -> dict[str, Any]:
     """The options that a name may carry, with their defaults."""
-    given = ("root", "train") if registry is DATASETS else ()
+    given = {DATASETS: ("root", "train"), TRACKERS: ("display",)}.get(registry, ())
     options = options_of(registry.get(name)).items()
     return {key: value for key, value in options if value is not inspect.Parameter.empty and key not in given}
 

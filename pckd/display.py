@@ -30,10 +30,17 @@ class Display:
     """What a run tells while it runs: what a subclass does not write does nothing."""
 
     def note(self, text: str) -> None: ...
+
+    def arguments(self, values: dict[str, Any]) -> None:
+        """Of the training that begins next, as result.json has them."""
+
     def begin(self, title: str, epochs: int, steps: int, done: int) -> None: ...
     def advance(self, epoch: int, step: int) -> None: ...
     def epoch(self, row: dict[str, Any]) -> None: ...
     def end(self) -> None: ...
+
+    def result(self, record: dict[str, Any]) -> None:
+        """What result.json says of a training that has come to its end."""
 
 
 class Silent(Display):

@@ -1,4 +1,4 @@
-"""A trained network alone, for programs that know nothing of this library: ONNX, ``torch.export``, safetensors."""
+"""A trained network alone, for programs that know nothing of this library: ONNX, torch.export, safetensors, hubs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from model_zoo import Preprocessing, preprocessing_of, read_metadata, save_weigh
 from model_zoo.detection import Detector
 from model_zoo.probe import borrowed, evaluating
 from model_zoo.segmentation import Segmenter
+from pckd.hub import write_folder
 from pckd.saved import load
 from registry import UserError
 from registry.files import write_atomically
@@ -29,25 +30,37 @@ OPSET = 18
 
 
 def export(
-    network: nn.Module | str | os.PathLike[str], path: str | os.PathLike[str], *, normalize: bool = False
+    network: nn.Module | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    normalize: bool = False,
+    license: str | None = None,
 ) -> Path:
     """Write a network alone, in the format that the file's name ends in, and return the path.
 
     ``.onnx`` (``pip install 'pckd[onnx]'``) and ``.pt2`` (``torch.export``) hold one function, from ``images``
     [B, C, H, W] of any B to ``logits``: [B, K], of segmentation [B, K + 1, H, W]. ``.safetensors`` holds the weights.
     Each also says how images are prepared and what the classes are called, as JSON: in the metadata, or the extra file,
-    ``preprocessing``.
+    ``preprocessing``. Without an ending it is a folder in the layout of model hubs: ``model.safetensors``,
+    ``config.json`` and a model card ``README.md``, with a run's figures, its teacher and its command where the file is
+    in a run's folder. :func:`pckd.load` takes the folder, and ``timm.create_model("local-dir:FOLDER")`` that of a
+    network of timm's. Nothing is sent.
 
     Args:
         network: with a record of its preprocessing, or the file of one (:func:`pckd.load`).
         normalize: take images in [0, 1] and normalize them inside; by default they are normalized already.
+        license: for the model card, such as ``"apache-2.0"``; by default ``"unknown"``.
 
     Raises:
         UserError: another ending, no record, a package that is missing, or a network that cannot be written so.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: give a file that ends in {', '.join(FORMATS)}")
+    if path.suffix and path.suffix not in FORMATS and not path.is_dir():
+        raise UserError(f"{path}: give a file that ends in {', '.join(FORMATS)}, or a folder, which has no ending")
+    folder = path.suffix not in FORMATS
+    if license is not None and not folder:
+        raise UserError(f"{path}: a license is for a folder, whose model card names it; leave it out")
+    source = None if isinstance(network, nn.Module) else Path(network).expanduser()
     known: dict[str, Any] = {}
     if not isinstance(network, nn.Module):
         known = {key: value for key, value in read_metadata(network).items() if key not in ("preprocessing", "format")}
@@ -55,9 +68,13 @@ def export(
     record = preprocessing_of(network)
     if record is None:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
+    if (folder or path.suffix == ".safetensors") and normalize:
+        raise UserError(f"{path}: weights alone cannot normalize; leave normalize out, or write .onnx or .pt2")
+    if folder:
+        return write_folder(
+            network, record, known, path.expanduser(), source=source, license="unknown" if license is None else license
+        )
     if path.suffix == ".safetensors":
-        if normalize:
-            raise UserError(f"{path}: weights alone cannot normalize; leave normalize out, or write .onnx or .pt2")
         return save_weights(network, path, **known)
     if isinstance(network, Detector):
         raise UserError(f"{path}: detectors are written as .safetensors only: what they find has no fixed shape")

@@ -315,6 +315,18 @@ class Objective(nn.Module):
         asked = max(term.initial for term in self.terms.values())
         return max(1, round(asked * epochs / PUBLISHED_EPOCHS)) if asked else 0
 
+    @property
+    def inherits(self) -> bool:
+        """Whether a loss sets weights of the student before the first step."""
+        losses = self.losses.values()
+        return any(hasattr(loss, "start") and getattr(loss, "inherit", "") != "nothing" for loss in losses)
+
+    def check_start(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Let the losses that ask for it refuse a pair that :meth:`start` cannot work on; both may be untrained."""
+        for label, loss in self.losses.items():
+            if hasattr(loss, "check_start"):
+                ask(f"loss {label!r}", loss.check_start, student, teacher)  # type: ignore[arg-type]
+
     @torch.no_grad()
     def start(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Let the losses that ask for it set weights of the student, once, before the first step of a new run."""

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from model_zoo import Recipe, load_weights, recipe_for, usual_teacher
+from model_zoo import Preprocessing, Recipe, load_weights, recipe_for, usual_teacher
 from model_zoo.adapting import Adapted, WithLayers
 from model_zoo.pairs import bare
 from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
+from pckd.engine.fingerprint import digest
 from pckd.engine.teacher import FrozenTeacher
 from pckd.given import check_apart, check_gradients, check_trainable, copy_of
 from pckd.objective import Metric, Objective, Scheduler, layers_of, needs_teacher
@@ -29,6 +30,7 @@ from registry import (
     DIFFICULTY_SCHEDULERS,
     TASKS,
     CenterRule,
+    NotApplicable,
     Setup,
     Shapes,
     Term,
@@ -40,7 +42,7 @@ from registry import (
     parse,
 )
 
-__all__ = ["Choice", "Plan", "choose", "load_trained", "make_objective", "make_task", "plan"]
+__all__ = ["Choice", "Plan", "choose", "load_trained", "make_objective", "make_task", "plan", "start_from"]
 
 TOLERATED = 4.0
 """Factor by which a learning rate may differ from the linear rule before the log says so."""
@@ -55,7 +57,7 @@ class Plan:
         teacher: a name, a network, or None where there is none.
         terms: of the method, with the pair's published options. published: these options, by method.
         batch_size: images of the smallest batch. cached: the teacher's logits and embedding are kept, its maps not.
-        notes: what to tell the user.
+        notes: what to tell the user. started_from: the file of weights that the student has (:meth:`start_from`).
     """
 
     task: Task
@@ -75,6 +77,7 @@ class Plan:
     seed: int
     cached: bool = False
     notes: list[str] = field(default_factory=list)
+    started_from: str = ""
     _probed: dict[str, Shapes] = field(default_factory=dict, init=False)
 
     @property
@@ -116,6 +119,13 @@ class Plan:
         objective = make_objective(
             terms, setup, difficulty=self.difficulty, scheduler=self.scheduler, centers=self.centers
         )
+        if self.started_from and objective.inherits:
+            raise NotApplicable(
+                f"the method lets the student inherit weights of its teacher, and it has those of {self.started_from}: "
+                "leave student_weights out, or let it inherit nothing, as in 'pckd_plus(inherit=\"nothing\")'"
+            )
+        if teacher is not None:
+            objective.check_start(self.student, teacher.network)
         check_gradients(self.student, objective)
         objective.check_rows(task.sizes(self.batch_size, objective))
         task.check_batch(self.student, data, self.batch_size, objective)
@@ -151,10 +161,23 @@ class Plan:
         shown = self.task.renormalization(network, self.data, say)
         return FrozenTeacher(network, shown, asked=self.reading(network, "teacher"))
 
+    def start_from(self, weights: str | os.PathLike[str], say: Callable[[str], None]) -> dict[str, Any]:
+        """Let the student start with these weights (:func:`start_from`); says what is special. Their fingerprint."""
+        self.started_from = os.fspath(weights)
+        kept, record, fingerprint = start_from(self.task, self.student, self.data, weights)
+        layer = f", but for a new last layer ({', '.join(kept)}): the file's is of other classes" if kept else ""
+        say(f"student: starts with the weights of {self.started_from}{layer}")
+        own = self.task.preprocessing(self.data)
+        if record is not None and own is not None and not record.normalizes_as(own.mean, own.std):
+            say(
+                f"warning: the weights of {self.started_from} were trained on images that were normalized in another "
+                "way; data with their mean and std suits them better"
+            )
+        return fingerprint
+
     def start(self, objective: Objective, teacher: FrozenTeacher | None, say: Callable[[str], None]) -> None:
         """Let the losses set weights of the student, before a new run's first step; say what is special about it."""
-        inherits = any(hasattr(loss, "start") for loss in objective.losses.values())
-        if inherits and teacher is not None and teacher.renormalizes:
+        if objective.inherits and teacher is not None and teacher.renormalizes:
             say(
                 "warning: the student may start with layers of the teacher, which were trained on images that were "
                 "normalized in another way; data with the teacher's mean and std suits them better"
@@ -215,6 +238,24 @@ def load_trained(task: Task, name: str, data: Data, weights: str | os.PathLike[s
     load_weights(network, weights)
     task.check_classes(os.fspath(weights), network, data)
     return network
+
+
+def start_from(
+    task: Task, student: nn.Module, data: Data, weights: str | os.PathLike[str]
+) -> tuple[tuple[str, ...], Preprocessing | None, dict[str, Any]]:
+    """Fill a student with weights to go on from.
+
+    Returns:
+        the names of the classifier's tensors, where it is left as it was because the file's is of other classes; the
+        file's record of its preprocessing; the fingerprint of what was loaded.
+
+    Raises:
+        UserError: no such file, or weights of another network.
+    """
+    own = task.preprocessing(data)
+    loaded = load_weights(student, weights, classes=None if own is None else own.classes)
+    taken = {key: value for key, value in student.state_dict().items() if key not in loaded.missing}
+    return loaded.missing, Preprocessing.from_metadata(loaded.meta), {"weights": digest(taken)}
 
 
 def plan(

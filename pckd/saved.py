@@ -50,7 +50,8 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
     # All that a network is built from is in the record; there is no data.
     split = SimpleNamespace(num_classes=len(record.classes), classes=record.classes, image_size=record.image_size)
     data: Any = SimpleNamespace(train=split, test=split, name=file, image_shape=(len(record.mean), *record.image_size))
-    if parse(name)[0] not in BACKBONES.names():
+    plain = parse(name)[0]
+    if plain not in BACKBONES and plain.partition(":")[0] not in BACKBONES:
         raise UserError(
             f"{file}: its network {name!r} is not known here: load its plug-in first, or build it and use "
             "model_zoo.load_weights"

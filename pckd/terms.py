@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,6 +103,8 @@ def describe(thing: Any) -> Any:
     """What result.json says of an argument that may be an object: its name."""
     if thing is None or isinstance(thing, (str, int, float, bool)):
         return thing
+    if isinstance(thing, os.PathLike):
+        return os.fspath(thing)
     if isinstance(thing, Data):
         return thing.name
     if isinstance(thing, torch.device):

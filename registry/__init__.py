@@ -129,6 +129,15 @@ TASKS = Registry(
     packages=("pckd.tasks",),
 )
 
+TRACKERS = Registry(
+    "TRACKERS",
+    """Trackers: ``factory(folder, display, **options) -> pckd.trackers.Tracker``.
+
+    A display that tells another one everything, and keeps each epoch's numbers in a folder for another program.
+    """,
+    packages=("pckd.trackers",),
+)
+
 REGISTRIES: tuple[Registry, ...] = (
     BACKBONES,
     LOSSES,
@@ -139,6 +148,7 @@ REGISTRIES: tuple[Registry, ...] = (
     CENTER_RULES,
     DATASETS,
     TASKS,
+    TRACKERS,
 )
 
 __all__ = [
@@ -153,6 +163,7 @@ __all__ = [
     "METHODS",
     "REGISTRIES",
     "TASKS",
+    "TRACKERS",
     "Absent",
     "BadImages",
     "Batch",

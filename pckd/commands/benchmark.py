@@ -37,7 +37,7 @@ from pckd.tables import Table, print_tables
 from registry import DATASETS, TASKS, UserError, options_of, parse
 
 UNSAID = (
-    *("teacher_weights", "method", "seed", "milestones", "lr_decay", "device", "precision", "debug"),
+    *("student_weights", "teacher_weights", "method", "seed", "milestones", "lr_decay", "device", "precision", "debug"),
     *("output", "resume", "checkpoint_every", "profile"),
 )
 """Arguments of a run that have no flag here, or another one."""
@@ -51,6 +51,7 @@ def make_parser() -> Parser:
     add("--methods", metavar="A,B,...", help="methods to run, or all (default: all; of an ablation its references)")
     add("--pairs", metavar="T>S,...", help="teachers and students (default: --teacher and --student)")
     add("--teacher-weights", metavar="FILE|NAME=FILE,...", help="weights of the teachers; others are trained first")
+    add("--student-weights", metavar="FILE|NAME=FILE,...", help="weights that the students start with")
     add("--ablation", choices=ABLATIONS, help="variants of --base: its parts, difficulty and scheduler, or centers")
     add("--base", default="pckd", metavar="METHOD", help="what the ablation changes")
     add("--grid", choices=GRIDS, default="one", help="of parts: each left out and each alone, or all combinations")
@@ -120,7 +121,8 @@ def planned(args: argparse.Namespace, variants: Sequence[Variant], root: Path) -
     settings = {**settings_of(vars(args)), "data": args.dataset}
     check_settings(settings, seeds)
     weights = parse_weights(args.teacher_weights, [teacher for teacher, _ in pairs])
-    return make_jobs(pairs, variants, seeds, settings, weights, root), args.reference or "kd"
+    starts = parse_weights(args.student_weights, [student for _, student in pairs], "student")
+    return make_jobs(pairs, variants, seeds, settings, weights, root, starts), args.reference or "kd"
 
 
 def compare(args: argparse.Namespace, jobs: Sequence[Job], reference: str, root: Path) -> int:

@@ -17,7 +17,7 @@ from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tables import Table, fixed, print_tables
-from pckd.tensorboard import TensorBoard
+from pckd.trackers import track
 from registry import BACKBONES, DATASETS, TASKS, UserError, options_of, parse
 
 __all__ = ["LISTS", "main"]
@@ -35,7 +35,14 @@ def make_parser() -> Parser:
     defaults = {**DEFAULTS, **dict.fromkeys(("student", "data", "epochs", "batch_size"))}
     groups = add_arguments(parser, [name for name in ARGUMENTS if name not in UNSAID], defaults)
     add = groups["output"].add_argument
-    add("--tensorboard", action="store_true", help="write each epoch's numbers to OUTPUT/tensorboard, too")
+    add(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep each epoch's numbers for another program, in OUTPUT/NAME or its option folder; repeatable",
+    )
+    add("--tensorboard", action="append_const", dest="track", const="tensorboard", help="--track tensorboard")
     add = groups["reports"].add_argument
     add("--verbose", action="store_true", help="on a terminal, show every number of an epoch, not the main ones alone")
     add("--check", action="store_true", help="read every image, hold all to its contract, take one step, and stop")
@@ -59,11 +66,10 @@ def run(args: argparse.Namespace) -> int:
     first = launched().first
     display: Display = make_display(verbose=args.verbose) if first else Silent()
     told = display
-    if args.tensorboard:
-        if not args.output:
-            raise UserError("--tensorboard needs the --output folder to write its events to")
+    for spec in dict.fromkeys(args.track):
+        tracker = track(spec, args.output, told)
         # The first process alone writes, and --check writes nothing.
-        told = TensorBoard(Path(args.output) / "tensorboard", display) if first and not args.check else display
+        told = tracker if first and not args.check else told
     args.task = args.task or BACKBONES.facts(parse(args.student)[0]).get("task")
     demonstration = args.dataset is None
     task = args.task or "classification"

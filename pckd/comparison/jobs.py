@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pckd.api import distill
@@ -23,7 +24,9 @@ from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable,
 
 DEFAULTS = options_of(distill)
 """What :func:`pckd.distill` takes, and what it does where nothing is given."""
-OWN = frozenset({"student", "teacher", "teacher_weights", "method", "scheduler", "seed", "output", "resume"})
+OWN = frozenset(
+    {"student", "student_weights", "teacher", "teacher_weights", "method", "scheduler", "seed", "output", "resume"}
+)
 """What a job gives :func:`pckd.distill` by itself."""
 
 _LONGEST_NAME = 80
@@ -83,20 +86,20 @@ def parse_seeds(text: str) -> list[int]:
         raise UserError(f"--seeds must be whole numbers with commas between, not {text!r}") from None
 
 
-def parse_weights(text: str | None, teachers: Sequence[str]) -> dict[str, str]:
-    """Teacher to file or address: of ``FILE``, where there is one teacher, or ``resnet20=FILE,vgg13=FILE``."""
+def parse_weights(text: str | None, networks: Sequence[str], role: str = "teacher") -> dict[str, str]:
+    """Network to file or address: of ``FILE``, where there is one of them, or ``resnet20=FILE,vgg13=FILE``."""
     if text is None:
         return {}
-    teachers = list(dict.fromkeys(teachers))
+    names = list(dict.fromkeys(networks))
     parts = split_methods(text, ",")
     split = [part.partition("=") for part in parts if "=" in part]
     named = {name.strip(): file.strip() for name, _, file in split}
-    if len(named) == len(parts) and set(named) <= set(teachers):
+    if len(named) == len(parts) and set(named) <= set(names):
         return named
-    if len(teachers) == 1 and len(named) < 2:
-        return {teachers[0]: text}
+    if len(names) == 1 and len(named) < 2:
+        return {names[0]: text}
     raise UserError(
-        f"--teacher-weights {text!r}: there are several teachers ({', '.join(teachers)}); give NAME=FILE for each, "
+        f"--{role}-weights {text!r}: there are several {role}s ({', '.join(names)}); give NAME=FILE for each, "
         "with commas between"
     )
 
@@ -108,11 +111,13 @@ def make_jobs(
     settings: Mapping[str, Any],
     weights: Mapping[str, str],
     root: Path,
+    starts: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Job]:
     """Every variant with every seed on every pair; pair by pair, all variants with the first seed before the second.
 
     Args:
         settings: arguments of ``pckd.distill`` that all have in common; a variant's options win.
+        weights: file by teacher. starts: file by student, of the weights that it starts with.
     """
     jobs = []
     for teacher, student in pairs:
@@ -122,6 +127,7 @@ def make_jobs(
                 arguments = {
                     **settings,
                     "student": student,
+                    "student_weights": starts.get(student),
                     "teacher": teacher,
                     "teacher_weights": weights.get(teacher),
                     # Of its own, because a variant may be longer and has the same teacher.
@@ -151,7 +157,9 @@ def unusual(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Networks and methods, which the tables name, are not among them.
     """
-    names = [name for name in DEFAULTS if name in options and name not in OWN - {"scheduler"} | alike()]
+    names = [
+        name for name in DEFAULTS if name in options and name not in OWN - {"scheduler", "student_weights"} | alike()
+    ]
     return {name: options[name] for name in names if (options[name] or None) != (DEFAULTS[name] or None)}
 
 
@@ -205,7 +213,7 @@ def _plan(job: Job, data: Data) -> Plan:
     options, cached = job.arguments, job.arguments["teacher_cache"] is not None
     of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "view_pool")}
     names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr")
-    return plan(
+    run = plan(
         task=make_task(options["task"], data, cached=cached, **of_task),
         data=data,
         student=job.student,
@@ -214,6 +222,9 @@ def _plan(job: Job, data: Data) -> Plan:
         cached=cached,
         **{name: options[name] for name in names if name in options},
     )
+    if options["student_weights"] is not None:
+        run.start_from(options["student_weights"], lambda _: None)
+    return run
 
 
 def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:

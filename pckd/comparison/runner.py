@@ -25,7 +25,7 @@ from pckd.display import Display, make_display
 from pckd.engine.fingerprint import network_fingerprint, split_fingerprint
 from pckd.engine.guard import Interrupted, Signals
 from pckd.engine.record import find_changes
-from pckd.plan import load_trained, make_task
+from pckd.plan import load_trained, make_task, start_from
 from pckd.runs import METRICS, RESULT, Run, read_finished
 from registry import UserError
 from registry.errors import is_out_of_memory
@@ -62,6 +62,10 @@ def finished(job: Job, data: Data, fingerprints: Mapping[str, Any] | None = None
     if not (job.path / RESULT).exists():
         return None
     advice = "choose another --output, or remove the folder"
+    if (weights := job.arguments["student_weights"]) is not None:
+        task = make_task(job.arguments["task"], data)
+        start = start_from(task, task.make_network(job.student, data), data, weights)
+        fingerprints = {**(fingerprints or {}), "student": start[2]}
     run = read_finished(job.path)
     if not run.rows or run.metric not in run.rows[-1]:
         raise UserError(f"{job.path}: not the folder of a finished run: {METRICS} has no {run.metric}; {advice}")

@@ -35,7 +35,12 @@ FINAL_MODEL = "model_final.pth"
 LOCK = ".lock"
 
 PARTS: Mapping[str, str] = MappingProxyType(
-    {"train": "the training split", "test": "the split that is measured on", "teacher": "the teacher"}
+    {
+        "train": "the training split",
+        "test": "the split that is measured on",
+        "teacher": "the teacher",
+        "student": "the file of student_weights",
+    }
 )
 """What a run has fingerprints of, and what that is called; see :mod:`pckd.engine.fingerprint`."""
 
@@ -331,7 +336,7 @@ def find_changes(
     """
     before, known, found = {**arguments.before(), **before}, known or {}, found or {}
     # What is known by its content may lie elsewhere.
-    moved = {"teacher_cache"} | ({"teacher_weights"} if "teacher" in known else set())
+    moved = {"teacher_cache"} | {f"{role}_weights" for role in ("teacher", "student") if role in known}
     changes = [
         f"{key} was {before.get(key)!r}, is {value!r}"
         for key, value in now.items()

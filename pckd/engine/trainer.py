@@ -119,6 +119,7 @@ class Trainer:
                 f"the method asks for {optimization.initial} initial epochs before its schedule of "
                 f"{optimization.epochs}"
             )
+        self.display.arguments(self.arguments)
         self.display.begin(self.title, optimization.all_epochs, self.steps, history.epoch - 1)
         with contextlib.ExitStack() as ends:
             # Whatever ends the loop, a terminal is left as it was.

@@ -64,7 +64,7 @@ def pckd_plus(
         feature: weight of the alignment of the embedding, which has no projection.
         temperature: of KD.
         inherit: what the student starts with: the teacher's ``"layers"`` of the same name and shape and its centers,
-            its ``"centers"`` alone, or ``"nothing"``.
+            its ``"blocks"`` evenly spread over those of a deeper teacher, its ``"centers"`` alone, or ``"nothing"``.
     """
     return [
         Term("cross_entropy", ce),

@@ -18,6 +18,7 @@ from pckd.export import export
 from registry import BACKBONES, UserError, build
 
 RECORD = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (32, 32), ("a", "b", "c"))
+TASK = "classification"
 PLAIN = Preprocessing((0.0,) * 3, (1.0,) * 3, (32, 32), ("a", "b", "c"))
 
 
@@ -87,6 +88,117 @@ def test_refusals(name: str, file: str, options: dict[str, Any], said: str, tmp_
         export(network(name), tmp_path / file, **options)
     with pytest.raises(UserError, match=r"has no record|ends in"):
         export(network(name, None), tmp_path / file)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that has ended."""
+    made = network("resnet8")
+    folder = tmp_path / "run"
+    file = save_weights(made, folder / "model_final.pth", student="resnet8", dataset="shapes(num_classes=3)", task=TASK)
+    arguments = {
+        "student": "resnet8",
+        "teacher": "resnet20",
+        "method": "kd(weight=0.9)",
+        "data": "shapes(num_classes=3)",
+    }
+    arguments |= {
+        "epochs": 3,
+        "batch_size": 8,
+        "flip": False,
+        "compile": True,
+        "output": "mine",
+        "teacher_epochs": None,
+    }
+    arguments |= {"milestones": [0.625, 0.75, 0.875], "student_weights": "folder/start.pth", "data_root": "/home/me"}
+    record = {
+        "student": "resnet8",
+        "teacher": "resnet20",
+        "method": "kd(weight=0.9)",
+        "dataset": "shapes(num_classes=3)",
+    }
+    record |= {"task": TASK, "metric": "top1", "columns": ["top1", "top5"], "last_top1": 61.5, "best_top1": 62.0}
+    record |= {"last_top5": 99.0, "teacher_top1": 70.25, "epochs": 3, "lr": 0.05, "seed": 0, "train_images": 48}
+    record |= {"precision": "fp32", "measured_on": "val", "terms": {}, "versions": {"pckd": "0.1.0"}}
+    (folder / "result.json").write_text(json.dumps({**record, "arguments": arguments}))
+    assert file.name == "model_final.pth"
+    return folder
+
+
+def test_a_folder_for_a_model_hub(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    folder = export(run / "model_final.pth", tmp_path / "hub", license="apache-2.0")
+    images = torch.randn(2, 3, 32, 32)
+    expected = pckd.load(run / "model_final.pth")(images).logits
+    for source in (folder, str(folder / "model.safetensors")):
+        loaded = pckd.load(source)
+        assert torch.equal(loaded(images).logits, expected)
+        assert preprocessing_of(loaded) == RECORD
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("resnet8", 3, 64)
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert config["pretrained_cfg"]["mean"] == [0.4, 0.5, 0.6]
+    assert config["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    assert config["label2id"] == {"a": 0, "b": 1, "c": 2}
+    text = (folder / "README.md").read_text()
+    for figure in ("61.50 %", "70.25 %", "| 99.00 % |", "| val |", "distilled from resnet20", "77,587 parameters"):
+        assert figure in text
+    (command,) = [line for line in text.splitlines() if line.startswith("pckd-train ")]
+    words = (
+        "pckd-train --student resnet8 --teacher resnet20 --method 'kd(weight=0.9)' --dataset 'shapes(num_classes=3)'"
+    )
+    words += " --epochs 3 --batch-size 8 --no-flip --teacher-epochs 3 --student-weights start.pth --lr 0.05"
+    assert command == words
+    assert "/home/me" not in text
+    with pytest.raises(
+        UserError, match=r"hub: already holds model\.safetensors, config\.json, README\.md; give another"
+    ):
+        export(run / "model_final.pth", folder)
+    card = pytest.importorskip("huggingface_hub").ModelCard.load(folder / "README.md").data
+    assert (card.license, card.pipeline_tag, card.model_name) == ("apache-2.0", "image-classification", "resnet8")
+    assert card.tags == ["image-classification", "knowledge-distillation", "pytorch", "pckd"]
+    (result,) = card.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 61.5, "shapes")
+
+
+@pytest.mark.parametrize(
+    "change", [{"student": "mine"}, {"data": "my pictures"}, {"milestones": [0.5]}, {"method": ["1.0 * kd"]}], ids=str
+)
+def test_a_run_of_objects_has_no_command(change: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "arguments": {**result["arguments"], **change}}))
+    text = (export(run / "model_final.pth", tmp_path / "hub") / "README.md").read_text()
+    assert "started from Python, with objects that have no name" in text
+    assert "pckd-train" not in text
+    assert 'license: "unknown"' in text
+
+
+def test_a_folder_without_figures_and_what_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    text = (export(network("fcn_r10w16"), tmp_path / "hub") / "README.md").read_text()
+    assert "Figures: none are known." in text
+    assert "model-index" not in text
+    for options, said in (({"license": "a\nb"}, "the license must be a line"), ({"license": " "}, "must be a line")):
+        with pytest.raises(UserError, match=said):
+            export(network("resnet8"), tmp_path / "other", **options)
+    with pytest.raises(UserError, match="weights alone cannot normalize"):
+        export(network("resnet8"), tmp_path / "other", normalize=True)
+    with pytest.raises(UserError, match=r"x\.pt2: a license is for a folder"):
+        export(network("resnet8"), tmp_path / "x.pt2", license="mit")
+    assert not (tmp_path / "other").exists()
+
+
+def test_timm_builds_its_own_networks_from_a_folder(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224(img_size=32, depth=2)"
+    made = network(name).eval()
+    folder = export(save_weights(made, tmp_path / "x.pth", student=name), tmp_path / "hub")
+    images = torch.randn(2, 3, 32, 32)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    for logits in (theirs(images), pckd.load(folder)(images).logits):
+        torch.testing.assert_close(logits, made(images).logits)
+    assert theirs.pretrained_cfg["mean"] == [0.4, 0.5, 0.6]
 
 
 def test_a_network_that_cannot_be_traced_and_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import pckd
 from model_zoo import probe
-from registry import BACKBONES, LOSSES, Setup, UserError, build
+from registry import BACKBONES, LOSSES, NotApplicable, Output, Setup, UserError, build
 
 SHAPES = "shapes(num_classes=3, image_size=8, train_size=32, test_size=16)"
 
@@ -72,9 +72,73 @@ def test_centers_of_another_width_come_through_averages(student: str, teacher: s
     assert not list(loss.parameters())
 
 
+class Chain(nn.Module):
+    """Blocks in a row, as a transformer has them, and a stem and a norm beside them."""
+
+    def __init__(self, blocks: int, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 1)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU()) for _ in range(blocks))
+        self.classifier = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> Output:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        embedding = x.mean((2, 3))
+        return Output(self.classifier(embedding), embedding)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "blocks", "inherited"),
+    [
+        (Chain(6), Chain(12), "blocks", [0, 2, 4, 7, 9, 11]),
+        (Chain(3), Chain(4), "blocks", [0, 2, 3]),
+        (Chain(1), Chain(4), "blocks", [0]),
+        (Chain(4), Chain(4), "blocks", [0, 1, 2, 3]),
+        (BACKBONES.get("resnet20")(3), BACKBONES.get("resnet56")(3), "layer2", [0, 4, 8]),
+        (BACKBONES.get("resnet8")(3), BACKBONES.get("resnet56")(3), "layer3", [0]),
+    ],
+    ids=["6 of 12", "3 of 4", "1 of 4", "4 of 4", "resnet20 of resnet56", "resnet8 of resnet56"],
+)
+def test_a_slice_of_the_teachers_blocks(
+    student: nn.Module, teacher: nn.Module, blocks: str, inherited: list[int]
+) -> None:
+    setup = Setup(probe(student, 3, 32), probe(teacher, 3, 32), 10, teacher.classifier)
+    loss = build(LOSSES, "direct_alignment(inherit='blocks')", setup)
+    loss.check_start(student, teacher)
+    with torch.no_grad():
+        loss.start(student, teacher)
+    own, theirs = student.state_dict(), teacher.state_dict()
+    for name, value in own.items():
+        part, _, rest = name.removeprefix(f"{blocks}.").partition(".")
+        if name.startswith(f"{blocks}."):
+            assert value.equal(theirs[f"{blocks}.{inherited[int(part)]}.{rest}"]), name
+    others = [name for name in own if not name.startswith(("block", "layer"))]
+    assert all(own[name].equal(theirs[name]) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "said"),
+    [
+        ("resnet8x4", "resnet20", r"whose conv1\.weight for the student's conv1\.weight \[32, 3, 3, 3\] is \[16, 3, 3"),
+        ("resnet20", "resnet8", r"whose layer1\.1\.conv1\.weight for the student's .* is not there"),
+        ("resnet8", "wrn_16_1", r"whose bn1\.weight .* is \[64\]; use inherit='layers', 'centers' or 'nothing'"),
+    ],
+)
+def test_what_is_no_slice_is_refused_before_a_teacher_is_trained(
+    student: str, teacher: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "cache"))
+    options: dict[str, Any] = {"data": SHAPES, "batch_size": 8, "device": "cpu", "epochs": 1, "display": None}
+    with pytest.raises(NotApplicable, match=f"the student is no slice of the teacher, {said}"):
+        pckd.distill(student=student, teacher=teacher, method="pckd_plus(inherit='blocks')", **options)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_unknown_inheritance_is_refused() -> None:
     _, _, setup = pair("resnet8", "resnet8")
-    with pytest.raises(UserError, match="inherit must be one of layers, centers, nothing, not 'all'"):
+    with pytest.raises(UserError, match="inherit must be one of layers, blocks, centers, nothing, not 'all'"):
         build(LOSSES, "direct_alignment(inherit='all')", setup)
 
 

@@ -289,6 +289,7 @@ def test_what_the_command_line_gives_wins_over_the_preset(tool: ModuleType, monk
         ("--centers far", "CENTER_RULES: unknown name 'far'"),
         ("--difficulty hard", "DIFFICULTY_METRICS: unknown name 'hard'"),
         ("--pairs vgg8>vgg8,vgg13>vgg8 --teacher-weights y.pth", "several teachers (vgg8, vgg13)"),
+        ("--pairs vgg8>vgg8,vgg8>resnet8 --student-weights y.pth", "several students (vgg8, resnet8)"),
         ("--teacher-cache y --view-pool 0", "needs a finite view_pool"),
     ],
 )
