@@ -425,8 +425,11 @@ def adapt(
         (0, 0) if image_size is None else _sides(image_size),
         interpolation=interpolation or "bilinear",
     )
-    if record.interpolation not in INTERPOLATIONS:
-        raise UserError(f"{label}: interpolation must be {' or '.join(INTERPOLATIONS)}, not {interpolation!r}")
+    if Preprocessing.from_metadata({"preprocessing": record.as_metadata()}) is None:
+        raise UserError(
+            f"{label}: give mean and std with a number a channel, std above 0, image_size as pixels or "
+            f"(height, width), and interpolation as {', '.join(INTERPOLATIONS)}"
+        )
     channels = _channels(module, len(mean or (0, 0, 0)))
     sizes = [*_said_sizes(module), *SIZES] if image_size is None else [image_size]
     reason = ""

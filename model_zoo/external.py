@@ -56,7 +56,7 @@ class TorchvisionBackbone(nn.Module):
         maps = _last_of_each_resolution(model, graph, image_size)
         end.args = ((logits, logits.args[0], tuple(maps)),)
         self.network = fx.GraphModule(model, graph)
-        self._path, self.image_size = str(logits.target), image_size
+        self._path = str(logits.target)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -207,6 +207,7 @@ def torchvision_backbone(
     if in_channels != 3:
         _set_in_channels(label, model, in_channels)
     network = TorchvisionBackbone(model, label, image_size)
+    network.image_size = image_size  # type: ignore[assignment]
     own = num_classes is None or network.classifier.out_features == num_classes
     if num_classes is not None and not own:
         _set_num_classes(network.classifier, num_classes)

@@ -226,7 +226,7 @@ def load_trained(
         record = Preprocessing.from_metadata(read_metadata(weights))
         named = record is not None and set(map(str, data.train.classes)) <= set(record.classes)
         if classes is None and not named:
-            raise
+            raise UserError(f"{error}; of a teacher, say which of them with teacher_classes") from None
         network = task.make_network(name, data, num_classes=error.classes)
         load_weights(network, weights)
     network = task.matched(file, network, data, classes, say)
