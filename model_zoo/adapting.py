@@ -328,8 +328,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _said_sizes(module: nn.Module) -> list[int | tuple[int, int]]:
-    """Image sizes that a module says it takes."""
+def _said_sizes(module: nn.Module) -> list[tuple[int, int]]:
+    """Image sizes (height, width) that a module says it takes."""
     config: Any = getattr(module, "config", None)
     pretrained: Any = getattr(module, "pretrained_cfg", None) or {}
     embed: Any = getattr(module, "patch_embed", None)
@@ -339,7 +339,9 @@ def _said_sizes(module: nn.Module) -> list[int | tuple[int, int]]:
         getattr(embed, "img_size", None),
         *([pretrained["input_size"][1:]] if isinstance(pretrained, Mapping) and "input_size" in pretrained else []),
     ]
-    return [(size[0], size[1]) if isinstance(size, (tuple, list)) else int(size) for size in said if size]
+    pairs = [tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in said]
+    # Modules may call anything so.
+    return [pair for pair in pairs if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)]
 
 
 def size_taken(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
@@ -348,8 +350,10 @@ def size_taken(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[i
     Args:
         image_shape: (C, H, W).
     """
-    inside = [part for part in (network, getattr(network, "network", None)) if isinstance(part, nn.Module)]
-    said = [_sides(size) for part in inside for size in _said_sizes(_unwrapped(part))]
+    inside: list[nn.Module] = [network]
+    while isinstance(within := getattr(inside[-1], "network", None), nn.Module):
+        inside.append(within)
+    said = [size for part in inside for size in _said_sizes(_unwrapped(part))]
     own = (image_shape[1], image_shape[2])
     for size in [own, *said] if said and own not in said else []:
         with contextlib.suppress(Exception), evaluating(network), torch.no_grad():
@@ -431,10 +435,10 @@ def adapt(
             f"(height, width), and interpolation as {', '.join(INTERPOLATIONS)}"
         )
     channels = _channels(module, len(mean or (0, 0, 0)))
-    sizes = [*_said_sizes(module), *SIZES] if image_size is None else [image_size]
+    sizes = [*_said_sizes(module), *map(_sides, SIZES)] if image_size is None else [record.image_size]
     reason = ""
     for size in sizes:
-        images = _probe_images(module, channels, _sides(size))
+        images = _probe_images(module, channels, size)
         try:
             answer, calls = _run(module, images)
         # A module refuses a size in its own way.
@@ -447,7 +451,7 @@ def adapt(
         return adapted
     raise UserError(
         f"{label} cannot run on images of {channels} channels and "
-        f"{' or '.join(str(size) for size in sizes)} pixels: {reason}; give image_size"
+        f"{' or '.join('x'.join(map(str, size)) for size in sizes)} pixels: {reason}; give image_size"
     )
 
 
@@ -484,8 +488,8 @@ def as_backbone(
 def adapted_by_itself(network: nn.Module) -> nn.Module:
     """As :func:`as_backbone`, where nobody says what the images are."""
     channels = _channels(network)
-    for size in [*_said_sizes(network), *SIZES]:
-        found = as_backbone(network, (channels, *_sides(size)), type(network).__name__)
+    for height, width in [*_said_sizes(network), *map(_sides, SIZES)]:
+        found = as_backbone(network, (channels, height, width), type(network).__name__)
         if found is not network:
             return found
     return network
@@ -567,10 +571,9 @@ def pretrained_record(module: Any) -> Preprocessing | None:
     said: Any = getattr(module, "pretrained_cfg", None)
     if not isinstance(said, Mapping) or not said.get("mean") or not said.get("std"):
         return None
-    sizes = _said_sizes(module)
+    size = next(iter(_said_sizes(module)), (0, 0))
     how = "bicubic" if said.get("interpolation") == "lanczos" else said.get("interpolation")
     interpolation = how if how in INTERPOLATIONS else "bilinear"
-    size = _sides(sizes[0]) if sizes else (0, 0)
     return Preprocessing(tuple(said["mean"]), tuple(said["std"]), size, (), interpolation)
 
 

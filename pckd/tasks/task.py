@@ -163,7 +163,7 @@ class Task:
         if own != self.name:
             raise UserError(f"{role} {network} is a network for {own}, and the task is {self.name}; use task={own}")
         options, number = self.network_options(data), classes.get("num_classes", data.train.num_classes)
-        if number is None and ":" not in network:
+        if number is None and ":" not in parse(network)[0]:
             # Only families know how many classes their weights have; a plug-in's network is built as it is.
             number = data.train.num_classes
         built = ask(f"backbone {network!r}", build, BACKBONES, network, number, **options)

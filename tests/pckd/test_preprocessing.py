@@ -280,6 +280,8 @@ def test_a_network_that_takes_one_size_alone_is_shown_it(
     assert result.teacher_top1 == pckd.evaluate(network, tiny_data).top1
     assert caplog.messages == [f"the network: {text}"]
     assert not hasattr(network, "preprocessing")
+    # Also inside the module that picks its classes.
+    assert distill(tiny_data, teacher=network, method="kd", teacher_classes=[2, 0, 1])[0].teacher_top1 is not None
     # With its normalization, which says nothing of the size; and as one that says nothing.
     record = preprocessing_of(pckd.adapt(network, mean=THEIRS.mean, std=THEIRS.std))
     assert record == Preprocessing(THEIRS.mean, THEIRS.std)
