@@ -267,7 +267,7 @@ def distill(
             num_workers=num_workers,
         )
         if folder is not None and frozen is not None:
-            fingerprints["teacher"] = {**network_fingerprint(frozen.network), **frozen.eyes}
+            fingerprints["teacher"] = {**network_fingerprint(frozen.network), **frozen.resizing_facts}
         objective = run.objective(frozen)
         if teacher_cache is not None and frozen is not None and run.cached:
             frozen.cache = _open_cache(teacher_cache, run, frozen, objective, place, display)
@@ -598,7 +598,7 @@ def _open_cache(
         precision=device.precision,
         device=device.type,
         version=version("pckd"),
-        **teacher.eyes,
+        **teacher.resizing_facts,
         **run.task.cache_options(),
     )
     shapes = objective.setup.teacher

@@ -276,7 +276,7 @@ def plan(
     named = student
     if not isinstance(student, str):
         student = task.make_network(student, data, "the student")
-    asked: dict[str, None] = {} if teacher_classes is None else {"num_classes": None}
+    asked: dict[str, Any] = {} if teacher_classes is None else {"num_classes": "own"}
     if teacher is not None and not isinstance(teacher, str):
         teacher = task.make_network(teacher, data, "the teacher", **asked)
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
@@ -331,7 +331,7 @@ def _pretrained(task: Task, name: str, data: Data) -> nn.Module:
         UserError: its name brings no weights.
     """
     with own_random_state(torch.device("cpu")):
-        network = task.make_network(name, data, "the teacher", num_classes=None)
+        network = task.make_network(name, data, "the teacher", num_classes="own")
     if preprocessing_of(network) is None:
         raise UserError(f"teacher_classes: the name {name} brings no weights with it; give teacher_weights")
     network.__name__ = name  # type: ignore[assignment]

@@ -104,7 +104,7 @@ class FrozenTeacher(nn.Module):
         return self.scale is not None
 
     @property
-    def eyes(self) -> dict[str, Any]:
+    def resizing_facts(self) -> dict[str, Any]:
         """Size of the images that it is shown, and how they are resized, as JSON; nothing where they are not."""
         return {} if self.resizing is None else {"image_size": list(self.resizing[0]), "resized": self.resizing[1]}
 

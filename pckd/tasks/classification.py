@@ -146,14 +146,19 @@ class Classification(Task):
         return {"in_channels": data.image_shape[0]}
 
     def make_network(
-        self, network: str | nn.Module, data: Data, role: str = "a network", **classes: int | None
+        self,
+        network: str | nn.Module,
+        data: Data,
+        role: str = "a network",
+        *,
+        num_classes: int | Literal["own"] | None = None,
     ) -> nn.Module:
-        made = super().make_network(network, data, role, **classes)
+        made = super().make_network(network, data, role, num_classes=num_classes)
         if not isinstance(data.train, DataSplit):
             return made
         label = f"backbone {network!r}" if isinstance(network, str) else role
         # A teacher may do without a classifier, but where its classes are asked for.
-        expected = data.train.num_classes if role == "the teacher" and not classes else None
+        expected = data.train.num_classes if role == "the teacher" and num_classes is None else None
         return as_backbone(made, data.image_shape, label, expected)
 
     def adapted(self, network: nn.Module, split: DataSplit) -> nn.Module:

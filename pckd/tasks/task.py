@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -145,13 +145,18 @@ class Task:
         """
 
     def make_network(
-        self, network: str | nn.Module, data: Any, role: str = "a network", **classes: int | None
+        self,
+        network: str | nn.Module,
+        data: Any,
+        role: str = "a network",
+        *,
+        num_classes: int | Literal["own"] | None = None,
     ) -> nn.Module:
         """Build a backbone by name for this data, or pass a module through.
 
         Args:
             role: "the student" or "the teacher", for messages.
-            classes: ``num_classes``, where it is not the data's; None: as many as its own weights have.
+            num_classes: where it is not the data's; "own": as many as the weights have that its name brings.
 
         Raises:
             UserError: an unknown name, or no network.
@@ -162,14 +167,14 @@ class Task:
         own = BACKBONES.facts(parse(network)[0]).get("task", self.name)
         if own != self.name:
             raise UserError(f"{role} {network} is a network for {own}, and the task is {self.name}; use task={own}")
-        options, number = self.network_options(data), classes.get("num_classes", data.train.num_classes)
-        if number is None and ":" not in parse(network)[0]:
+        options, number = self.network_options(data), num_classes or data.train.num_classes
+        if number == "own":
             # Only families know how many classes their weights have; a plug-in's network is built as it is.
-            number = data.train.num_classes
+            number = None if ":" in parse(network)[0] else data.train.num_classes
         built = ask(f"backbone {network!r}", build, BACKBONES, network, number, **options)
         if not isinstance(built, nn.Module):
             raise PluginError(f"backbone {network!r} returned {type(built).__name__}: it must return an nn.Module")
-        if not classes:
+        if num_classes is None:
             # It will be trained on this data, or the file of its weights has a record.
             set_preprocessing(built, None)
         return built
