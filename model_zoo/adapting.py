@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from model_zoo.preprocessing import Preprocessing, set_preprocessing
+from model_zoo.preprocessing import INTERPOLATIONS, Preprocessing, preprocessing_of, set_preprocessing
 from model_zoo.probe import check_network, evaluating
 from registry import Output, UserError
 from registry.contracts import Absent
 from registry.errors import closest
 
-__all__ = ["Adapted", "Tap", "WithLayers", "adapt", "adapted_by_itself", "as_backbone", "classifier_name"]
+__all__ = [
+    "Adapted",
+    "Picked",
+    "Tap",
+    "WithLayers",
+    "adapt",
+    "adapted_by_itself",
+    "as_backbone",
+    "classifier_name",
+    "size_taken",
+]
 
 SIZES = (32, 64, 224)
 """Pixels of the images that a module is tried on where nothing says which it takes."""
@@ -112,6 +124,7 @@ class Adapted(nn.Module):
         return f"{self.__name__}: {classifier}; maps {', '.join(self.map_paths) or 'none'}"
 
 
+_WRAPPERS = re.compile(r"^(network\.)+")
 MOST_LEADING = 5
 """Tokens before those of the patches: a class token and four registers."""
 
@@ -180,15 +193,17 @@ class WithLayers(nn.Module):
         super().__init__()
         # A compiled network would not see the hooks.
         self.network = _unwrapped(network)
-        known = dict(self._inside.named_modules(remove_duplicate=False))
+        set_preprocessing(self, preprocessing_of(network))
+        known = dict(self.network.named_modules(remove_duplicate=False))
         label = f"{label} ({getattr(network, '__name__', '') or type(self.network).__name__})"
         leading = next((m.num_prefix_tokens for m in known.values() if hasattr(m, "num_prefix_tokens")), None)
         self._taps: dict[str, _LayerTap] = {}
         self._paths: dict[str, str] = {}
         for path in dict.fromkeys(paths):
-            found = next((full for full in (path, f"network.{path}") if full and full in known), None)
+            # Below any wrappers, each of which holds a network.
+            found = next((full for depth in range(4) if (full := "network." * depth + path) in known and path), None)
             if found is None:
-                names = [name.removeprefix("network.") for name in known if name not in ("", "network")]
+                names = [inner for name in known if (inner := _WRAPPERS.sub("", f"{name}.")[:-1])]
                 top = ", ".join(name for name in names if "." not in name)
                 hint = f"{closest(path, names, 3)} It has {top}, and their parts"
                 raise UserError(f"{label} has no module {path!r}{hint}")
@@ -198,16 +213,12 @@ class WithLayers(nn.Module):
         self.register_load_state_dict_pre_hook(_names_below)
 
     @property
-    def _inside(self) -> nn.Module:
-        return self.network.network if isinstance(self.network, Adapted) else self.network
-
-    @property
     def classifier(self) -> nn.Linear:
         """The network's own."""
         return self.network.classifier  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Output:
-        with _hooked(self._inside, self._taps):
+        with _hooked(self.network, self._taps):
             for tap in self._taps.values():
                 tap.given = x
             output: Output = self.network(x)
@@ -229,6 +240,42 @@ def _last_inside(modules: Mapping[str, nn.Module], path: str) -> str:
     *_, (name, last) = module._modules.items()
     shared = sum(other is last for other in modules.values()) > 1
     return path if shared else _last_inside(modules, f"{path}.{name}")
+class Picked(nn.Module):
+    """A teacher that answers about some of its classes alone, in a given order.
+
+    Its state dict is the network's own: layers that a student inherits go by their names.
+
+    Args:
+        network: a backbone with logits, whose weights do not change any more.
+        rows: K numbers of its logits. classes: what these are called.
+    """
+
+    rows: Tensor
+
+    def __init__(self, network: nn.Module, rows: Sequence[int], classes: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.__name__ = getattr(network, "__name__", type(network).__name__)
+        layer: Any = network.classifier
+        device = next((p.device for p in network.parameters()), None)
+        self.register_buffer("rows", torch.tensor(rows, device=device))
+        if isinstance(layer, nn.Linear):
+            # Made without a random number.
+            picked = nn.Linear(layer.in_features, len(rows), layer.bias is not None, device="meta")
+            picked.weight = nn.Parameter(layer.weight.detach()[self.rows], requires_grad=False)
+            if layer.bias is not None:
+                picked.bias = nn.Parameter(layer.bias.detach()[self.rows], requires_grad=False)
+            layer = picked
+        self.classifier = layer
+        record = preprocessing_of(network) or Preprocessing()
+        set_preprocessing(self, replace(record, classes=tuple(classes)))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network.state_dict(*args, **kwargs)
+
+    def forward(self, x: Tensor) -> Output:
+        output: Output = self.network(x)
+        return output._replace(logits=output.logits[:, self.rows])
 
 
 def _own_names(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -413,8 +460,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _sizes(module: nn.Module) -> list[int | tuple[int, int]]:
-    """Image sizes that a module says it takes, and then the usual ones."""
+def _said_sizes(module: nn.Module) -> list[tuple[int, int]]:
+    """Image sizes (height, width) that a module says it takes."""
     config: Any = getattr(module, "config", None)
     pretrained: Any = getattr(module, "pretrained_cfg", None) or {}
     embed: Any = getattr(module, "patch_embed", None)
@@ -424,8 +471,31 @@ def _sizes(module: nn.Module) -> list[int | tuple[int, int]]:
         getattr(embed, "img_size", None),
         *([pretrained["input_size"][1:]] if isinstance(pretrained, Mapping) and "input_size" in pretrained else []),
     ]
-    known = [tuple(size) if isinstance(size, (tuple, list)) else size for size in said if size]
-    return [*known, *SIZES]
+    pairs = [tuple(size) if isinstance(size, (tuple, list)) else (size, size) for size in said]
+    # Modules may call anything so.
+    return [pair for pair in pairs if len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)]
+
+
+def size_taken(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """The image size that a network says it takes, as a ViT does, where it cannot run on images of ``image_shape``.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+    inside: list[nn.Module] = [network]
+    while isinstance(within := getattr(inside[-1], "network", None), nn.Module):
+        inside.append(within)
+    said = [size for part in inside for size in _said_sizes(_unwrapped(part))]
+    own = (image_shape[1], image_shape[2])
+    for size in [own, *said] if said and own not in said else []:
+        with contextlib.suppress(Exception), evaluating(network), torch.no_grad():
+            network(_probe_images(network, image_shape[0], size))
+            return None if size == own else size
+    return None
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def adapt(
@@ -436,6 +506,8 @@ def adapt(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     image_size: int | tuple[int, int] | None = None,
+    interpolation: str | None = None,
+    pretrained: bool = False,
     name: str = "",
 ) -> Adapted:
     """Any classifier of images as a backbone, by forward hooks: torchvision's, timm's, Hugging Face's, your own.
@@ -458,12 +530,16 @@ def adapt(
             each resolution. None: no maps.
         mean, std: per channel, how images were normalized in its training, both or neither: where the data are
             normalized otherwise, it is shown images as in its training.
-        image_size: pixels of the images that it is tried on, two numbers (height, width) where these differ; by
-            default what the module says, or 32, 64 or 224.
+        image_size: pixels of the images in its training, two numbers (height, width) where these differ: images of
+            another size are resized for it when it teaches or is measured. By default it is tried on what the module
+            says, or 32, 64 or 224, and shown images as they are where it takes them.
+        interpolation: how they are resized: ``"bilinear"`` (the default), ``"bicubic"`` or ``"nearest"``.
+        pretrained: its weights are those that timm publishes: what is not given here is what its ``pretrained_cfg``
+            says. (timm's modules have one with random weights, too, so that it counts for nothing by itself.)
         name: what messages call it; its class by default.
 
     Raises:
-        UserError: it cannot run on such images, returns no logits, or has no such module.
+        UserError: it cannot run on such images, returns no logits, has no such module, or no ``pretrained_cfg``.
     """
     label = name or type(module).__name__
     check_network(module, label)
@@ -473,12 +549,28 @@ def adapt(
     label = name or type(module).__name__
     if (mean is None) != (std is None):
         raise UserError(f"{label}: give both mean and std, or neither")
+    if pretrained:
+        published = pretrained_record(module)
+        if published is None:
+            raise UserError(f"{label} has no pretrained_cfg, as timm's modules have; give mean, std and image_size")
+        mean, std = (published.mean, published.std) if mean is None else (mean, std)
+        image_size, interpolation = image_size or published.image_size, interpolation or published.interpolation
+    record = Preprocessing(
+        tuple(map(float, mean or ())),
+        tuple(map(float, std or ())),
+        (0, 0) if image_size is None else _sides(image_size),
+        interpolation=interpolation or "bilinear",
+    )
+    if Preprocessing.from_metadata({"preprocessing": record.as_metadata()}) is None:
+        raise UserError(
+            f"{label}: give mean and std with a number a channel, std above 0, image_size as pixels or "
+            f"(height, width), and interpolation as {', '.join(INTERPOLATIONS)}"
+        )
     channels = _channels(module, len(mean or (0, 0, 0)))
-    sizes = _sizes(module) if image_size is None else [image_size]
+    sizes = [*_said_sizes(module), *map(_sides, SIZES)] if image_size is None else [record.image_size]
     reason = ""
     for size in sizes:
-        height, width = (size, size) if isinstance(size, int) else size
-        images = _probe_images(module, channels, (height, width))
+        images = _probe_images(module, channels, size)
         try:
             answer, calls = _run(module, images)
         # A module refuses a size in its own way.
@@ -486,12 +578,12 @@ def adapt(
             reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
             continue
         adapted = _adapted(module, label, images, answer, calls, classifier, maps)
-        if mean is not None and std is not None:
-            set_preprocessing(adapted, Preprocessing(tuple(mean), tuple(std), (height, width), ()))
+        if record != Preprocessing():
+            set_preprocessing(adapted, record)
         return adapted
     raise UserError(
         f"{label} cannot run on images of {channels} channels and "
-        f"{' or '.join(str(size) for size in sizes)} pixels: {reason}; give image_size"
+        f"{' or '.join('x'.join(map(str, size)) for size in sizes)} pixels: {reason}; give image_size"
     )
 
 
@@ -501,8 +593,9 @@ def as_backbone(
     """A network that is no backbone yet, adapted; a backbone, or what cannot be adapted, as it is.
 
     Args:
-        image_shape: (C, H, W). label: what messages call it. classes: with another number of columns, and no classifier
-            that gives them, what it returns is its embedding.
+        image_shape: (C, H, W); where it cannot run on such images, it is tried on the size that it says.
+        label: what messages call it. classes: with another number of columns, and no classifier that gives them, what
+            it returns is its embedding.
 
     Raises:
         UserError: it returns no logits.
@@ -510,7 +603,7 @@ def as_backbone(
     if isinstance(network, Adapted) or type(network).__module__.startswith("model_zoo."):
         return network
     inside = _unwrapped(network)
-    images = _probe_images(inside, image_shape[0], image_shape[1:])
+    images = _probe_images(inside, image_shape[0], size_taken(inside, image_shape) or image_shape[1:])
     for candidate in (network, inside):
         try:
             answer, calls = _run(candidate, images)
@@ -527,8 +620,7 @@ def as_backbone(
 def adapted_by_itself(network: nn.Module) -> nn.Module:
     """As :func:`as_backbone`, where nobody says what the images are."""
     channels = _channels(network)
-    for size in _sizes(network):
-        height, width = (size, size) if isinstance(size, int) else size
+    for height, width in [*_said_sizes(network), *map(_sides, SIZES)]:
         found = as_backbone(network, (channels, height, width), type(network).__name__)
         if found is not network:
             return found
@@ -601,7 +693,20 @@ def _adapted(
         returned = calls[_checked_path(module, chosen, label)].returned if chosen in calls else None
         if not isinstance(returned, Tensor) or returned.dim() != 4:
             raise UserError(f"{label}: {chosen} returns no map [N, C, H, W] ({_seen(returned)}); name another module")
-    return Adapted(module, path, maps or (), key, name, gives_logits)
+    adapted = Adapted(module, path, maps or (), key, name, gives_logits)
+    set_preprocessing(adapted, preprocessing_of(module))
+    return adapted
+
+
+def pretrained_record(module: Any) -> Preprocessing | None:
+    """What timm's ``pretrained_cfg`` says of the images of published weights; None where a module has none."""
+    said: Any = getattr(module, "pretrained_cfg", None)
+    if not isinstance(said, Mapping) or not said.get("mean") or not said.get("std"):
+        return None
+    size = next(iter(_said_sizes(module)), (0, 0))
+    how = "bicubic" if said.get("interpolation") == "lanczos" else said.get("interpolation")
+    interpolation = how if how in INTERPOLATIONS else "bilinear"
+    return Preprocessing(tuple(said["mean"]), tuple(said["std"]), size, (), interpolation)
 
 
 def _checked_path(module: nn.Module, path: str, label: str) -> str:

@@ -33,7 +33,7 @@ from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preproc
 from registry import BACKBONES, UserError
 from registry.files import DISK_ERRORS, cannot_write, write_atomically
 
-__all__ = ["Loaded", "fetch", "load_weights", "read_metadata", "save_weights"]
+__all__ = ["Loaded", "OtherClasses", "fetch", "load_weights", "read_metadata", "save_weights"]
 
 log = logging.getLogger(__name__)
 # What is said of a download that is not what it should be.
@@ -44,6 +44,14 @@ UNSAFE = re.compile(r"unsupported (global|class)|unrecognized|can only (build|cr
 
 class _Damaged(UserError):
     """A file that cannot be read as a checkpoint, and that a download cut short may have left."""
+
+
+class OtherClasses(UserError):
+    """A file that fits the network, but for the number of its classes."""
+
+    def __init__(self, text: str, classes: int) -> None:
+        super().__init__(text)
+        self.classes = classes
 
 
 class Loaded(NamedTuple):
@@ -418,8 +426,9 @@ def _refuse_misfit(
     alone = prefix and weight in reshaped and {weight, f"{prefix}.bias"}.issuperset(reshaped)
     if alone and state[weight].shape[1:] == own[weight].shape[1:]:
         theirs, ours = len(state[weight]), len(own[weight])
-        raise UserError(
-            f"{path}: the file has {theirs} classes, the network {ours}: build the network with num_classes={theirs}"
+        raise OtherClasses(
+            f"{path}: the file has {theirs} classes, the network {ours}: build the network with num_classes={theirs}",
+            theirs,
         )
     shapes = [f"{key} ({list(state[key].shape)} in the file, {list(own[key].shape)} wanted)" for key in reshaped]
     problems = [

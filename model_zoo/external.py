@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from model_zoo.adapting import pretrained_record
 from model_zoo.detection import detector_of
+from model_zoo.preprocessing import Preprocessing, set_preprocessing
 from model_zoo.probe import evaluating
 from model_zoo.segmentation import segmenter_of
 from registry import BACKBONES, Output, UserError
@@ -155,9 +157,12 @@ def torchvision_backbone(
 ) -> nn.Module:
     """Any model of torchvision that classifies, detects or segments, as in ``torchvision:resnet18``.
 
+    A classifier with pretrained weights carries the record of their preprocessing.
+
     Args:
         name: torchvision's name of the model.
-        num_classes: K; a new classifier is made where the weights have another number of classes.
+        num_classes: K; a new classifier is made where the weights have another number of classes. None: as many as
+            they have.
         in_channels: channels of the input; other than 3 only without pretrained weights.
         weights: ``"DEFAULT"`` or another name of torchvision's pretrained weights; None starts from scratch.
         options: further arguments of torchvision's function, for example ``image_size=32`` of its ViTs.
@@ -165,7 +170,7 @@ def torchvision_backbone(
     Raises:
         UserError: an unknown model, weights or option, or a model that does not end in a linear classifier.
     """
-    num_classes = _check_member("torchvision", "resnet18", name, num_classes)
+    _check_member("torchvision", "resnet18", name, num_classes, weights is not None)
     from torchvision import models
 
     others = {member: kind for kind in _DENSE for member in models.list_models(module=getattr(models, kind))}
@@ -187,8 +192,10 @@ def torchvision_backbone(
         raise UserError(f"{label} reads 3 channels, not {in_channels}: leave in_channels out")
     try:
         if weights is None:
-            options["num_classes"] = num_classes + bool(dense)
+            options["num_classes"] = (num_classes or 0) + bool(dense)
         if dense:
+            if num_classes is None:
+                raise UserError(f"{label}: num_classes is missing")
             # The background is a class, too; and the backbone's own weights are fetched only where they are asked for.
             model = models.get_model(name, weights=weights, **{"weights_backbone": None, **options})
             return _DENSE[dense](model, label, num_classes + 1)
@@ -200,8 +207,21 @@ def torchvision_backbone(
     if in_channels != 3:
         _set_in_channels(label, model, in_channels)
     network = TorchvisionBackbone(model, label, image_size)
-    if network.classifier.out_features != num_classes:
+    network.image_size = image_size  # type: ignore[assignment]
+    own = num_classes is None or network.classifier.out_features == num_classes
+    if num_classes is not None and not own:
         _set_num_classes(network.classifier, num_classes)
+    if weights is not None:
+        published: Any = getattr(models.get_model_weights(name), weights)
+        shown = published.transforms()
+        record = Preprocessing(
+            tuple(shown.mean),
+            tuple(shown.std),
+            (shown.crop_size[0], shown.crop_size[-1]),
+            tuple(published.meta["categories"]) if own else (),
+            shown.interpolation.value,
+        )
+        set_preprocessing(network, record)
     return network
 
 
@@ -211,9 +231,12 @@ def timm_backbone(
 ) -> TimmBackbone:
     """Any classification model of timm, as in ``timm:convnext_atto``; needs ``pip install 'pckd[timm]'``.
 
+    One with pretrained weights carries the record of their preprocessing, which does not know the classes' names.
+
     Args:
         name: timm's name of the model.
-        num_classes: K; timm makes a new classifier where the pretrained weights have another number of classes.
+        num_classes: K; timm makes a new classifier where the pretrained weights have another number of classes. None:
+            as many as they have.
         in_channels: channels of the input.
         pretrained: whether to fetch timm's weights.
         options: further arguments of ``timm.create_model``.
@@ -221,7 +244,9 @@ def timm_backbone(
     Raises:
         UserError: timm is missing, or an unknown model or option, or a model that does not end in a linear classifier.
     """
-    num_classes = _check_member("timm", "convnext_atto", name, num_classes)
+    _check_member("timm", "convnext_atto", name, num_classes, pretrained)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
     try:
         import timm
     except ImportError as error:
@@ -229,19 +254,22 @@ def timm_backbone(
     _check_known("timm", name.partition(".")[0], timm.list_models())
     label = f"timm:{name}"
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
+        model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise UserError(f"{label}: {' '.join(str(error).split())[:300]}") from error
-    return TimmBackbone(model, label)
+    network = TimmBackbone(model, label)
+    set_preprocessing(network, pretrained_record(model) if pretrained else None)
+    return network
 
 
-def _check_member(family: str, example: str, name: object, num_classes: int | None) -> int:
+def _check_member(family: str, example: str, name: object, num_classes: int | None, pretrained: bool) -> None:
     # Asked for as plain "torchvision", a family gets the number of classes where the name belongs.
-    if not isinstance(name, str) or num_classes is None:
+    if not isinstance(name, str):
         raise UserError(f"BACKBONES: {family!r} is a family: name one of its models, as in {family}:{example}")
-    if num_classes < 1:
+    if num_classes is None and not pretrained:
+        raise UserError(f"{family}:{name} has no classes of its own: it is named without pretrained weights")
+    if num_classes is not None and num_classes < 1:
         raise UserError(f"{family}:{name}: num_classes must be at least 1, not {num_classes}")
-    return num_classes
 
 
 def _check_known(family: str, name: str, known: list[str]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Preprocessing", "preprocessing_of", "set_preprocessing"]
+__all__ = ["INTERPOLATIONS", "Preprocessing", "preprocessing_of", "set_preprocessing"]
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 _SAME = 1e-4
 """Means and standard deviations that differ by less count as the same: it is a fortieth of a pixel's step of 1/255."""
@@ -20,16 +22,25 @@ _SAME = 1e-4
 class Preprocessing:
     """How images were prepared for a network, and what its classes are called.
 
+    What is not known is empty, or (0, 0); there the data's is taken.
+
     Args:
         mean: per channel, of images scaled to [0, 1]. std: likewise.
         image_size: (height, width) in pixels.
         classes: names of the classes, in the order of the logits.
+        interpolation: how images are brought to this size, one of :data:`INTERPOLATIONS`.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: tuple[int, int]
-    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    image_size: tuple[int, int] = (0, 0)
+    classes: tuple[str, ...] = ()
+    interpolation: str = "bilinear"
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is known."""
+        return bool(self.mean and self.classes and all(self.image_size))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Preprocessing | None:
@@ -40,11 +51,13 @@ class Preprocessing:
             found = json.loads(found) if isinstance(found, str) else found
             height, width = map(int, found["image_size"])
             mean, std = (tuple(map(float, found[name])) for name in ("mean", "std"))
-            record = cls(mean, std, (height, width), tuple(map(str, found["classes"])))
-        except (KeyError, TypeError, ValueError):
+            # Files of before do not say how they were resized.
+            how = str(found.get("interpolation", "bilinear"))
+            record = cls(mean, std, (height, width), tuple(map(str, found["classes"])), how)
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        whole = len(mean) == len(std) > 0 and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
-        return record if whole else None
+        sound = len(mean) == len(std) and all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)
+        return record if sound and how in INTERPOLATIONS else None
 
     def as_metadata(self) -> dict[str, Any]:
         """What a file holds: numbers, strings and tuples of them."""

@@ -40,7 +40,7 @@ from pckd.engine.trainer import Report, Trainer
 from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Scheduler
 from pckd.ops import PUBLISHED_EPOCHS
-from pckd.plan import Plan, load_trained, make_task, plan
+from pckd.plan import Plan, class_list, load_trained, make_task, plan
 from pckd.saved import load_with_task
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
@@ -100,6 +100,7 @@ def distill(
     val_fraction: float = 0.0,
     student_weights: str | os.PathLike[str] | None = None,
     teacher_weights: str | os.PathLike[str] | None = None,
+    teacher_classes: Sequence[int | str] | str | os.PathLike[str] | None = None,
     teacher_epochs: int | None = None,
     teacher_lr: float | None = None,
     epochs: int = PUBLISHED_EPOCHS,
@@ -147,8 +148,9 @@ def distill(
             ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache: on the same data and
             with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip`` and
             ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one teacher. A
-            teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images
-            normalized as in its own training, and refused where its classes are others. A module answers in float32,
+            teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown the
+            student's images resized and normalized as in its own training, and refused where its classes are others;
+            one that takes images of another size alone, as a ViT, is shown that size. A module answers in float32,
             whatever its type, and is afterwards as it was given, also after an error. One without a classifier, which
             returns an embedding, teaches the methods that look at embeddings and maps.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
@@ -161,6 +163,10 @@ def distill(
             methods that let it inherit its teacher's.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
             where this library wrote it.
+        teacher_classes: names or numbers (from 0) of the teacher's classes, one for each of the data's in their order,
+            where it has more classes, or others; or a file with one a line. Where both know names, and the data's are
+            all among the teacher's, they are matched without this. A teacher whose name says that it is pretrained, as
+            ``'torchvision:resnet18(weights="DEFAULT")'``, then teaches as it is, and is not trained first.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
         teacher_lr: its learning rate at the start; by default its recipe's.
         epochs: length of the run; milestones and preview's growth scale with it.
@@ -230,7 +236,12 @@ def distill(
         parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
-        run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, cached=cached, **parts)
+        classes = class_list(teacher_classes)
+        of_run: dict[str, Any] = {"epochs": epochs, "lr": lr, "cached": cached}
+        if teacher_weights is None or isinstance(teacher, nn.Module):
+            # How many classes a file has is known when it is read.
+            of_run["teacher_classes"] = classes
+        run = plan(teacher=teacher, batch_size=batch_size, **of_run, **parts)
         for note in run.notes:
             display.note(note)
         if student_weights is not None:
@@ -250,6 +261,7 @@ def distill(
         frozen = _obtain_teacher(
             run,
             teacher_weights,
+            classes,
             replace(optimization, epochs=teacher_epochs or epochs),
             fingerprints,
             place,
@@ -261,7 +273,7 @@ def distill(
             num_workers=num_workers,
         )
         if folder is not None and frozen is not None:
-            fingerprints["teacher"] = network_fingerprint(frozen.network)
+            fingerprints["teacher"] = {**network_fingerprint(frozen.network), **frozen.resizing_facts}
         objective = run.objective(frozen)
         if teacher_cache is not None and frozen is not None and run.cached:
             frozen.cache = _open_cache(teacher_cache, run, frozen, objective, place, display)
@@ -475,8 +487,8 @@ def evaluate(
 ) -> Any:
     """How good a network is on the test split of ``data``: in classification, top-1 and top-5 accuracy in percent.
 
-    A network that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images normalized
-    as in its training; where that is not as the data set says, the log says so.
+    A network that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown images resized
+    and normalized as in its training; where that is not as the data set says, the log says so.
 
     Args:
         network: a module that classifies images, in any type; it answers in float32, and is afterwards as it was given.
@@ -506,10 +518,11 @@ def evaluate(
         held.enter_context(borrowed(network))
         network = chosen.adapted(network, split)
         split = chosen.as_trained(network, split, log.warning)
+        resizing = chosen.resizing("the network", network, split, log.warning)
         loader = chosen.loader(
             split, batch_size, train=False, objective=None, device=place.target, num_workers=num_workers
         )
-        return chosen.scores(FrozenTeacher(network).to(place.target), loader, place)
+        return chosen.scores(FrozenTeacher(network, resizing=resizing).to(place.target), loader, place)
 
 
 def _open_folder(output: str | os.PathLike[str] | None, resume: bool, held: contextlib.ExitStack) -> RunFolder | None:
@@ -543,6 +556,7 @@ def _digest(key: Any, length: int) -> str:
 def _obtain_teacher(
     run: Plan,
     weights: str | os.PathLike[str] | None,
+    classes: Sequence[int | str] | None,
     optimization: Optimization,
     fingerprints: Mapping[str, Any],
     device: Device,
@@ -558,7 +572,7 @@ def _obtain_teacher(
     elif run.teacher is None or not (weights or run.needs_teacher):
         return None
     elif weights is not None:
-        network = load_trained(run.task, run.teacher, run.data, weights)
+        network = load_trained(run.task, run.teacher, run.data, weights, classes, display.note)
     else:
         run.refuse_impossible()
         settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
@@ -591,6 +605,7 @@ def _open_cache(
         precision=device.precision,
         device=device.type,
         version=version("pckd"),
+        **teacher.resizing_facts,
         **run.task.cache_options(),
     )
     shapes = objective.setup.teacher

@@ -94,6 +94,11 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             "FILE",
             path=True,
         ),
+        "teacher_classes": Argument(
+            "file of its classes' names or numbers, one a line for each of the data's (default: by their names)",
+            WHAT,
+            "FILE",
+        ),
         "method": Argument("what to distill", WHAT, "NAME"),
         "task": Argument("what is learned (default: what the data set is for)", WHAT, "NAME"),
         "difficulty": Argument("how hard a sample is", WHAT, "NAME"),

@@ -66,7 +66,7 @@ def export(
         known = {key: value for key, value in read_metadata(network).items() if key not in ("preprocessing", "format")}
         network = load(network)
     record = preprocessing_of(network)
-    if record is None:
+    if record is None or not record.whole:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
     if (folder or path.suffix == ".safetensors") and normalize:
         raise UserError(f"{path}: weights alone cannot normalize; leave normalize out, or write .onnx or .pt2")

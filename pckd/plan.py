@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from model_zoo import Preprocessing, Recipe, load_weights, recipe_for, usual_teacher
+from model_zoo import Preprocessing, Recipe, load_weights, preprocessing_of, read_metadata, recipe_for, usual_teacher
 from model_zoo.adapting import Adapted, WithLayers
+from model_zoo.checkpoints import OtherClasses
 from model_zoo.pairs import bare
 from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
 from pckd.engine.fingerprint import digest
+from pckd.engine.progress import own_random_state
 from pckd.engine.teacher import FrozenTeacher
 from pckd.given import check_apart, check_gradients, check_trainable, copy_of
 from pckd.objective import Metric, Objective, Scheduler, layers_of, needs_teacher
@@ -42,7 +44,17 @@ from registry import (
     parse,
 )
 
-__all__ = ["Choice", "Plan", "choose", "load_trained", "make_objective", "make_task", "plan", "start_from"]
+__all__ = [
+    "Choice",
+    "Plan",
+    "choose",
+    "class_list",
+    "load_trained",
+    "make_objective",
+    "make_task",
+    "plan",
+    "start_from",
+]
 
 TOLERATED = 4.0
 """Factor by which a learning rate may differ from the linear rule before the log says so."""
@@ -89,7 +101,8 @@ class Plan:
         """The named teacher before its training; the one that was given; None where there is none."""
         if self.teacher is None:
             return None
-        return FrozenTeacher(self.task.make_network(self.teacher, self.data))
+        network = self.task.make_network(self.teacher, self.data)
+        return FrozenTeacher(network, resizing=self.task.resizing("the teacher", network, self.data.train))
 
     def objective(
         self, teacher: FrozenTeacher | None, terms: Sequence[Term] | None = None, *, num_samples: int | None = None
@@ -153,13 +166,14 @@ class Plan:
         """A teacher that is ready to answer about this plan's data.
 
         Args:
-            say: told where its images were normalized in another way than the data's.
+            say: told where its images are of another size, or were normalized in another way than the data's.
 
         Raises:
             UserError: it was trained on other classes.
         """
+        resizing = self.task.resizing("the teacher", network, self.data.train, say)
         shown = self.task.renormalization(network, self.data, say)
-        return FrozenTeacher(network, shown, asked=self.reading(network, "teacher"))
+        return FrozenTeacher(network, shown, resizing, asked=self.reading(network, "teacher"))
 
     def start_from(self, weights: str | os.PathLike[str], say: Callable[[str], None]) -> dict[str, Any]:
         """Let the student start with these weights (:func:`start_from`); says what is special. Their fingerprint."""
@@ -196,9 +210,16 @@ class Plan:
         Raises:
             UserError: as :meth:`objective` does.
         """
+        untrained = self.untrained_teacher()
+        if untrained is not None and untrained.resizing is not None:
+            height, width = untrained.resizing[0]
+            raise UserError(
+                f"the teacher {self.teacher} cannot be trained on the images of {self.data.name}: it takes "
+                f"{height}x{width} pixels alone; give teacher_weights, or build it for these images"
+            )
         surely = [term for term in self.terms if not term.optional]
         if surely:
-            self.objective(self.untrained_teacher(), surely)
+            self.objective(untrained, surely)
 
 
 def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
@@ -228,15 +249,34 @@ def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
     return built
 
 
-def load_trained(task: Task, name: str, data: Data, weights: str | os.PathLike[str]) -> nn.Module:
+def load_trained(
+    task: Task,
+    name: str,
+    data: Data,
+    weights: str | os.PathLike[str],
+    classes: Sequence[int | str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> nn.Module:
     """A network by name with these weights.
+
+    Args:
+        classes, say: of a teacher that has more classes than the data, or others (:meth:`Task.matched`).
 
     Raises:
         UserError: unknown name, no such file, or weights of another network or of other classes.
     """
-    network = task.make_network(name, data)
-    load_weights(network, weights)
-    task.check_classes(os.fspath(weights), network, data)
+    network, file = task.make_network(name, data), os.fspath(weights)
+    try:
+        load_weights(network, weights)
+    except OtherClasses as error:
+        record = Preprocessing.from_metadata(read_metadata(weights))
+        named = record is not None and set(map(str, data.train.classes)) <= set(record.classes)
+        if classes is None and not named:
+            raise UserError(f"{error}; of a teacher, say which of them with teacher_classes") from None
+        network = task.make_network(name, data, num_classes=error.classes)
+        load_weights(network, weights)
+    network = task.matched(file, network, data, classes, say)
+    task.check_classes(file, network, data)
     return network
 
 
@@ -258,6 +298,18 @@ def start_from(
     return loaded.missing, Preprocessing.from_metadata(loaded.meta), {"weights": digest(taken)}
 
 
+def class_list(given: Sequence[int | str] | str | os.PathLike[str] | None) -> Sequence[int | str] | None:
+    """The teacher's classes as a list: as they are given, or the lines of a file."""
+    if given is None or not isinstance(given, (str, os.PathLike)):
+        return given
+    try:
+        with open(given, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file of text"
+        raise UserError(f"teacher_classes: {os.fspath(given)!r}: {reason}; give a file with one name a line") from None
+
+
 def plan(
     *,
     task: Task,
@@ -273,12 +325,14 @@ def plan(
     lr: float | None = None,
     seed: int = 0,
     cached: bool = False,
+    teacher_classes: Sequence[int | str] | None = None,
 ) -> Plan:
     """Resolve what a caller has named. Nothing is trained or written.
 
     Args:
         student, teacher, method, difficulty, scheduler, centers, batch_size, epochs, lr: see :func:`pckd.distill`.
         cached: there is a teacher cache.
+        teacher_classes: of a teacher that is given, or whose name says that it is pretrained (:func:`pckd.distill`).
 
     Raises:
         UserError: unknown names or options, a missing teacher, or data or networks that cannot be used.
@@ -286,10 +340,11 @@ def plan(
     named = student
     if not isinstance(student, str):
         student = task.make_network(student, data, "the student")
+    asked: dict[str, Any] = {} if teacher_classes is None else {"num_classes": "own"}
     if teacher is not None and not isinstance(teacher, str):
-        teacher = task.make_network(teacher, data, "the teacher")
+        teacher = task.make_network(teacher, data, "the teacher", **asked)
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
-    notes = []
+    notes: list[str] = []
     for name, options in published.items():
         listed = ", ".join(f"{option}={value:g}" for option, value in options.items())
         notes.append(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {listed}")
@@ -302,6 +357,8 @@ def plan(
     lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
+    if isinstance(teacher, str) and teacher_classes is not None:
+        teacher = _pretrained(task, teacher, data)
     for role, answering in (("student", network), ("teacher", teacher)):
         if isinstance(answering, Adapted):
             said.append(f"the {role}, {answering.describe()}")
@@ -309,6 +366,7 @@ def plan(
     terms = task.terms_for(network, terms)
     if isinstance(teacher, nn.Module):
         check_apart(network, teacher)
+        teacher = task.matched("the teacher", teacher, data, teacher_classes, said.append)
     return Plan(
         task=task,
         data=data,
@@ -328,6 +386,20 @@ def plan(
         cached=cached and needs_teacher(terms),
         notes=notes + said,
     )
+
+
+def _pretrained(task: Task, name: str, data: Data) -> nn.Module:
+    """A teacher by its name alone, with its own weights and classes.
+
+    Raises:
+        UserError: its name brings no weights.
+    """
+    with own_random_state(torch.device("cpu")):
+        network = task.make_network(name, data, "the teacher", num_classes="own")
+    if preprocessing_of(network) is None:
+        raise UserError(f"teacher_classes: the name {name} brings no weights with it; give teacher_weights")
+    network.__name__ = name  # type: ignore[assignment]
+    return network
 
 
 def make_objective(

@@ -53,8 +53,8 @@ def predict(
 ) -> Iterator[Found]:
     """What a network says of image files, image by image, the likeliest first.
 
-    Images are brought to the size of the network's training: in classification the shorter side is resized and the
-    center cropped; in detection and segmentation the whole is resized and padded.
+    Images are brought to the size of the network's training: in classification the shorter side is resized, as its
+    record says, and the center cropped; in detection and segmentation the whole is resized and padded.
 
     Args:
         network: with a record of its preprocessing, as of :func:`pckd.load`; afterwards as it was given.
@@ -66,7 +66,7 @@ def predict(
         UserError: no record, no image, or an option out of its range.
     """
     record = preprocessing_of(network)
-    if record is None:
+    if record is None or not record.whole:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
     if top < 1 or not 0 <= score <= 1:
         raise UserError(f"top must be at least 1, and score from 0 to 1, not {top} and {score:g}")
@@ -128,7 +128,7 @@ def _fit(image: Any, record: Preprocessing) -> Any:
 
     size = record.image_size[::-1]
     if image.size != size:
-        image = ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, size, method=Image.Resampling[record.interpolation.upper()])
     return image.convert("L").convert("RGB") if len(record.mean) == 1 else image
 
 

@@ -41,7 +41,8 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
         raise UserError(f"a trained network is needed, or its file, and not a name ({file!r})")
     meta = read_metadata(source)
     name, record = meta.get("student") or meta.get("teacher"), Preprocessing.from_metadata(meta)
-    unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (record is None)
+    unsaid = ["its network"] * (not isinstance(name, str))
+    unsaid += ["its classes and preprocessing"] * (record is None or not record.whole)
     if unsaid or record is None:
         raise UserError(
             f"{file}: has no record of {' and '.join(unsaid)}: build the network and use model_zoo.load_weights"

@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
     @classmethod
     def of(cls, record: Preprocessing) -> Inputs:
         """As a network's own record says."""
-        return cls(record.mean, record.std, record.image_size)
+        return cls(record.mean, record.std, record.image_size if any(record.image_size) else None)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def transfer(
     record = preprocessing_of(network)
     if source is not None:
         inputs = inputs_of(source, source_root)
-    elif record is not None:
+    elif record is not None and record.mean:
         inputs = Inputs.of(record)
     else:
         raise UserError("source is missing: what the network was trained on, of which it has no record itself")

@@ -37,8 +37,8 @@ from pckd.tables import Table, print_tables
 from registry import DATASETS, TASKS, UserError, options_of, parse
 
 UNSAID = (
-    *("student_weights", "teacher_weights", "method", "seed", "milestones", "lr_decay", "device", "precision", "debug"),
-    *("output", "resume", "checkpoint_every", "profile"),
+    *("student_weights", "teacher_weights", "teacher_classes", "method", "seed", "milestones", "lr_decay"),
+    *("device", "precision", "debug", "output", "resume", "checkpoint_every", "profile"),
 )
 """Arguments of a run that have no flag here, or another one."""
 

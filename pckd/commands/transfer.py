@@ -178,7 +178,7 @@ def recorded(args: argparse.Namespace, weights: str | Path) -> Inputs | None:
     if args.mean or args.source or args.source_root:
         return None
     record = Preprocessing.from_metadata(read_metadata(weights))
-    return None if record is None else Inputs.of(record)
+    return Inputs.of(record) if record is not None and record.mean else None
 
 
 def shown_as(args: argparse.Namespace, source: str, root: str | None, on_bad_image: Any = "stop") -> Inputs:

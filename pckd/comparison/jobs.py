@@ -198,7 +198,7 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
         weights = job.arguments["teacher_weights"]
         if job.teacher not in teachers:
             network = None if weights is None else load_trained(run.task, job.teacher, data, weights)
-            teachers[job.teacher] = run.untrained_teacher() if network is None else FrozenTeacher(network)
+            teachers[job.teacher] = run.untrained_teacher() if network is None else run.freeze(network, lambda _: None)
         try:
             missing = _left_out(run, teachers[job.teacher])
         except NotApplicable as error:

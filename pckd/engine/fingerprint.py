@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from model_zoo import preprocessing_of
+from model_zoo import Preprocessing, preprocessing_of
 from pckd.data.annotated import AnnotatedSplit
 from pckd.data.archive import read_bytes, size_of
 from pckd.data.folder import ImageFiles, spread
@@ -76,11 +76,11 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
 
 def network_fingerprint(network: nn.Module) -> dict[str, Any]:
     """What a network answers, as far as its files say it: parameters, buffers, and the normalization of its images."""
-    record = preprocessing_of(network)
+    record = preprocessing_of(network) or Preprocessing()
     return {
         "weights": digest({**network.state_dict(), **dict(network.named_buffers())}),
-        "mean": None if record is None else list(record.mean),
-        "std": None if record is None else list(record.std),
+        "mean": list(record.mean) or None,
+        "std": list(record.std) or None,
     }
 
 

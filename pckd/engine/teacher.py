@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch._inductor.config
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.profiler import record_function
@@ -35,6 +36,8 @@ class FrozenTeacher(nn.Module):
             is someone else's inside :func:`model_zoo.probe.borrowed`.
         renormalization: scale and shift per channel, where the teacher was trained on images that were normalized in
             another way than those it will be given (:meth:`model_zoo.Preprocessing.renormalization`).
+        resizing: the size (height, width) of the images that it is shown, and by which interpolation they are brought
+            to it, where that is not as they are given.
         asked: what answers for the network, where its outputs have more than its own (:class:`WithLayers`).
     """
 
@@ -45,9 +48,11 @@ class FrozenTeacher(nn.Module):
         self,
         network: nn.Module,
         renormalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        resizing: tuple[tuple[int, int], str] | None = None,
         asked: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.resizing = resizing
         self.network = network.requires_grad_(False)
         if any(p.is_floating_point() and p.dtype != torch.float32 for p in network.parameters()):
             network.float()
@@ -80,7 +85,7 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Output:
-        x = self.renormalized(x)
+        x = self.shown(x)
         if self.answering is self.asked:
             # A network may ask for the memory layout that images usually have, as with Tensor.view.
             x = x.contiguous()
@@ -101,8 +106,17 @@ class FrozenTeacher(nn.Module):
         """Whether images were normalized in another way in the teacher's own training."""
         return self.scale is not None
 
+    @property
+    def resizing_facts(self) -> dict[str, Any]:
+        """Size of the images that it is shown, and how they are resized, as JSON; nothing where they are not."""
+        return {} if self.resizing is None else {"image_size": list(self.resizing[0]), "resized": self.resizing[1]}
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] as the teacher was shown them in its own training: of its size, and normalized for it."""
+        return self.renormalized(x if self.resizing is None else resized(x, *self.resizing))
+
     def renormalized(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] as the teacher was shown them in its own training."""
+        """Images [N, C, H, W] normalized as in the teacher's own training."""
         return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
     def prepare(self, images: Tensor, device: Device, *, maps: bool = True, compile: bool = False) -> bool:
@@ -127,7 +141,7 @@ class FrozenTeacher(nn.Module):
             # What is done here for speed fails in as many ways as there are networks.
             try:
                 candidate = make(self.asked)
-                if same_answers(self.asked, candidate, self.renormalized(images[:4]).contiguous()):
+                if same_answers(self.asked, candidate, self.shown(images[:4]).contiguous()):
                     self._answer_with(candidate, images, device, fast)
                     return make is fold_batch_norms
                 reason = "it answers otherwise"
@@ -157,6 +171,20 @@ class FrozenTeacher(nn.Module):
         else:
             with device.autocast():
                 self(images[:4])
+
+
+def resized(x: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Images [N, C, H, W] at another size, antialiased where they shrink; those of this size as they are.
+
+    Args:
+        size: (height, width). interpolation: one of :data:`model_zoo.preprocessing.INTERPOLATIONS`.
+    """
+    if tuple(x.shape[2:]) == size:
+        return x
+    if interpolation == "nearest":
+        # The pixel that lies nearest, as image libraries take it; torch's "nearest" is shifted.
+        return F.interpolate(x, size, mode="nearest-exact")
+    return F.interpolate(x, size, mode=interpolation, align_corners=False, antialias=True)
 
 
 def has_hooks(network: nn.Module) -> bool:

@@ -14,12 +14,13 @@ from torch.utils.data import Subset
 from pckd.data import Loader, limit
 from pckd.data.load import DATA_SEED
 from pckd.device import Device
+from pckd.engine.teacher import FrozenTeacher
 from pckd.objective import Predictor
 from pckd.plots.centers import classifier_rows
 from pckd.plots.networks import Workshop, classes_of
 from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panel_title, panels_of
 from pckd.runs import Group
-from pckd.tasks.classification import other_preprocessing
+from pckd.tasks.classification import Classification, other_preprocessing
 from registry import DataSplit, UserError
 
 MOST_CLASSES = 10
@@ -135,14 +136,15 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
     for title, network in networks:
         own = other_preprocessing(title, network, part, more.append)
         shown = part if own is None else dataclasses.replace(part, mean=own.mean, std=own.std)
-        panels.append(_panel(title, network, shown, place))
+        resizing = Classification().resizing(title, network, part, more.append)
+        panels.append(_panel(title, network, resizing, shown, place))
     if any(panel.centers is None for panel in panels):
         more.append("a student that answers with a loss's head has no centers among its embeddings")
     return _draw(panels, whole.classes, len(part)), [*notes, *more]
 
 
-def _panel(title: str, network: nn.Module, part: DataSplit, device: Device) -> Panel:
-    points, labels = embeddings(network, part, device)
+def _panel(title: str, network: nn.Module, resizing: Any, part: DataSplit, device: Device) -> Panel:
+    points, labels = embeddings(FrozenTeacher(network, resizing=resizing), part, device)
     plane = principal_plane(points)
     centers = None
     # The head of a loss does not read the embedding itself.

@@ -12,6 +12,7 @@ from torch import nn
 
 from model_zoo import load_weights, preprocessing_of
 from model_zoo.adapting import adapted_by_itself, classifier_name
+from model_zoo.checkpoints import OtherClasses
 from pckd.data.load import Data, load_data, read_split
 from pckd.device import Device
 from pckd.engine.fingerprint import network_fingerprint
@@ -127,7 +128,10 @@ class Workshop:
             classes, channels = classes_of(student), _channels(student)
             network = ask(f"backbone {names[0]!r}", build, BACKBONES, names[0], classes, in_channels=channels)
             network = adapted_by_itself(network)
-        load_weights(network, source)
+        try:
+            load_weights(network, source)
+        except OtherClasses:
+            return names[0], None, [f"{source}: has more classes than the data, or others; the student alone is shown"]
         record = preprocessing_of(student)
         if record is not None:
             check_classes(f"teacher {names[0]}", network, record.classes, "the student")

@@ -143,9 +143,10 @@ def profile_cases(
         frozen = None
         if given is not None:
             network = given if isinstance(given, nn.Module) else chosen.make_network(given, loaded)
+            resizing = chosen.resizing("the teacher", network, loaded.train)
             network = copy_of(network, "the teacher", "a profile").float()
             every = [term for run in plans.values() for term in run.terms]
-            frozen = FrozenTeacher(network, asked=first.reading(network, "teacher", every))
+            frozen = FrozenTeacher(network, resizing=resizing, asked=first.reading(network, "teacher", every))
         names = [str(describe(network)) for network in (student, given) if network is not None]
         networks = [own, *([] if frozen is None else [frozen.network])]
         works = {}
@@ -153,7 +154,11 @@ def profile_cases(
             objective = run.objective(frozen, num_samples=max(num_samples, batch_size))
             works[label] = _workload(run, own, frozen, objective, place)
         images = _images(first)
-        costs = _networks(names, networks, images, place, depth, rounds)
+        shown = [images, *([] if frozen is None else [frozen.shown(images)])]
+        costs = _networks(names, networks, shown, place, depth, rounds)
+        own_size = []
+        if frozen is not None and frozen.resizing is not None:
+            own_size = [f"{names[1]}: on images resized to {'x'.join(map(str, frozen.resizing[0]))} pixels"]
         student_cost, teacher_cost = costs[0], costs[1] if frozen is not None else None
         samples = _time_steps(works, Clock(place.target), rounds)
         return {
@@ -192,7 +197,7 @@ def profile_cases(
                 },
                 objective=summary(times.objective for times in samples[label] if times.objective is not None),
                 step=_step_cost(work, samples[label]),
-                notes=[note for cost in costs for note in (cost.error, *cost.notes) if note],
+                notes=[*own_size, *(note for cost in costs for note in (cost.error, *cost.notes) if note)],
             )
             for label, work in works.items()
         }
@@ -210,13 +215,14 @@ def _images(run: Plan) -> Tensor:
 
 
 def _networks(
-    names: list[str], networks: list[nn.Module], images: Tensor, device: Device, depth: int, rounds: int
+    names: list[str], networks: list[nn.Module], shown: list[Tensor], device: Device, depth: int, rounds: int
 ) -> list[NetworkCost]:
+    """Each network's cost for the images [N, C, H, W] that it is shown."""
     counted = []
-    for name, network in zip(names, networks, strict=True):
+    for name, network, images in zip(names, networks, shown, strict=True):
         weight = next((p for p in network.parameters() if p.is_floating_point()), images)
         counted.append(count(network, name, images[:1].to(weight.device, weight.dtype), depth))
-    measured = time_networks(networks, images.to(device.target), device, rounds)
+    measured = time_networks(networks, [images.to(device.target) for images in shown], device, rounds)
     return [replace(cost, latency=time, peak_bytes=peak) for cost, (time, peak) in zip(counted, measured, strict=True)]
 
 

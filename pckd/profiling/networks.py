@@ -118,22 +118,22 @@ def count(network: nn.Module, name: str, images: Tensor, depth: int) -> NetworkC
 
 
 def time_networks(
-    networks: list[nn.Module], images: Tensor, device: Device, rounds: int
+    networks: list[nn.Module], shown: list[Tensor], device: Device, rounds: int
 ) -> list[tuple[dict[str, Any], int | None]]:
-    """For each network: latency at batch 1 and at all of ``images``, in turns, and the peak memory of inference.
+    """For each network: latency at batch 1 and at all of its images, in turns, and the peak memory of inference.
 
     They run as the engine runs them: in its memory layout, under its autocast, in evaluation mode.
     """
     clock = Clock(device.target)
-    images = images.contiguous(memory_format=torch.channels_last)
-    sizes = sorted({1, len(images)})
+    sizes = sorted({1, len(shown[0])})
     runs = {}
-    for number, network in enumerate(networks):
+    batches = [images.contiguous(memory_format=torch.channels_last) for images in shown]
+    for number, (network, images) in enumerate(zip(networks, batches, strict=True)):
         device.place(network.eval())
         for size in sizes:
             runs[f"{number} {size}"] = partial(_infer, network, images[:size], device)
     peaks = []
-    for number, network in enumerate(networks):
+    for number, (network, images) in enumerate(zip(networks, batches, strict=True)):
         run = runs[f"{number} {len(images)}"]
         run()
         peak = peak_of(run, device.target)

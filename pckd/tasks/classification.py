@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model_zoo import Preprocessing, preprocessing_of, probe
-from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, Adapted, as_backbone
+from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, Adapted, Picked, as_backbone, size_taken
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
@@ -42,7 +42,7 @@ from registry import (
     UserError,
     ask,
 )
-from registry.errors import place_of
+from registry.errors import closest, place_of
 
 __all__ = ["Classification", "Scores", "answers", "image_views"]
 
@@ -145,26 +145,35 @@ class Classification(Task):
     def network_options(self, data: Data) -> dict[str, Any]:
         return {"in_channels": data.image_shape[0]}
 
-    def make_network(self, network: str | nn.Module, data: Data, role: str = "a network") -> nn.Module:
-        made = super().make_network(network, data, role)
+    def make_network(
+        self,
+        network: str | nn.Module,
+        data: Data,
+        role: str = "a network",
+        *,
+        num_classes: int | Literal["own"] | None = None,
+    ) -> nn.Module:
+        made = super().make_network(network, data, role, num_classes=num_classes)
         if not isinstance(data.train, DataSplit):
             return made
         label = f"backbone {network!r}" if isinstance(network, str) else role
-        # A teacher may do without a classifier.
-        return as_backbone(made, data.image_shape, label, data.train.num_classes if role == "the teacher" else None)
+        # A teacher may do without a classifier, but where its classes are asked for.
+        expected = data.train.num_classes if role == "the teacher" and num_classes is None else None
+        return as_backbone(made, data.image_shape, label, expected)
 
     def adapted(self, network: nn.Module, split: DataSplit) -> nn.Module:
         return as_backbone(network, check_item(split), "the network")
 
     def shapes(self, network: nn.Module, data: Data, role: str) -> Shapes:
         channels, *size = data.image_shape
-        shapes = probe(network, channels, (size[0], size[1]), name=f"the {role}")
+        own = self.resizing(f"the {role}", network, data.train) if role == "teacher" else None
+        shapes = probe(network, channels, own[0] if own else (size[0], size[1]), name=f"the {role}")
         if role == "teacher" and not shapes.num_classes:
             return shapes._replace(num_classes=data.train.num_classes)
         if shapes.num_classes != data.train.num_classes:
             raise UserError(
                 f"the {role} has {shapes.num_classes} classes, the data set {data.name} {data.train.num_classes}: "
-                "they must be the same"
+                f"they must be the same{'; say which of them with teacher_classes' * (role == 'teacher')}"
             )
         if role == "student":
             check_layout(network, data.image_shape, f"the {role}")
@@ -207,7 +216,9 @@ class Classification(Task):
     def as_trained(self, network: nn.Module, split: DataSplit, say: Callable[[str], None]) -> DataSplit:
         own = other_preprocessing("the network", network, split, say)
         channels, height, width = check_item(split)
-        classes = probe(network, channels, (height, width), name="the network", classifier=False).num_classes
+        resizing = self.resizing("the network", network, split)
+        size = resizing[0] if resizing else (height, width)
+        classes = probe(network, channels, size, name="the network", classifier=False).num_classes
         if classes < split.num_classes:
             name = split.name or "the data set"
             raise UserError(f"the network has {classes} classes, and {name} {split.num_classes}: it must have as many")
@@ -221,6 +232,41 @@ class Classification(Task):
     ) -> tuple[Sequence[float], Sequence[float]] | None:
         own = other_preprocessing("the teacher", teacher, data.train, say)
         return None if own is None else own.renormalization(data.train.mean, data.train.std)
+
+    def resizing(
+        self, what: str, network: nn.Module, split: DataSplit, say: Callable[[str], None] | None = None
+    ) -> tuple[tuple[int, int], str] | None:
+        record, shape = preprocessing_of(network) or Preprocessing(), check_item(split)
+        size, why = record.image_size, "as in its own training"
+        if not any(size):
+            size, why = size_taken(network, shape) or (shape[1], shape[2]), "the only size it takes"
+        if size == shape[1:]:
+            return None
+        if say is not None:
+            theirs, ours = ("x".join(map(str, pixels)) for pixels in (size, shape[1:]))
+            say(
+                f"{what}: is shown images resized to {theirs} pixels ({record.interpolation}), {why}; those of "
+                f"{split.name or 'the data set'} have {ours}"
+            )
+        return size, record.interpolation
+
+    def matched(
+        self,
+        what: str,
+        teacher: nn.Module,
+        data: Data,
+        classes: Sequence[int | str] | None,
+        say: Callable[[str], None],
+    ) -> nn.Module:
+        ours, theirs = tuple(map(str, data.train.classes)), (preprocessing_of(teacher) or Preprocessing()).classes
+        if classes is None:
+            if ours == theirs or not set(ours) <= set(theirs):
+                return teacher
+            say(f"{what}: its {len(theirs)} classes were matched with those of {data.name} by their names")
+        size = self.resizing(what, teacher, data.train)
+        count = probe(teacher, data.image_shape[0], size[0] if size else data.image_shape[1:], name=what).num_classes
+        rows = class_rows(what, ours if classes is None else classes, theirs, count, data)
+        return Picked(teacher, rows, ours)
 
     def sizes(self, images: int, objective: Objective) -> dict[str, tuple[int, int]]:
         views = self.views_of(objective.row_sets)
@@ -297,7 +343,8 @@ class Classification(Task):
             # A plain module is held to the contract as it is adapted; one without a classifier cannot keep it.
             if not plain or made.classifier_path:
                 shown = made if plain else name
-                testing.check_backbone(shown, in_channels=(channels,), image_sizes=((height, width),))
+                size = size_taken(made, data.image_shape) or (height, width)
+                testing.check_backbone(shown, in_channels=(channels,), image_sizes=(size,))
 
         checks: list[tuple[str, Callable[[], None]]] = [(f"backbone {name}", partial(check, name)) for name in networks]
         if dataset is not None:
@@ -409,13 +456,52 @@ def check_classes(what: str, network: nn.Module, classes: Sequence[str], owner: 
     )
 
 
+def class_rows(what: str, classes: Sequence[int | str], theirs: Sequence[str], count: int, data: Data) -> list[int]:
+    """The numbers of a teacher's classes, one for each class of the data.
+
+    Args:
+        what: the teacher, for messages. classes: its names or numbers. theirs: its names, where they are known.
+        count: how many it has.
+
+    Raises:
+        UserError: it has no such class; or there are too few, too many, or the same twice.
+    """
+    if not count:
+        raise UserError(f"teacher_classes: {what} has no classifier; leave it out")
+    needed = data.train.num_classes
+    if len(classes) != needed:
+        raise UserError(
+            f"teacher_classes names {len(classes)} classes, and {data.name} has {needed}; give one for each"
+        )
+    rows = []
+    for given in classes:
+        name = str(given)
+        if not isinstance(given, int) and theirs.count(name) > 1:
+            raise UserError(
+                f"teacher_classes: {theirs.count(name)} classes of {what} are called {name!r}; give a number"
+            )
+        if not isinstance(given, int) and name in theirs:
+            rows.append(theirs.index(name))
+        elif name.isdecimal() and int(name) < count:
+            rows.append(int(name))
+        elif name.removeprefix("-").isdecimal() or not theirs:
+            names = "" if theirs else ", whose names are not known"
+            raise UserError(f"teacher_classes: {what} has classes 0 to {count - 1}{names}, and not {name!r}")
+        else:
+            raise UserError(f"teacher_classes: {what} has no class {name!r}{closest(name, theirs)}")
+    if len(set(rows)) < len(rows):
+        twice = next(classes[k] for k, row in enumerate(rows) if row in rows[:k])
+        raise UserError(f"teacher_classes names {twice!r} twice; give one class for each class of {data.name}")
+    return rows
+
+
 def other_preprocessing(
     what: str, network: nn.Module, split: DataSplit, say: Callable[[str], None]
 ) -> Preprocessing | None:
     """The network's record, where its images were normalized in another way than a split says; None otherwise.
 
     Args:
-        what: the network, for messages. say: told where normalization or image size are others.
+        what: the network, for messages. say: told so.
 
     Raises:
         UserError: the network was trained on other classes, or on images with another number of channels.
@@ -425,13 +511,12 @@ def other_preprocessing(
         return None
     data, name = preprocessing_for(split), split.name or "the data set"
     check_classes(what, network, data.classes, name)
+    if not record.mean:
+        return None
     if len(record.mean) != len(data.mean):
         raise UserError(
             f"{what}: was trained on images with {len(record.mean)} channels, and those of {name} have {len(data.mean)}"
         )
-    if record.image_size != data.image_size:
-        theirs, ours = ("x".join(map(str, size)) for size in (record.image_size, data.image_size))
-        say(f"{what}: was trained on images of {theirs} pixels, and those of {name} have {ours}")
     if record.normalizes_as(data.mean, data.std):
         return None
     say(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from model_zoo import Preprocessing, Recipe
+from model_zoo import Preprocessing, Recipe, set_preprocessing
 from model_zoo.probe import check_network
 from pckd.device import Device
 from pckd.distributed import uneven_rows
@@ -144,8 +144,19 @@ class Task:
             UserError: says what would work.
         """
 
-    def make_network(self, network: str | nn.Module, data: Any, role: str = "a network") -> nn.Module:
+    def make_network(
+        self,
+        network: str | nn.Module,
+        data: Any,
+        role: str = "a network",
+        *,
+        num_classes: int | Literal["own"] | None = None,
+    ) -> nn.Module:
         """Build a backbone by name for this data, or pass a module through.
+
+        Args:
+            role: "the student" or "the teacher", for messages.
+            num_classes: where it is not the data's; "own": as many as the weights have that its name brings.
 
         Raises:
             UserError: an unknown name, or no network.
@@ -156,10 +167,16 @@ class Task:
         own = BACKBONES.facts(parse(network)[0]).get("task", self.name)
         if own != self.name:
             raise UserError(f"{role} {network} is a network for {own}, and the task is {self.name}; use task={own}")
-        options = self.network_options(data)
-        built = ask(f"backbone {network!r}", build, BACKBONES, network, data.train.num_classes, **options)
+        options, number = self.network_options(data), num_classes or data.train.num_classes
+        if number == "own":
+            # Only families know how many classes their weights have; a plug-in's network is built as it is.
+            number = None if ":" in parse(network)[0] else data.train.num_classes
+        built = ask(f"backbone {network!r}", build, BACKBONES, network, number, **options)
         if not isinstance(built, nn.Module):
             raise PluginError(f"backbone {network!r} returned {type(built).__name__}: it must return an nn.Module")
+        if num_classes is None:
+            # It will be trained on this data, or the file of its weights has a record.
+            set_preprocessing(built, None)
         return built
 
     def network_options(self, data: Any) -> dict[str, Any]:
@@ -198,6 +215,38 @@ class Task:
             UserError: the teacher was trained on other classes.
         """
         return None
+
+    def resizing(
+        self, what: str, network: nn.Module, split: Any, say: Callable[[str], None] | None = None
+    ) -> tuple[tuple[int, int], str] | None:
+        """Size (height, width) and interpolation, where a network that teaches or is measured is shown images of
+        another size than a split's; None where it is shown them as they are.
+
+        Args:
+            what: the network, for messages. say: told so.
+        """
+        return None
+
+    def matched(
+        self,
+        what: str,
+        teacher: nn.Module,
+        data: Any,
+        classes: Sequence[int | str] | None,
+        say: Callable[[str], None],
+    ) -> nn.Module:
+        """A teacher that answers about the data's classes, where it has more, or others.
+
+        Args:
+            what: the teacher, for messages. classes: of the teacher's, one for each of the data's; None: by their
+                names, where both know them. say: told where they were matched by their names.
+
+        Raises:
+            UserError: it has no such classes.
+        """
+        if classes is not None:
+            raise UserError(f"teacher_classes serves classification, and not the task {self.name!r}; leave it out")
+        return teacher
 
     def shapes(self, network: nn.Module, data: Any, role: str) -> Shapes:
         """What losses need to know of a network that is shown this data.

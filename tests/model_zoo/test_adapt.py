@@ -288,6 +288,14 @@ class NoLogits(Net):
         (Net, {"maps": ["stem", "head"]}, r"Net: head returns no map \[N, C, H, W\] \(a tensor \[2, 4\]\)"),
         (Net, {"mean": (0.5,) * 3}, "give both mean and std"),
         (
+            Net,
+            {"mean": (0.5,) * 3, "std": (0.5, 0.0, 0.5)},
+            "Net: give mean and std with a number a channel, std above",
+        ),
+        (Net, {"image_size": (8,)}, r"Net: give .* image_size as pixels or \(height, width\)"),
+        (Net, {"interpolation": "lanczos"}, "Net: give .* and interpolation as bilinear, bicubic, nearest"),
+        (Net, {"pretrained": True}, "Net has no pretrained_cfg, as timm's modules have; give mean, std and image_size"),
+        (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, K)),
             {"image_size": 9},
             "cannot run on images of 3 channels",

@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from model_zoo import load_weights, probe
+import pckd
+from model_zoo import Preprocessing, load_weights, preprocessing_of, probe
+from model_zoo.adapting import size_taken
+from pckd.plan import make_task, plan
+from pckd.terms import describe
 from registry import BACKBONES, Output, UserError, build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
@@ -125,8 +131,65 @@ def test_pretrained_weights_get_a_new_classifier(monkeypatch: pytest.MonkeyPatch
     network = build(BACKBONES, "torchvision:resnet18(weights='DEFAULT')", 5)
     assert network.classifier.out_features == 5
     assert torch.equal(network.network.get_parameter("layer4.1.conv2.weight"), donor.layer4[1].conv2.weight)
-    kept = build(BACKBONES, "torchvision:resnet18(weights='DEFAULT')", 1000)
-    assert torch.equal(kept.classifier.weight, donor.fc.weight)
+    shown = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+    assert preprocessing_of(network) == Preprocessing(*shown)
+    for classes in (1000, None):
+        kept = build(BACKBONES, "torchvision:resnet18(weights='DEFAULT')", classes)
+        assert torch.equal(kept.classifier.weight, donor.fc.weight)
+        record = preprocessing_of(kept)
+        assert record is not None
+        assert record == Preprocessing(*shown, record.classes)
+        assert record.classes[:2] == ("tench", "goldfish")
+
+
+def test_a_pretrained_name_teaches_as_it_is_where_its_classes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of its classes; without them it is trained on the data, which says how its images are prepared."""
+    from torchvision import models
+
+    donor = models.resnet18(num_classes=1000).eval()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *_, **__: donor.state_dict())
+    data, name = pckd.load_data("shapes(num_classes=3, image_size=8)"), "torchvision:resnet18(weights='DEFAULT')"
+    options: dict[str, Any] = {"task": make_task(None, data), "data": data, "student": "resnet8", "method": "kd"}
+    run = plan(teacher=name, teacher_classes=["goldfish", "3", "tench"], **options)
+    assert isinstance(run.teacher, nn.Module)
+    teacher, images = run.freeze(run.teacher, print), torch.randn(2, 3, 8, 8)
+    expected = donor(teacher.renormalized(F.interpolate(images, (224, 224), mode="bilinear", antialias=True)))
+    torch.testing.assert_close(teacher(images).logits, expected[:, [1, 3, 0]], rtol=1e-4, atol=1e-4)
+    assert describe(run.teacher) == name
+    untrained = plan(teacher=name, **options).untrained_teacher()
+    assert untrained is not None
+    assert untrained.resizing is None
+    assert not untrained.renormalizes
+    with pytest.raises(UserError, match="torchvision:resnet18 has no classes of its own"):
+        plan(teacher="torchvision:resnet18", teacher_classes=[0, 1, 2], **options)
+
+
+def test_timms_statistics_count_where_its_weights_are_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    module = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=4)
+    said = Preprocessing((0.5,) * 3, (0.5,) * 3, (224, 224), (), "bicubic")
+    assert preprocessing_of(pckd.adapt(module)) is None
+    assert preprocessing_of(pckd.adapt(module, pretrained=True)) == said
+    given = pckd.adapt(module, pretrained=True, mean=(0.1,) * 3, std=(0.2,) * 3, interpolation="nearest")
+    assert preprocessing_of(given) == Preprocessing((0.1,) * 3, (0.2,) * 3, (224, 224), (), "nearest")
+    spec, create = "timm:vit_tiny_patch16_224(depth=1, img_size=32{})", timm.create_model
+    assert preprocessing_of(build(BACKBONES, spec.format(""), 4)) is None
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **options: create(*args, **{**options, "pretrained": False})
+    )
+    network = build(BACKBONES, spec.format(", pretrained=True"), None)
+    assert network.classifier.out_features == 1000
+    assert preprocessing_of(network) == replace(said, image_size=(32, 32))
+
+
+def test_a_fixed_size_is_found_out_and_named() -> None:
+    """Of a teacher that is to be trained on other images, too."""
+    vit = build(BACKBONES, "torchvision:vit_b_32(image_size=64)", 5)
+    assert [size_taken(vit, (3, side, side)) for side in (64, 32)] == [None, (64, 64)]
+    assert size_taken(build(BACKBONES, "torchvision:resnet18", 5), (3, 32, 32)) is None
+    options: dict[str, Any] = {"data": "shapes(num_classes=5, image_size=32, train_size=8, test_size=8)", "epochs": 1}
+    with pytest.raises(UserError, match=r"cannot be trained on the images of shapes.* takes 64x64 pixels alone"):
+        pckd.distill(student="resnet8", teacher="torchvision:vit_b_32(image_size=64)", **options)
 
 
 def test_a_checkpoint_of_torchvision_loads(tmp_path: Any) -> None:

@@ -19,7 +19,8 @@ import pckd
 from model_zoo import Preprocessing, load_weights, preprocessing_of, save_weights, set_preprocessing
 from pckd.data import make_views
 from pckd.device import Device
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, resized
+from pckd.plan import plan
 from pckd.tasks.classification import Classification, Scores
 from registry import BACKBONES, Output, UserError, build
 
@@ -140,11 +141,11 @@ def test_the_same_test_pictures_beside_other_training_pictures(tmp_path: Path) -
 def test_other_classes_are_refused(classes: tuple[str, ...], said: str, tiny_data: pckd.Data, tmp_path: Path) -> None:
     network = net(replace(OWN, classes=classes))
     path = str(save_weights(network, tmp_path / "teacher.pth"))
-    calls: dict[str, Callable[[], object]] = {
-        "the network": lambda: pckd.evaluate(network, tiny_data),
-        "the teacher": lambda: distill(tiny_data, teacher=network),
-        path: lambda: distill(tiny_data, teacher="resnet8", teacher_weights=path),
-    }
+    calls: dict[str, Callable[[], object]] = {"the network": lambda: pckd.evaluate(network, tiny_data)}
+    if set(classes) != set(CLASSES):
+        # A teacher's would be matched by their names.
+        calls["the teacher"] = lambda: distill(tiny_data, teacher=network)
+        calls[path] = lambda: distill(tiny_data, teacher="resnet8", teacher_weights=path)
     for what, call in calls.items():
         with pytest.raises(UserError) as caught:
             call()
@@ -152,11 +153,13 @@ def test_other_classes_are_refused(classes: tuple[str, ...], said: str, tiny_dat
         assert "\n" not in str(caught.value)
 
 
-def test_images_of_another_size_are_said_and_other_channels_refused(
-    tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture
-) -> None:
-    pckd.evaluate(net(replace(OWN, image_size=(32, 24))), tiny_data)
-    assert caplog.messages == ["the network: was trained on images of 32x24 pixels, and those of tiny have 8x8"]
+def test_images_are_resized_and_other_channels_refused(tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture) -> None:
+    network = net(replace(OWN, image_size=(12, 16), interpolation="bicubic"))
+    found = pckd.evaluate(network, tiny_data)
+    assert caplog.messages == [
+        "the network: is shown images resized to 12x16 pixels (bicubic), as in its own training; those of tiny have 8x8"
+    ]
+    assert pckd.evaluate(ByHand(net(), OWN, (12, 16)), tiny_data).loss == pytest.approx(found.loss, rel=1e-4)
     with pytest.raises(UserError, match="trained on images with 1 channels, and those of tiny have 3"):
         pckd.evaluate(net(replace(OWN, mean=(0.5,), std=(0.5,))), tiny_data)
 
@@ -184,17 +187,216 @@ def test_the_students_batch_is_renormalized_for_the_teacher(prepared: bool, tiny
     torch.testing.assert_close(teacher(views(OWN)).logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
-class ByHand(nn.Module):
-    """The network of a record, on images normalized with 0.5 and 0.25."""
+def by_pillow(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """[N, C, H, W] resized one channel at a time by another library."""
 
-    def __init__(self, network: nn.Module, record: Preprocessing) -> None:
+    def resize(channel: Tensor) -> Tensor:
+        method = Image.Resampling[interpolation.upper()]
+        return torch.tensor(np.array(Image.fromarray(channel.numpy()).resize(size[::-1], method)))
+
+    return torch.stack([resize(channel) for channel in images.flatten(0, 1)]).unflatten(0, images.shape[:2])
+
+
+class ByHand(nn.Module):
+    """The network of a record, on images normalized with 0.5 and 0.25; they are resized where a size is given."""
+
+    def __init__(self, network: nn.Module, record: Preprocessing, size: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.network, self.classifier = network, network.classifier
+        self.network, self.classifier, self.size = network, network.classifier, size
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (record.mean, record.std))
 
     def forward(self, x: Tensor) -> Output:
+        x = x if self.size is None else by_pillow(x, self.size, "bicubic")
         output: Output = self.network((x * 0.25 + 0.5 - self.mean) / self.std)
         return output
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(5, 5), (13, 19)])
+def test_images_are_resized_as_image_libraries_do_it(size: tuple[int, int], interpolation: str) -> None:
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = resized(images, size, interpolation)
+    torch.testing.assert_close(found, by_pillow(images, size, interpolation), rtol=1e-4, atol=1e-4)
+    assert resized(images, (8, 8), interpolation) is images
+
+
+def test_a_teacher_teaches_at_its_own_size(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    """Also by its file, and with its answers kept apart from those at the data's size."""
+    record = replace(THEIRS, image_size=(12, 16), interpolation="bicubic")
+    options: dict[str, Any] = {"method": "kd", "teacher_cache": tmp_path / "cache"}
+    by_hand, _ = distill(tiny_data, teacher=ByHand(net(), record, (12, 16)), **options)
+    found, said = distill(tiny_data, teacher=net(record), **options)
+    assert [note for note in said if "resized" in note] == [
+        "the teacher: is shown images resized to 12x16 pixels (bicubic), as in its own training; those of tiny have 8x8"
+    ]
+    assert found.history[0]["kd"] == pytest.approx(by_hand.history[0]["kd"], rel=1e-3)
+    assert found.teacher_top1 == by_hand.teacher_top1 == pckd.evaluate(net(record), tiny_data).top1
+    path = save_weights(net(record), tmp_path / "teacher.pth")
+    named, _ = distill(tiny_data, teacher="resnet8", teacher_weights=path, output=tmp_path / "run", **options)
+    assert named.history == found.history
+    assert named.fingerprints["teacher"]["image_size"] == [12, 16]
+    assert "image_size" not in distill(tiny_data, teacher=net(THEIRS), output=tmp_path / "b")[0].fingerprints["teacher"]
+    distill(tiny_data, teacher=net(THEIRS), **options)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@pytest.mark.parametrize("method", ["fsp", "kdsvd", "simkd", "reviewkd", "ofd", "fitnet", "at"])
+def test_maps_of_a_teacher_of_another_size_are_compared(method: str, tiny_data: pckd.Data) -> None:
+    result, _ = distill(tiny_data, teacher=net(replace(OWN, image_size=(20, 28))), method=method)
+    assert np.isfinite(result.history[0]["loss"])
+
+
+def test_a_profile_counts_the_teacher_at_its_own_size() -> None:
+    options: dict[str, Any] = {"student": "resnet8", "image_size": 16, "num_classes": 3, "batch_size": 2, "rounds": 0}
+    teachers = [net(replace(OWN, image_size=(side, side))) for side in (16, 32)]
+    found = [pckd.profile(teacher=teacher, **options) for teacher in teachers]
+    linear = 64 * 3
+    assert found[1].teacher.macs - linear == 4 * (found[0].teacher.macs - linear)  # type: ignore[union-attr]
+    assert found[1].student.macs == found[0].student.macs
+    assert found[1].notes == ["ResNet: on images resized to 32x32 pixels"]
+
+
+class OneSize(nn.Module):
+    """Takes images of 12 pixels alone, as a ViT, and says so."""
+
+    image_size = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3 * 12 * 12, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.reshape(len(x), 432)).relu())
+
+
+def test_a_network_that_takes_one_size_alone_is_shown_it(
+    tiny_data: pckd.Data, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network = OneSize()
+    result, said = distill(tiny_data, teacher=network, method="kd")
+    text = "is shown images resized to 12x12 pixels (bilinear), the only size it takes; those of tiny have 8x8"
+    assert [note for note in said if "is shown" in note] == [f"the teacher: {text}"]
+    assert result.teacher_top1 == pckd.evaluate(network, tiny_data).top1
+    assert caplog.messages == [f"the network: {text}"]
+    assert not hasattr(network, "preprocessing")
+    # Also inside the module that picks its classes.
+    assert distill(tiny_data, teacher=network, method="kd", teacher_classes=[2, 0, 1])[0].teacher_top1 is not None
+    # With its normalization, which says nothing of the size; and as one that says nothing.
+    record = preprocessing_of(pckd.adapt(network, mean=THEIRS.mean, std=THEIRS.std))
+    assert record == Preprocessing(THEIRS.mean, THEIRS.std)
+    network.image_size = None  # type: ignore[assignment]
+    sized = pckd.adapt(network, image_size=12, interpolation="nearest")
+    assert preprocessing_of(sized) == Preprocessing(image_size=(12, 12), interpolation="nearest")
+    logits = FrozenTeacher(sized, None, Classification().resizing("", sized, tiny_data.train))(torch.ones(2, 3, 8, 8))
+    torch.testing.assert_close(logits.logits, network(torch.ones(2, 3, 12, 12)))
+    with pytest.raises(UserError, match="student cannot run on images of 3 x 8 x 8"):
+        distill(tiny_data, student=OneSize(), teacher=net())
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, replace(OWN, interpolation="bicubic")),
+        ({"interpolation": None}, OWN),
+        ({"interpolation": "lanczos"}, None),
+        ({"mean": (), "std": (), "classes": ()}, Preprocessing(image_size=(8, 8), interpolation="bicubic")),
+        ({"mean": ()}, None),
+    ],
+)
+def test_a_files_record(change: dict[str, Any], found: Preprocessing | None) -> None:
+    """Files of before do not say how their images were resized."""
+    written = {**replace(OWN, interpolation="bicubic").as_metadata(), **change}
+    kept = {key: value for key, value in written.items() if value is not None}
+    assert Preprocessing.from_metadata({"preprocessing": kept}) == found
+
+
+# A teacher of more classes, or of others
+
+ANIMALS = ("ant", "class 2", "bee", "class 0", "class 1")
+
+
+def of_five(record: Preprocessing | None = None) -> nn.Module:
+    torch.manual_seed(6)
+    network: nn.Module = BACKBONES.get("resnet8")(5)
+    set_preprocessing(network, record)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows"),
+    [((4, 0, 2), [4, 0, 2]), (("bee", "4", "class 2"), [2, 4, 1]), (None, [3, 4, 1]), (range(3), [0, 1, 2])],
+)
+def test_the_rows_of_a_teacher_of_more_classes(
+    classes: Any, rows: list[int], tiny_data: pckd.Data, tmp_path: Path
+) -> None:
+    record = replace(OWN, classes=ANIMALS)
+    run = plan(
+        task=Classification(),
+        data=tiny_data,
+        student="resnet8",
+        teacher=of_five(record),
+        method="kd",
+        teacher_classes=classes,
+    )
+    assert isinstance(run.teacher, nn.Module)
+    teacher, images, expected = run.freeze(run.teacher, print), torch.randn(4, 3, 8, 8), of_five()
+    whole = expected(images)
+    for prepared in (False, True):
+        torch.testing.assert_close(teacher(images).logits, whole.logits[:, rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(teacher(images).embedding, whole.embedding, rtol=1e-4, atol=1e-4)
+        assert prepared or teacher.prepare(images, Device(torch.device("cpu")))
+    assert torch.equal(teacher.classifier.weight, expected.classifier.weight[rows])
+    assert torch.equal(teacher.classifier.bias, expected.classifier.bias[rows])
+    # In a run, by its file, with what looks at the rows and what inherits layers.
+    path, note = save_weights(of_five(record), tmp_path / "five.pth"), "classes were matched with those of tiny by"
+    for method in ("pckd", "pckd_plus", "simkd"):
+        results = []
+        for taught in ({"teacher": of_five(record)}, {"teacher": "resnet8", "teacher_weights": path}):
+            result, said = distill(tiny_data, method=method, teacher_classes=classes, **taught)
+            results.append(result)
+            assert any(note in text for text in said) == (classes is None)
+        assert results[0].history == results[1].history
+        assert results[0].teacher_top1 == results[1].teacher_top1
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ([0, 1], "teacher_classes names 2 classes, and tiny has 3; give one for each"),
+        ([0, 1, 5], "teacher_classes: the teacher has classes 0 to 4, and not '5'"),
+        ([0, 1, -1], "teacher_classes: the teacher has classes 0 to 4, and not '-1'"),
+        (["bee", "ant", "anf"], "teacher_classes: the teacher has no class 'anf'; did you mean 'ant'?"),
+        (["bee", 0, "ant"], "teacher_classes names 'ant' twice; give one class for each class of tiny"),
+    ],
+)
+def test_classes_that_the_teacher_has_not_are_refused(classes: Any, said: str, tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError) as caught:
+        distill(tiny_data, teacher=of_five(replace(OWN, classes=ANIMALS)), method="kd", teacher_classes=classes)
+    assert str(caught.value) == said
+
+
+def test_classes_that_nothing_can_be_picked_from_are_refused(tiny_data: pckd.Data, tmp_path: Path) -> None:
+    def refused(said: str, **options: Any) -> None:
+        with pytest.raises(UserError) as caught:
+            distill(tiny_data, **{"method": "kd", "teacher_classes": ["a", "b", "c"], **options})
+        assert said in str(caught.value)
+
+    twice = replace(OWN, classes=("class 1", "class 0", "class 1", "class 2", "bee"))
+    refused(
+        "2 classes of the teacher are called 'class 1'; give a number", teacher=of_five(twice), teacher_classes=None
+    )
+    refused("has classes 0 to 4, whose names are not known, and not 'a'", teacher=of_five())
+    refused("the teacher has 5 classes, the data set tiny 3: they must be", teacher=of_five(), teacher_classes=None)
+    refused("the name resnet8 brings no weights with it; give teacher_weights", teacher="resnet8")
+    path = save_weights(of_five(), tmp_path / "five.pth")
+    refused("five.pth has classes 0 to 4, whose", teacher="resnet8", teacher_weights=path)
+    refused("the file has 5 classes", teacher="resnet8", teacher_weights=path, teacher_classes=None)
+    refused("none.txt': No such file or directory", teacher=of_five(), teacher_classes=tmp_path / "none.txt")
+    refused("five.pth': not a file of text", teacher=of_five(), teacher_classes=path)
+    listed = tmp_path / "classes.txt"
+    listed.write_text("4\n\n2\n9\n")
+    refused("has classes 0 to 4, whose names are not known, and not '9'", teacher=of_five(), teacher_classes=listed)
 
 
 def test_a_teacher_teaches_with_its_own_normalization(tiny_data: pckd.Data, tmp_path: Path) -> None:

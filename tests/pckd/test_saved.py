@@ -70,6 +70,7 @@ def test_files_of_before_and_of_teachers(suffix: str, tmp_path: Path) -> None:
     ("name", "record", "said"),
     [
         ("resnet8", None, "has no record of its classes and preprocessing: build the network and use model_zoo"),
+        ("resnet8", replace(RECORD, image_size=(0, 0)), "has no record of its classes and preprocessing: build"),
         (None, RECORD, "has no record of its network: build"),
         (None, None, "has no record of its network and its classes and preprocessing: build"),
     ],
@@ -134,6 +135,17 @@ def test_classes_by_hand(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable image"):
         list(predict(network, [tmp_path / "broken.png"]))
     assert len(list(predict(network, [red], top=1))) == 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_images_are_resized_as_in_training(interpolation: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    network = Colors(replace(RECORD, interpolation=interpolation))
+    list(predict(network, [tmp_path / "noise.png"], device="cpu"))
+    expected = Image.fromarray(pixels).resize((16, 16), Image.Resampling[interpolation.upper()])
+    found = (network.shown * 0.25 + 0.5) * 255
+    assert found[0].round().permute(1, 2, 0).numpy() == pytest.approx(np.asarray(expected))
 
 
 def test_gray_networks_see_gray(tmp_path: Path) -> None:
