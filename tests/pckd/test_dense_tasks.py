@@ -283,6 +283,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"method": "sskd"}, "compares 2 or more views"),
     ({"method": "crosskd"}, r"crosskd needs two dense detectors \(FCOS, RetinaNet\)"),
     ({"method": "ld"}, "ld needs two networks whose Output.sides have as many bins, not 0 and 0"),
+    ({"method": "layers(student='a', teacher='b')"}, "layers reads layers of networks that classify images"),
     ({"student": "resnet8"}, "the student must be a network for detection, such as faster_rcnn_r10w16"),
     ({"teacher": network("fcos_r18w48")}, "look at other regions"),
     ({"data": "shapes(train_size=64)"}, "no data for detection"),
