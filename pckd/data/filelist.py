@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pckd.data.archive import Stored, is_folder, members, scan, size_of
+from pckd.data.archive import Stored, is_archive, is_folder, members, scan, size_of
 from pckd.data.check import say_once
 from pckd.data.folder import LISTS, TESTING, TRAINING, files_of, is_image, named, no_split, read_text, root_of
 from pckd.data.image_split import ImageOptions, image_split
@@ -42,6 +42,7 @@ def filelist(
     *,
     path: str | None = None,
     label: str | None = None,
+    test: str | None = None,
     image_size: int | None = None,
     memory: bool | Literal["auto"] = "auto",
     mean: Sequence[float] | None = None,
@@ -55,7 +56,7 @@ def filelist(
     ``train.tar``; in pieces, ``train-00000-of-00004.parquet``, ``train-000000.tar``, ``anything-train-000000.tar``; or
     it lies in a folder ``train/``, as ``metadata.csv``, ``metadata.jsonl``, ``*.parquet`` or ``*.tar``. It is looked
     for in the root and in its folder ``data/``. The test split's is called ``test``, ``val``, ``valid`` or
-    ``validation`` instead; it is not needed with ``val_fraction``.
+    ``validation`` instead, the first of these that is there; it is not needed with ``val_fraction``.
 
     - CSV: the first line names the columns; they are separated by what it has most of: commas, semicolons, tabs or
       bars. JSON lines: an object a line. Paths are relative to the list's folder.
@@ -74,6 +75,7 @@ def filelist(
             of ``path``, ``file_name``, ``filename``, ``file``, ``filepath``, ``image``, ``image_path``, ``img``.
         label: the column of the labels; in shards the members' suffix, or the field of ``json``. By default the first
             of ``label``, ``labels``, ``class``, ``class_name``, ``category``, ``target``, ``cls``.
+        test: the name of the split to measure on, where the first one has no labels (``"validation"``).
         image_size: pixels per side, see ``imagefolder``.
         memory: decode everything once into memory, or not, see ``imagefolder``.
         mean: per-channel mean, see ``imagefolder``.
@@ -90,9 +92,10 @@ def filelist(
         raise UserError("filelist: give the root folder that holds train.csv and test.csv, or another list")
     options = ImageOptions("filelist", image_size, memory, mean, std, white, on_bad_image)
     columns = _Columns(path, label)
-    base, training, testing = _find_lists(root)
+    base, training, testing = _find_lists(root, TESTING if test is None else (test.lower(),))
     if not train and not testing:
-        raise UserError(f"{base}: there is no list of test images; measure on a share of these with --val-fraction 0.1")
+        wanted = "test images" if test is None else f"a split {test}"
+        raise UserError(f"{base}: there is no list of {wanted}; measure on a share of these with --val-fraction 0.1")
     known = _read(training, columns)
     classes = known.classes or _sorted(label for _, label in known.rows)
     source = files = files_of(known.rows, classes, _shown(training), options.skip)
@@ -108,13 +111,13 @@ def filelist(
     return image_split(source, files, f"filelist {base.name}/{'train' if train else 'test'}", options)
 
 
-def _find_lists(root: str) -> tuple[Path, list[str], list[str]]:
+def _find_lists(root: str, tests: Sequence[str]) -> tuple[Path, list[str], list[str]]:
     """The root, and the lists of both splits."""
     base = Path(root).expanduser()
-    if os.path.isfile(base) and base.suffix.lower() in (*LISTS[:-1],):
+    if os.path.isfile(base) and base.suffix.lower() in LISTS and not is_archive(base):
         return base, [str(base)], []
     base = root_of(root)
-    training, testing = (_lists_of(base, names) for names in (TRAINING, TESTING))
+    training, testing = (_lists_of(base, names) for names in (TRAINING, tests))
     if not training:
         raise no_split(base, "list " + " or ".join(f"train{suffix}" for suffix in LISTS))
     return base, training, testing
@@ -129,18 +132,20 @@ def _lists_of(base: Path, names: Sequence[str]) -> list[str]:
         there = {entry.name: entry.path for entry in entries if not entry.is_dir()}
         inside = {entry.name: entry.path for entry in entries if entry.is_dir()}
         for name in names:
-            either = "|".join(re.escape(suffix) for suffix in LISTS)
-            whole = [at for file, at in there.items() if re.fullmatch(rf"{name}({either})", file.lower())]
-            pieces = [
-                at for file, at in there.items() if re.fullmatch(rf"(.*[-_.])?{name}[-_.]\d.*({either})", file.lower())
-            ]
+            stem, suffix = re.escape(name), f"({'|'.join(map(re.escape, LISTS))})"
+            whole = [at for file, at in there.items() if re.fullmatch(stem + suffix, file.lower())]
+            piece = rf"(.*[-_.])?{stem}[-_.]\d.*{suffix}"
+            pieces = [at for file, at in there.items() if re.fullmatch(piece, file.lower())]
             for split in named(inside, (name,)):
                 of_split = {entry.name.lower(): entry.path for entry in scan(inside[split]) if not entry.is_dir()}
-                whole += [at for file, at in of_split.items() if re.fullmatch(rf"metadata({either})", file)]
+                whole += [at for file, at in of_split.items() if file.startswith("metadata.") and file.endswith(LISTS)]
                 pieces += [at for file, at in of_split.items() if file.endswith((".parquet", ".tar"))]
             found = sorted(whole or pieces)
             if len(whole) > 1 or len({os.path.splitext(at)[1].lower() for at in found}) > 1:
                 raise UserError(f"{folder}: several lists of one split: {', '.join(found[:5])}; keep one of them")
+            total = {int(number) for at in found for number in re.findall(r"\d-of-(\d+)", os.path.basename(at))}
+            if total and total != {len(found)}:
+                raise UserError(f"{folder}: {len(found)} of {max(total)} pieces of one list are there: {_shown(found)}")
             if found:
                 return found
     return []
@@ -314,7 +319,9 @@ def _parquet(file: str, columns: _Columns) -> _Rows:
             raise UserError(f"{file}: row {number} has no image in {path} or no label in {label}")
         if classes:
             if not text.isdecimal() or int(text) >= len(classes):
-                raise UserError(f"{file}: row {number} has the label {text}, and the schema {len(classes)} classes")
+                advice = "; filelist(test=...) measures on another split" if text == "-1" else ""
+                text = f"row {number} has the label {text}, and the schema {len(classes)} classes{advice}"
+                raise UserError(f"{file}: {text}")
             text = classes[int(text)]
         if isinstance(image, str):
             rows.append((os.path.join(os.path.dirname(file), image), text))

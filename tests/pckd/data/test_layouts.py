@@ -373,14 +373,14 @@ def as_shards(root, label="cls", form="set-train-00000{n}.tar"):
         shutil.rmtree(root / split)
 
 
-def write_parquet(path, rows, top, names=None, feature="Image", label="label", column="image"):
+def write_parquet(path, rows, top, names=None, label="label", column="image", unlabelled=False):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     images = [{"bytes": (top / name).read_bytes() if top else None, "path": name} for name, _ in rows]
-    labels = [names.index(text) if names else text for _, text in rows]
+    labels = [-1 if unlabelled else names.index(text) if names else text for _, text in rows]
     table = pyarrow.table({"id": list(range(len(rows))), column: images, label: labels})
-    features = {column: {"_type": feature}, label: {"_type": "ClassLabel", "names": names}}
+    features = {column: {"_type": "Image"}, label: {"_type": "ClassLabel", "names": names}}
     if names:
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     parquet.write_table(table, path, row_group_size=4)
@@ -491,6 +491,10 @@ BAD_LISTS = {
         lambda root: shutil.copy(root / "train.csv", root / "train.tsv"),
         "several lists of one split: .*train.tsv",
     ),
+    "a piece is missing": (
+        lambda root: [as_pieces(root), unlink("data/train-00001-of-00003.csv")(root)],
+        "2 of 3 pieces of one list are there: .*train-00000-of-00003.csv and 1 more",
+    ),
     "empty": (lines(""), r"train\.csv: no column path, file_name, .*; there is nothing"),
     "no images": (lines("path,label"), r"train\.csv: it lists no images"),
     "no column": (lines("a,label", "b,c"), r"train\.csv: no column path, .*there is 'a', 'label'; .*filelist\(path="),
@@ -552,6 +556,11 @@ def test_parquet_labels_are_those_of_the_schema(root):
     assert split.labels.tolist() == [0] * 3 + [1] * 3 + [3] * 3
     write_parquet(root / "test.parquet", rows_of("test"), root, [*names[::-1]])
     refuses("its schema names other classes", "filelist", root, train=False)
+    write_parquet(root / "validation.parquet", rows_of("test"), root, names)
+    write_parquet(root / "test.parquet", rows_of("test"), root, names, unlabelled=True)
+    refuses(r"row 0 has the label -1, and the schema 4 classes; filelist\(test=", "filelist", root, train=False)
+    assert load("filelist", root, train=False, test="validation").labels.tolist() == split.labels.tolist()
+    refuses("there is no list of a split {; measure", "filelist", root, train=False, test="{")
     write_parquet(root / "train.parquet", rows_of("train"), None, names)
     (root / "train" / "red" / "1.png").write_bytes(b"")
     refuses(r"train.red.1\.png: not a readable image \(the file is empty\)", "filelist", root)
