@@ -128,7 +128,8 @@ def gather_output(output: Output) -> Output:
     if world_size() == 1:
         return output
     logits, embedding = (x if isinstance(x, Absent) else gather_rows(x) for x in (output.logits, output.embedding))
-    return Output(logits, embedding, Absent(NO_MAPS), Absent(NO_MAPS))
+    members = tuple(map(gather_output, output.members))
+    return Output(logits, embedding, Absent(NO_MAPS), Absent(NO_MAPS), members=members)
 
 
 def own_rows(x: Tensor, rows: int | None = None) -> Tensor:

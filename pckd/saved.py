@@ -14,6 +14,7 @@ from model_zoo import Preprocessing, load_weights, read_metadata
 from pckd.engine.progress import own_random_state
 from pckd.plan import make_task, plan
 from pckd.tasks.classification import Classification
+from pckd.terms import Teachers
 from registry import BACKBONES, UserError, parse
 
 __all__ = ["load", "load_with_task", "with_head"]
@@ -67,7 +68,7 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
 
 
 def with_head(
-    network: nn.Module, student: str, *, classes: int, channels: int, method: str, teacher: str, centers: str
+    network: nn.Module, student: str, *, classes: int, channels: int, method: str, teacher: Teachers, centers: str
 ) -> nn.Module:
     """A student with the head of the loss that answers for it, untrained.
 

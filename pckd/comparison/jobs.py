@@ -15,7 +15,7 @@ from pckd.arguments import alike, check_arguments
 from pckd.comparison.variants import Variant
 from pckd.data.load import Data
 from pckd.device import Device
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.plan import Plan, load_trained, make_task, plan
 from pckd.runs import grouped
 from pckd.terms import split_methods
@@ -184,7 +184,7 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
     """
     refused: dict[tuple[str, str], str] = {}
     notes: list[str] = []
-    teachers: dict[str, FrozenTeacher | None] = {}
+    teachers: dict[str, FrozenTeacher | SeveralTeachers | None] = {}
     for job in (of_row[0] for of_row in grouped(jobs, lambda job: job.row).values()):
         run = _plan(job, data)
         weights = job.arguments["teacher_weights"]
@@ -216,7 +216,7 @@ def _plan(job: Job, data: Data) -> Plan:
     )
 
 
-def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
+def _left_out(run: Plan, teacher: FrozenTeacher | SeveralTeachers | None) -> list[str]:
     """The optional terms that cannot work for this pair.
 
     Raises:

@@ -106,6 +106,8 @@ class Workshop:
         taught = [run for run in runs if run.result.get("teacher")]
         if not taught:
             return "", None, [f"{runs[0].path}: has no teacher, so that the student alone is shown"]
+        if any(isinstance(run.result["teacher"], list) for run in taught):
+            return "", None, [f"{taught[0].path}: has several teachers, so that the student alone is shown"]
         names = list(dict.fromkeys(str(run.result["teacher"]) for run in taught))
         found = (run.arguments.get("teacher_weights") or run.result.get("teacher_file") for run in taught)
         files = list(dict.fromkeys(found))
@@ -236,8 +238,14 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _predictor(run: Run, network: nn.Module) -> nn.Module:
     """The student with the head of the loss that answers for it, untrained."""
-    method, student, teacher = (str(run.result.get(key)) for key in ("method", "student", "teacher"))
+    method, student = (str(run.result.get(key)) for key in ("method", "student"))
     centers, sizes = run.arguments.get("centers", "classifier"), (classes_of(network), _channels(network))
     return with_head(
-        network, student, classes=sizes[0], channels=sizes[1], method=method, teacher=teacher, centers=centers
+        network,
+        student,
+        classes=sizes[0],
+        channels=sizes[1],
+        method=method,
+        teacher=run.result.get("teacher"),
+        centers=centers,
     )
