@@ -91,6 +91,17 @@ def labels_of(terms: Sequence[Term]) -> list[str]:
     return labels
 
 
+class _Several(Centers):
+    """The centers of several teachers together, Absent, and those of each one that a term names, by its position."""
+
+    members: Mapping[int, Centers]
+
+    def __new__(cls, members: Mapping[int, Centers]) -> _Several:
+        centers = super().__new__(cls, SEVERAL, SEVERAL)
+        centers.members = members
+        return centers
+
+
 class CentersOfEach(CenterRule):
     """Of several teachers, a center rule for each one that a term names; all together have no centers.
 
@@ -111,8 +122,7 @@ class CentersOfEach(CenterRule):
     def forward(self, student_net: Network, *teacher_nets: Network) -> Centers:
         # There are no teachers where no term looks at one.
         known = {at: rule for at, rule in self.rules.items() if at <= len(teacher_nets)}
-        own = {at: rule(student_net, teacher_nets[at - 1]) for at, rule in known.items()}
-        return Centers(SEVERAL, SEVERAL, members=own)
+        return _Several({at: rule(student_net, teacher_nets[at - 1]) for at, rule in known.items()})
 
     @torch.no_grad()
     def update(self, student: Output, teacher: Output, labels: Tensor) -> None:
@@ -166,6 +176,7 @@ def _made(label: str, term: Term, setup: Setup) -> nn.Module:
             # Its own refusals name it; those of the setup, of which it asks for the teacher's classifier, do not.
             refused = isinstance(error, NotApplicable)
             unnamed = refused and isinstance(cast(Any, shown.teacher_classifier), Absent) and label not in str(error)
+            unnamed = unnamed or str(error) == SEVERAL.reason
             if not unnamed and (refused or not lacking):
                 raise
             raise NotApplicable(f"loss {label!r}: {lacking[0] if lacking else error}") from error
@@ -248,8 +259,8 @@ class Objective(nn.Module):
             try:
                 own = self._own_setup(label, term)
                 loss = _made(label, term, own)
-                if own.members and hasattr(loss, "start"):
-                    raise NotApplicable(f"{label}: {SEVERAL.reason}")
+                if own.members and (hasattr(loss, "start") or any(not p.numel() for p in loss.parameters())):
+                    raise NotApplicable(f"loss {label!r}: {SEVERAL.reason}")
                 images_alone = own.of(term.rows) is not own and not own.of(term.rows).student.embedding
                 if images_alone and not getattr(loss, "reads_maps", True):
                     raise NotApplicable(f"{label} reads no feature map, and the rows {term.rows!r} have nothing else")
@@ -315,7 +326,8 @@ class Objective(nn.Module):
                     centers = tried.find_centers(_Layer(student), *map(_Layer, teacher.members or [teacher]))
                     tried(student, teacher, Context(instances, centers, stage=stage))
             except NotApplicable as error:
-                raise NotApplicable(f"{tried._asked}: {error}") from None
+                named = str(error).startswith(tried._asked)
+                raise NotApplicable(str(error) if named else f"{tried._asked}: {error}") from None
             except PluginError as error:
                 # As one that has made layers of width 0.
                 if not (lacking := _lacking(self.setup)):
@@ -382,7 +394,7 @@ class Objective(nn.Module):
         centers: Centers = ask(self._rule_says, self.centers, student_net, *teacher_nets)
         if "centers" not in self._checked:
             self._check_centers(centers)
-            for position, own in dict(centers.members).items():
+            for position, own in centers.members.items() if isinstance(centers, _Several) else ():
                 self._check_centers(own, position)
             self._checked.add("centers")
         return centers
@@ -417,6 +429,8 @@ class Objective(nn.Module):
         try:
             return self._values(student, teacher.detach(), context)
         except Exception as error:
+            if str(error) == SEVERAL.reason:
+                raise NotApplicable(f"{self._asked}: {error}") from None
             raise_named(self._asked, error)
 
     def _values(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
@@ -426,8 +440,8 @@ class Objective(nn.Module):
         for name, position in dict.fromkeys([(instances.judged, None), *wanted]):
             which = instances.rows(name).which
             own = context.select(name)
-            if position is not None:
-                own = replace(own, centers=dict(centers.members)[position])
+            if isinstance(centers, _Several):
+                own = replace(own, centers=Centers(*centers) if position is None else centers.members[position])
             shown[name, position] = student.rows(which), teacher.of_teacher(position).rows(which), own
         weights = self.weights(*shown[instances.judged, None]) if self.previews else None
         values: dict[str, Tensor] = {}

@@ -57,8 +57,11 @@ def mean_answer(answers: Sequence[Output]) -> Output:
 
 def mean_shapes(shapes: Sequence[Shapes]) -> Shapes:
     """The shapes of :func:`mean_answer`."""
-    images = Shapes(shapes[0].num_classes, 0, SEVERAL, SEVERAL, (), SEVERAL, SEVERAL) if shapes[0].images else ()
-    return Shapes(shapes[0].num_classes, 0, SEVERAL, SEVERAL, images, SEVERAL, SEVERAL)
+    first = shapes[0]
+    mean = Shapes(first.num_classes, 0, SEVERAL, SEVERAL, sides=SEVERAL if first.sides else 0)
+    if not first.images:
+        return mean
+    return mean._replace(images=mean._replace(head=SEVERAL if first.images.head else ()))
 
 
 def above_zero(loss: str, *options: str) -> Callable[..., None]:

@@ -228,8 +228,6 @@ class Centers(NamedTuple):
     """[K], where the rule has one (the classifier's bias)."""
     teacher_bias: Tensor | None = None
     """[K]."""
-    members: Mapping[int, Centers] | tuple[()] = ()
-    """Of several teachers, the centers of each one that a term names, by its position; those of all are Absent."""
 
 
 class Rows(NamedTuple):

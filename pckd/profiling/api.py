@@ -151,7 +151,8 @@ def profile_cases(
             if not chosen.prepares:
                 raise UserError(f"a profile of the task {chosen.name} is of one teacher: name one")
             names.append(" + ".join(names[1:]))
-            networks.append(frozen)
+            # As each of them is counted: not as it is prepared for the step.
+            networks.append(SeveralTeachers([FrozenTeacher(member.network) for member in frozen.members]))
         works = {}
         for label, run in plans.items():
             objective = run.objective(frozen, num_samples=max(num_samples, batch_size))

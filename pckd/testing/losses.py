@@ -81,7 +81,7 @@ def _built(contract: Contract, case: Case) -> nn.Module | None:
 def _values(contract: Contract, case: Case) -> None:
     loss = make(contract, case)
     context = case.context
-    shown = [*tensors_of(case.student), *tensors_of(case.teacher), *filter(torch.is_tensor, context.centers[:4])]
+    shown = [*tensors_of(case.student), *tensors_of(case.teacher), *filter(torch.is_tensor, context.centers)]
     shown += [context.labels, context.index]
     before = [tensor.detach().clone() for tensor in shown]
     rows, per_sample = IMAGES * context.views, contract.says("per_sample")
