@@ -561,22 +561,22 @@ def _obtain_teacher(
     A method that needs no teacher does not make one, but those that are at hand are measured.
     """
     files = weights if isinstance(weights, list) else [weights] * len(run.teachers)
-    wanted = list(zip(run.teachers, files, strict=True))
-    if not run.needs_teacher and any(isinstance(teacher, str) and not file for teacher, file in wanted):
+    networks: list[Any] = [teacher if isinstance(teacher, nn.Module) else None for teacher in run.teachers]
+    untrained = [
+        at for at, (network, file) in enumerate(zip(networks, files, strict=True)) if network is None and file is None
+    ]
+    if untrained and not run.needs_teacher:
         return None
-    networks = []
-    for position, (teacher, file) in enumerate(wanted, 1):
-        if isinstance(teacher, nn.Module):
-            networks.append(teacher)
-            continue
-        if file is not None:
-            with contextlib.nullcontext() if len(wanted) == 1 else said_of(position, teacher):
-                networks.append(load_trained(run.task, teacher, run.data, file))
-            continue
+    for at, teacher in enumerate(run.teachers):
+        if isinstance(teacher, str) and at not in untrained:
+            with contextlib.nullcontext() if len(networks) == 1 else said_of(at + 1, teacher):
+                networks[at] = load_trained(run.task, teacher, run.data, files[at])
+    for at in untrained:
+        # Only now: a file that cannot be read is refused before another teacher is trained.
         run.refuse_impossible()
         settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
-        trained = train_teacher(
-            teacher=teacher,
+        networks[at] = train_teacher(
+            teacher=str(run.teachers[at]),
             task=run.task.name,
             data=_Known(**vars(run.data), fingerprints=fingerprints),
             flip=getattr(run.task, "flip", True),
@@ -586,7 +586,6 @@ def _obtain_teacher(
             **settings,
             **options,
         )
-        networks.append(trained)
     return run.freeze(networks, display.note)
 
 

@@ -126,14 +126,16 @@ def paired(teacher: Teachers, weights: Weights) -> tuple[Any, Any]:
             f"there are {len(files)} teacher_weights for {len(teacher)} teachers: give one for each, in their order, "
             "and None (on the command line '-') for one that is trained first"
         )
-    files = [None if file is None else os.fspath(file) for file in files] if any(files) else [None] * len(teacher)
+    files = (
+        [None if file is None else os.fspath(file) for file in files] if weights is not None else [None] * len(teacher)
+    )
     known = [(one if isinstance(one, str) else id(one), file) for one, file in zip(teacher, files, strict=True)]
     for at, one in enumerate(known):
         if one in known[:at]:
             raise UserError(
                 f"teachers {known.index(one) + 1} and {at + 1} ({describe(teacher[at])}) are the same: leave one out"
             )
-    return list(teacher), files if any(files) else None
+    return list(teacher), None if files == [None] * len(files) else files
 
 
 def placed(terms: Sequence[Term], teacher: Teachers) -> list[Term]:
