@@ -150,7 +150,8 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with stable keys: ``["student"]["macs"]``, ``["terms"]["kd"]["seconds"]``, ..."""
-        return {"units": {"network": FLOP, "step": STEP}, **asdict(self)}
+        known = {name: value for name, value in asdict(self).items() if name != "teachers" or value}
+        return {"units": {"network": FLOP, "step": STEP}, **known}
 
 
 @dataclass(frozen=True, kw_only=True)
