@@ -569,7 +569,7 @@ def _obtain_teacher(
         return None
     for at, teacher in enumerate(run.teachers):
         if isinstance(teacher, str) and at not in untrained:
-            with contextlib.nullcontext() if len(networks) == 1 else said_of(at + 1, teacher):
+            with said_of(at + 1, run.teachers):
                 networks[at] = load_trained(run.task, teacher, run.data, files[at])
     for at in untrained:
         # Only now: a file that cannot be read is refused before another teacher is trained.

@@ -139,8 +139,8 @@ class Plan:
         needed = needs_teacher(terms)
         if isinstance(teacher, SeveralTeachers) and needed:
             members = []
-            for member, name in zip(teacher.members, self.teachers, strict=True):
-                with said_of(member.position, name):
+            for member in teacher.members:
+                with said_of(member.position, self.teachers):
                     members.append(self._setup(member, terms))
             mean = task.setup(student, mean_shapes([own.teacher for own in members]), data, SEVERAL)
             return mean._replace(members=tuple(members))
@@ -177,7 +177,7 @@ class Plan:
         frozen = []
         for position, network in enumerate(networks, 1):
             alone, name = len(networks) == 1, describe(self.teachers[position - 1])
-            with contextlib.nullcontext() if alone else said_of(position, name):
+            with said_of(position, self.teachers):
                 tell = say if alone else lambda text, name=name: say(f"{name}: {text}")
                 frozen.append(FrozenTeacher(network, self.task.renormalization(network, self.data, tell)))
         return together(frozen)
@@ -217,12 +217,14 @@ def together(teachers: Sequence[FrozenTeacher]) -> FrozenTeacher | SeveralTeache
 
 
 @contextlib.contextmanager
-def said_of(position: int | None, teacher: str | nn.Module) -> Iterator[None]:
-    """Inside, what is refused is said to be about this one of several teachers."""
+def said_of(position: int, teachers: Sequence[str | nn.Module]) -> Iterator[None]:
+    """Inside, what is refused is said to be about this one of the teachers, where there are several."""
     try:
         yield
     except UserError as error:
-        raise type(error)(f"teacher {position}, {describe(teacher)}: {error}") from error
+        if len(teachers) == 1:
+            raise
+        raise type(error)(f"teacher {position}, {describe(teachers[position - 1])}: {error}") from error
 
 
 def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
@@ -295,7 +297,7 @@ def plan(
     networks = teachers_of(teacher)
     for at, one in enumerate(networks):
         if not isinstance(one, str):
-            with contextlib.nullcontext() if len(networks) == 1 else said_of(at + 1, one):
+            with said_of(at + 1, networks):
                 networks[at] = task.make_network(one, data, "the teacher")
     if networks:
         teacher = networks if len(networks) > 1 else networks[0]

@@ -110,32 +110,29 @@ def paired(teacher: Teachers, weights: Weights) -> tuple[Any, Any]:
     Raises:
         UserError: not as many weights as teachers, no teacher in a list, or one twice.
     """
-    if isinstance(weights, (list, tuple)) and len(weights) == 1 and len(teachers_of(teacher)) == 1:
-        weights = weights[0]
-    if not isinstance(teacher, (list, tuple)):
-        if isinstance(weights, (list, tuple)):
-            raise UserError(f"there are {len(weights)} teacher_weights, and one teacher: give one file")
-        return teacher, weights
-    if not teacher:
-        raise UserError("teacher is an empty list: name a teacher, or leave it out")
-    if len(teacher) == 1:
-        return teacher[0], weights
+    teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     files: list[Any] = list(weights) if isinstance(weights, (list, tuple)) else [weights]
-    if weights is not None and len(files) != len(teacher):
+    if not teachers:
+        raise UserError("teacher is an empty list: name a teacher, or leave it out")
+    if len(teachers) == 1:
+        if len(files) != 1:
+            raise UserError(f"there are {len(files)} teacher_weights, and one teacher: give one file")
+        return teachers[0], files[0]
+    if weights is None:
+        files = [None] * len(teachers)
+    if len(files) != len(teachers):
         raise UserError(
-            f"there are {len(files)} teacher_weights for {len(teacher)} teachers: give one for each, in their order, "
+            f"there are {len(files)} teacher_weights for {len(teachers)} teachers: give one for each, in their order, "
             "and None (on the command line '-') for one that is trained first"
         )
-    files = (
-        [None if file is None else os.fspath(file) for file in files] if weights is not None else [None] * len(teacher)
-    )
-    known = [(one if isinstance(one, str) else id(one), file) for one, file in zip(teacher, files, strict=True)]
+    files = [os.fspath(file) if isinstance(file, os.PathLike) else file for file in files]
+    known = [(one if isinstance(one, str) else id(one), file) for one, file in zip(teachers, files, strict=True)]
     for at, one in enumerate(known):
         if one in known[:at]:
             raise UserError(
-                f"teachers {known.index(one) + 1} and {at + 1} ({describe(teacher[at])}) are the same: leave one out"
+                f"teachers {known.index(one) + 1} and {at + 1} ({describe(teachers[at])}) are the same: leave one out"
             )
-    return list(teacher), None if files == [None] * len(files) else files
+    return teachers, None if files == [None] * len(files) else files
 
 
 def placed(terms: Sequence[Term], teacher: Teachers) -> list[Term]:

@@ -149,7 +149,7 @@ def profile_cases(
         networks = [own, *([] if frozen is None else [member.network for member in frozen.members])]
         if isinstance(frozen, SeveralTeachers):
             if not chosen.prepares:
-                raise UserError(f"a profile of the task {chosen.name} is of one teacher: name one")
+                raise UserError(f"a profile of the task {chosen.name} is of one teacher: name one, or leave it out")
             names.append(" + ".join(names[1:]))
             # As each of them is counted: not as it is prepared for the step.
             networks.append(SeveralTeachers([FrozenTeacher(member.network) for member in frozen.members]))

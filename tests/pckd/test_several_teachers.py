@@ -316,6 +316,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"teacher_weights": ["a.pth"]}, "there are 1 teacher_weights for 2 teachers: give one for each"),
     ({"teacher_weights": "a.pth"}, "there are 1 teacher_weights for 2 teachers: give one for each"),
     ({"teacher": "resnet8", "teacher_weights": ["a", "b"]}, "there are 2 teacher_weights, and one teacher"),
+    ({"teacher": ["resnet8"], "teacher_weights": ["a", "b"]}, "there are 2 teacher_weights, and one teacher"),
+    ({"teacher_weights": [5, None]}, "teacher_weights must be a path, not [5, None]"),
     ({"teacher_weights": [None, ""]}, "teacher_weights must be a path, not [None, '']"),
     ({"teacher_weights": [None, "no.pth"]}, "teacher 2, resnet14: no.pth: no such file"),
     ({"teacher": [network(), network(classes=7)]}, "teacher 2, ResNet: the teacher has 7 classes"),
