@@ -269,15 +269,14 @@ def test_the_command_line_names_several_teachers(
     argv += ["--method", "kd+rkd@resnet14"]
     assert main([*argv, "--check"]) == 0
     assert not (tmp_path / "teachers").exists()
-    for name in ("a", "b"):
-        assert main([*argv, "--output", str(tmp_path / name)]) == 0
+    assert main([*argv, "--output", str(tmp_path / "a")]) == 0
     record = json.loads((tmp_path / "a" / "result.json").read_text())
     assert record["teacher"] == ["resnet8", "resnet14"]
     assert record["arguments"]["teacher_weights"] == [str(tmp_path / "own.pth"), None]
     assert record["terms"]["rkd@2"]["teacher"] == 2
     assert f"(teacher resnet8 + resnet14: {record['teacher_top1']:.2f} %)" in capsys.readouterr().out
-    runs, _ = read_runs([tmp_path / "a", tmp_path / "b"])
-    assert [(group.label, len(group.runs)) for group in group_runs(runs)] == [("kd+rkd@resnet14", 2)]
+    runs, _ = read_runs([tmp_path / "a"])
+    assert [group.label for group in group_runs([*runs, *runs])] == ["kd+rkd@resnet14"]
     assert runs[0].pair == "resnet8+resnet14 > resnet8"
 
 
