@@ -240,6 +240,8 @@ def _last_inside(modules: Mapping[str, nn.Module], path: str) -> str:
     *_, (name, last) = module._modules.items()
     shared = sum(other is last for other in modules.values()) > 1
     return path if shared else _last_inside(modules, f"{path}.{name}")
+
+
 class Picked(nn.Module):
     """A teacher that answers about some of its classes alone, in a given order.
 

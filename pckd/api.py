@@ -35,17 +35,17 @@ from pckd.engine.progress import History, own_random_state
 from pckd.engine.ranks import Ranks
 from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.session import session
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.engine.trainer import Report, Trainer
 from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Scheduler
 from pckd.ops import PUBLISHED_EPOCHS
-from pckd.plan import Plan, class_list, load_trained, make_task, plan
+from pckd.plan import Plan, class_list, load_trained, make_task, plan, said_of
 from pckd.saved import load_with_task
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
-from pckd.terms import describe
-from registry import LR_SCHEDULES, CenterRule, Term, UserError, build
+from pckd.terms import Teachers, Weights, describe, paired
+from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -90,7 +90,7 @@ class Result:
 def distill(
     *,
     student: str | nn.Module,
-    teacher: str | nn.Module | None = None,
+    teacher: Teachers = None,
     method: str | Sequence[Term] = "pckd",
     task: str | Task | None = None,
     data: str | Data = "shapes",
@@ -99,7 +99,7 @@ def distill(
     limit_test: int | None = None,
     val_fraction: float = 0.0,
     student_weights: str | os.PathLike[str] | None = None,
-    teacher_weights: str | os.PathLike[str] | None = None,
+    teacher_weights: Weights = None,
     teacher_classes: Sequence[int | str] | str | os.PathLike[str] | None = None,
     teacher_epochs: int | None = None,
     teacher_lr: float | None = None,
@@ -152,7 +152,9 @@ def distill(
             student's images resized and normalized as in its own training, and refused where its classes are others;
             one that takes images of another size alone, as a ViT, is shown that size. A module answers in float32,
             whatever its type, and is afterwards as it was given, also after an error. One without a classifier, which
-            returns an embedding, teaches the methods that look at embeddings and maps.
+            returns an embedding, teaches the methods that look at embeddings and maps. A list is several teachers: a
+            term looks at the mean of their probabilities, or at the one that it names (``method="kd+crd@2"``,
+            :class:`registry.Term`). ``teacher_top1`` is then the score of the mean, and ``teachers`` has each one's.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
@@ -162,7 +164,7 @@ def distill(
             fine-tuning: where the file has other classes, or no classifier, the last layer starts as usual. Not with
             methods that let it inherit its teacher's.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
-            where this library wrote it.
+            where this library wrote it. Of several teachers a list, with None for one that is trained first.
         teacher_classes: names or numbers (from 0) of the teacher's classes, one for each of the data's in their order,
             where it has more classes, or others; or a file with one a line. Where both know names, and the data's are
             all among the teacher's, they are matched without this. A teacher whose name says that it is pretrained, as
@@ -215,6 +217,7 @@ def distill(
     Started by ``torchrun``, the processes train together: each has its share of every batch, the statistics of batch
     norms, the difficulty, the centers' updates and the metrics are those of all, and the first one alone writes.
     """
+    teacher, teacher_weights = paired(teacher, teacher_weights)
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
     check_arguments(**{name: value for name, value in arguments.items() if name != "student"})
     if view_pool == 0 and teacher_cache is not None:
@@ -251,8 +254,9 @@ def distill(
             where: dict[str, Any] = {"device": place.target, "precision": place.precision, "depth": 0, "rounds": 5}
             cost = profiling.profile(teacher=run.teacher, batch_size=ranks.share(batch_size), **parts, **where)
             display.note(profiling.short(cost))
-        if isinstance(run.teacher, nn.Module):
-            held.enter_context(borrowed(run.teacher))
+        for given in run.teachers:
+            if isinstance(given, nn.Module):
+                held.enter_context(borrowed(given))
         rate = build(LR_SCHEDULES, schedule) if isinstance(schedule, str) else schedule
         if rate is not None:
             rate(0.0, epochs)  # refuses its options before anything is trained
@@ -272,21 +276,27 @@ def distill(
             compile=compile,
             num_workers=num_workers,
         )
+        members = [] if frozen is None else frozen.members
         if folder is not None and frozen is not None:
-            fingerprints["teacher"] = {**network_fingerprint(frozen.network), **frozen.resizing_facts}
+            prints = [{**network_fingerprint(member.network), **member.resizing_facts} for member in members]
+            named = {f"{key} (teacher {at})": x for at, own in enumerate(prints, 1) for key, x in own.items()}
+            fingerprints["teacher"] = prints[0] if len(prints) == 1 else named
         objective = run.objective(frozen)
-        if teacher_cache is not None and frozen is not None and run.cached:
-            frozen.cache = _open_cache(teacher_cache, run, frozen, objective, place, display)
+        if teacher_cache is not None and run.cached:
+            for member in members:
+                shapes = objective.setup.of_teacher(member.position).teacher
+                member.cache = _open_cache(teacher_cache, run, member, shapes, place, display)
         run.start(objective, frozen, display.note)
 
         def loader(split: Any, size: int, **options: Any) -> BatchLoader:
             shares: dict[str, Any] = {"num_workers": num_workers, "rank": ranks.rank, "world_size": ranks.size}
             return run.task.loader(split, size, objective=objective, device=place.target, **shares, **options)
 
-        recall = {} if frozen is None or frozen.cache is None else {"recall": frozen.cache.recall}
+        recall = {} if frozen is None or frozen.recall is None else {"recall": frozen.recall}
         train_loader = loader(loaded.train, ranks.share(batch_size), train=True, seed=seed, **recall)
         test_loader = loader(loaded.test, max(ranks.share(batch_size), run.task.test_batch), train=False)
-        score = _measure_teacher(run, frozen, test_loader, place, display)
+        scores = _measure_teachers(run, frozen, test_loader, place, display)
+        score = scores[-1] if scores else None
         reports: dict[str, Report] = {}
         if report_difficulty:
             reports["difficulty_report"] = run.task.difficulty_report(loaded, place)
@@ -297,7 +307,7 @@ def distill(
         held.callback(ranks.synchronize_statistics(run.student, place.target))
         trainer = Trainer(
             DistillationTask(run.task, run.reading(run.student, "student"), objective),
-            [frozen] if frozen is not None and objective.needs_teacher else [],
+            members if objective.needs_teacher else [],
             train_loader,
             test_loader,
             optimization=replace(optimization, initial=objective.initial_epochs(epochs)),
@@ -316,9 +326,13 @@ def distill(
         )
         history = trainer.fit()
         record = _record(run, history, objective, score, place, ranks)
+        files = [getattr(member.network, "weights_file", None) for member in members]
+        if len(members) > 1:
+            pairs = zip(run.teachers, scores, strict=False)  # the last score is that of their mean
+            record["teachers"] = [{"name": describe(one), run.task.metric: own} for one, own in pairs]
         record.update(
             teacher=None if frozen is None else describe(run.teacher),
-            teacher_file=None if frozen is None else getattr(frozen.network, "weights_file", None),
+            teacher_file=files[0] if len(files) == 1 else files if any(files) else None,
             preprocessing=None if preprocessing is None else preprocessing.as_metadata(),
             fingerprints=fingerprints,
             arguments=arguments,
@@ -555,29 +569,35 @@ def _digest(key: Any, length: int) -> str:
 
 def _obtain_teacher(
     run: Plan,
-    weights: str | os.PathLike[str] | None,
+    weights: Any,
     classes: Sequence[int | str] | None,
     optimization: Optimization,
     fingerprints: Mapping[str, Any],
     device: Device,
     display: Display,
     **options: Any,
-) -> FrozenTeacher | None:
-    """The plan's teacher: itself, by its weights, or trained by :func:`train_teacher` with these options.
+) -> FrozenTeacher | SeveralTeachers | None:
+    """The plan's teachers: each itself, by its weights, or trained by :func:`train_teacher` with these options.
 
-    A method that needs no teacher does not make one, but one that is at hand is measured.
+    A method that needs no teacher does not make one, but those that are at hand are measured.
     """
-    if isinstance(run.teacher, nn.Module):
-        network = run.teacher
-    elif run.teacher is None or not (weights or run.needs_teacher):
+    files = weights if isinstance(weights, list) else [weights] * len(run.teachers)
+    networks: list[Any] = [teacher if isinstance(teacher, nn.Module) else None for teacher in run.teachers]
+    untrained = [
+        at for at, (network, file) in enumerate(zip(networks, files, strict=True)) if network is None and file is None
+    ]
+    if untrained and not run.needs_teacher:
         return None
-    elif weights is not None:
-        network = load_trained(run.task, run.teacher, run.data, weights, classes, display.note)
-    else:
+    for at, teacher in enumerate(run.teachers):
+        if isinstance(teacher, str) and at not in untrained:
+            with said_of(at + 1, run.teachers):
+                networks[at] = load_trained(run.task, teacher, run.data, files[at], classes, display.note)
+    for at in untrained:
+        # Only now: a file that cannot be read is refused before another teacher is trained.
         run.refuse_impossible()
         settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
-        network = train_teacher(
-            teacher=run.teacher,
+        networks[at] = train_teacher(
+            teacher=str(run.teachers[at]),
             task=run.task.name,
             data=_Known(**vars(run.data), fingerprints=fingerprints),
             flip=getattr(run.task, "flip", True),
@@ -587,14 +607,14 @@ def _obtain_teacher(
             **settings,
             **options,
         )
-    return run.freeze(network, display.note)
+    return run.freeze(networks, display.note)
 
 
 def _open_cache(
     folder: str | os.PathLike[str],
     run: Plan,
     teacher: FrozenTeacher,
-    objective: Objective,
+    shapes: Shapes,
     device: Device,
     display: Display,
 ) -> TeacherCache:
@@ -608,7 +628,6 @@ def _open_cache(
         **teacher.resizing_facts,
         **run.task.cache_options(),
     )
-    shapes = objective.setup.teacher
     cache = TeacherCache(
         folder,
         key=key,
@@ -629,20 +648,45 @@ def _gradient_report(run: Plan, objective: Objective, loader: BatchLoader, devic
     return GradientReport(loader, device)
 
 
-def _measure_teacher(
-    run: Plan, teacher: FrozenTeacher | None, loader: BatchLoader, device: Device, display: Display
-) -> float | None:
-    """The teacher's score; says what may be wrong where it is not far from chance."""
+def _measure_teachers(
+    run: Plan, teacher: FrozenTeacher | SeveralTeachers | None, loader: BatchLoader, device: Device, display: Display
+) -> list[float | None]:
+    """The teacher's score; of several each one's, and last that of their mean, where networks answer about images.
+
+    Says what may be wrong where one is not far from chance.
+    """
     if teacher is None:
+        return []
+    if isinstance(teacher, FrozenTeacher):
+        return [_measure_teacher(run, "teacher", teacher, loader, device, display)]
+    scores = []
+    for one, member in zip(run.teachers, teacher.members, strict=True):
+        name = f"teacher {member.position}, {describe(one)}"
+        scores.append(_measure_teacher(run, name, member, loader, device, display))
+    known = len([score for score in scores if score is not None])
+    if not run.task.prepares or not known:
+        return [*scores, None]
+    name = "the mean of the teachers" if known == len(scores) else "the mean of the teachers that have a classifier"
+    return [*scores, _measure_teacher(run, name, teacher, loader, device, display)]
+
+
+def _measure_teacher(
+    run: Plan,
+    name: str,
+    teacher: FrozenTeacher | SeveralTeachers,
+    loader: BatchLoader,
+    device: Device,
+    display: Display,
+) -> float | None:
+    if isinstance(teacher, FrozenTeacher) and not getattr(teacher.network, "gives_logits", True):
+        display.note(f"{name}: not measured, because it has no classifier")
         return None
-    if not getattr(teacher.network, "gives_logits", True):
-        display.note("teacher: not measured, because it has no classifier")
-        return None
-    score = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
-    display.note(f"teacher: {score:.2f} % {run.task.title} on {run.data.measured_on}")
+    score: float = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
+    display.note(f"{name}: {score:.2f} % {run.task.title} on {run.data.measured_on}")
     if _at_chance(run, score):
+        name = "the teacher" if name == "teacher" else name
         display.note(
-            f"warning: the teacher ({score:.2f} %) is not far from chance ({run.task.chance(run.data):.2f} %): "
+            f"warning: {name} ({score:.2f} %) is not far from chance ({run.task.chance(run.data):.2f} %): "
             "its classes may be in another order than the data's, its images may have been normalized in another way, "
             "or its weights may be the wrong file"
         )

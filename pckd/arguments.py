@@ -13,7 +13,17 @@ from typing import Any
 
 from registry import UserError
 
-__all__ = ["ARGUMENTS", "POOL", "Argument", "add_arguments", "alike", "before", "check_arguments", "may_change"]
+__all__ = [
+    "ARGUMENTS",
+    "POOL",
+    "Argument",
+    "Several",
+    "add_arguments",
+    "alike",
+    "before",
+    "check_arguments",
+    "may_change",
+]
 
 POOL = 16
 """Augmentations of each image where a teacher cache needs them to be finite; measured in pckd/engine/README.md."""
@@ -32,6 +42,7 @@ class Argument:
         choices: the values it may have, besides None.
         low, high: the range of a number; ``above``: whether ``low`` itself is outside, ``below``: likewise ``high``.
         path: a path, which must not be empty.
+        several: may be given several times on a command line; the value is then a list.
         may_change: a resumed run may give it anew.
         apart: two runs that differ in it are different things to compare, and not two seeds or two machines of one.
         before: what runs did that were made before the argument existed.
@@ -47,6 +58,7 @@ class Argument:
     above: bool = False
     below: bool = False
     path: bool = False
+    several: bool = False
     may_change: bool = False
     apart: bool = True
     before: Any = None
@@ -87,19 +99,26 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             "FILE",
             path=True,
         ),
-        "teacher": Argument("backbone to learn from (default: the student's usual one)", WHAT, "NAME"),
+        "teacher": Argument(
+            "backbone to learn from (default: the student's usual one); repeat it for several teachers",
+            WHAT,
+            "NAME",
+            several=True,
+        ),
         "teacher_weights": Argument(
-            "file or address of its weights, FILE#NAME of one that holds several (default: it is trained first)",
+            "file or address of its weights, FILE#NAME of one that holds several (default: it is trained first); of "
+            "several teachers one for each, - for none",
             WHAT,
             "FILE",
             path=True,
+            several=True,
         ),
         "teacher_classes": Argument(
             "file of its classes' names or numbers, one a line for each of the data's (default: by their names)",
             WHAT,
             "FILE",
         ),
-        "method": Argument("what to distill", WHAT, "NAME"),
+        "method": Argument("what to distill; NAME@2: from the second of several teachers", WHAT, "NAME"),
         "task": Argument("what is learned (default: what the data set is for)", WHAT, "NAME"),
         "difficulty": Argument("how hard a sample is", WHAT, "NAME"),
         "scheduler": Argument("from difficulty to weight (default: preview, where the method previews)", WHAT, "NAME"),
@@ -208,7 +227,10 @@ def check_arguments(**values: Any) -> None:
         argument = ARGUMENTS[name]
         if value is None or (argument.kind is steps_or_epoch and value == "epoch"):
             continue
-        if argument.path and (not isinstance(value, (str, os.PathLike)) or not os.fspath(value)):
+        paths = (
+            [path for path in value if path is not None] if argument.several and isinstance(value, list) else [value]
+        )
+        if argument.path and any(not isinstance(path, (str, os.PathLike)) or not os.fspath(path) for path in paths):
             # An empty path, as of a variable that is not set, would be the current folder.
             raise UserError(f"{name} must be a path, not {value!r}; give one, or leave {name} out")
         if argument.low is not None:
@@ -238,6 +260,15 @@ def _either(choices: Iterable[Any]) -> str:
     return f"{', '.join(first)} or {last}"
 
 
+class Several(argparse.Action):
+    """Keeps one value as it is, and several as a list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        listed = before if isinstance(before, list) else [] if before is None else [before]
+        setattr(namespace, self.dest, [*listed, values] if listed else values)
+
+
 def add_arguments(
     parser: argparse.ArgumentParser, names: Iterable[str], defaults: Mapping[str, Any], **helps: str
 ) -> dict[str, argparse._ArgumentGroup]:
@@ -261,5 +292,6 @@ def add_arguments(
             options["action"] = argparse.BooleanOptionalAction if default is None else "store_true"
         else:
             options.update(type=argument.kind, metavar=argument.metavar, choices=argument.choices or None)
+            options["action"] = Several if argument.several else "store"
         groups[argument.group].add_argument(flag, **options)
     return groups

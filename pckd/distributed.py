@@ -129,7 +129,8 @@ def gather_output(output: Output) -> Output:
         return output
     logits, embedding = (x if isinstance(x, Absent) else gather_rows(x) for x in (output.logits, output.embedding))
     absent: Any = Absent(NO_MAPS)
-    return Output(logits, embedding, absent, absent, layers=absent)
+    members = tuple(map(gather_output, output.members))
+    return Output(logits, embedding, absent, absent, layers=absent, members=members)
 
 
 def own_rows(x: Tensor, rows: int | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from torch.profiler import record_function
 from model_zoo.adapting import NO_EMBEDDING
 from model_zoo.probe import copied
 from pckd.distributed import gather_output, gather_rows, own_rows, world_size
-from pckd.ops import PUBLISHED_EPOCHS, published_epoch
+from pckd.ops import PUBLISHED_EPOCHS, SEVERAL, published_epoch
 from registry import (
     DIFFICULTY_METRICS,
     LOSSES,
@@ -30,6 +30,7 @@ from registry import (
     Centers,
     Context,
     Instances,
+    Network,
     NotApplicable,
     Output,
     PluginError,
@@ -105,9 +106,56 @@ def labels_of(terms: Sequence[Term]) -> list[str]:
     return labels
 
 
+class _Several(Centers):
+    """The centers of several teachers together, Absent, and those of each one that a term names, by its position."""
+
+    members: Mapping[int, Centers]
+
+    def __new__(cls, members: Mapping[int, Centers]) -> _Several:
+        centers = super().__new__(cls, SEVERAL, SEVERAL)
+        centers.members = members
+        return centers
+
+
+class CentersOfEach(CenterRule):
+    """Of several teachers, a center rule for each one that a term names; all together have no centers.
+
+    Args:
+        rules: by the teacher's position, counted from 1.
+    """
+
+    def __init__(self, rules: Mapping[int, CenterRule]) -> None:
+        super().__init__()
+        for position, rule in rules.items():
+            check_rule(rule)
+            self.add_module(str(position), rule)
+
+    @property
+    def rules(self) -> dict[int, CenterRule]:
+        return {int(position): cast(CenterRule, rule) for position, rule in self.named_children()}
+
+    def forward(self, student_net: Network, *teacher_nets: Network) -> Centers:
+        # There are no teachers where no term looks at one.
+        known = {at: rule for at, rule in self.rules.items() if at <= len(teacher_nets)}
+        return _Several({at: rule(student_net, teacher_nets[at - 1]) for at, rule in known.items()})
+
+    @torch.no_grad()
+    def update(self, student: Output, teacher: Output, labels: Tensor) -> None:
+        for position, rule in self.rules.items():
+            rule.update(student, teacher.of_teacher(position), labels)
+
+
+def _position(term: Term) -> int | None:
+    """Of the term's teacher among several: in an objective a term names it by its number."""
+    return cast("int | None", term.teacher)
+
+
 def _lacking(setup: Setup) -> list[str]:
-    """Which of the networks have no embedding, for messages."""
-    return [f"the {role}" for role in ("student", "teacher") if not getattr(setup, role).embedding]
+    """Why those of the networks that have no embedding have none, for messages."""
+    roles = [role for role in ("student", "teacher") if not getattr(setup, role).embedding]
+    return [
+        SEVERAL.reason if setup.members and role == "teacher" else NO_EMBEDDING.format(f"the {role}") for role in roles
+    ]
 
 
 class _Layer(nn.Module):
@@ -143,10 +191,10 @@ def _made(label: str, term: Term, setup: Setup) -> nn.Module:
             # Its own refusals name it; those of the setup, of which it asks for the teacher's classifier, do not.
             refused = isinstance(error, NotApplicable)
             unnamed = refused and isinstance(cast(Any, shown.teacher_classifier), Absent) and label not in str(error)
+            unnamed = unnamed or str(error) == SEVERAL.reason
             if not unnamed and (refused or not lacking):
                 raise
-            reason = NO_EMBEDDING.format(lacking[0]) if lacking else error
-            raise NotApplicable(f"loss {label!r}: {reason}") from error
+            raise NotApplicable(f"loss {label!r}: {lacking[0] if lacking else error}") from error
 
 
 def _weights_of(rows: Instances, weights: Tensor, instances: Instances) -> Tensor:
@@ -187,9 +235,9 @@ class Objective(nn.Module):
 
     Args:
         terms: what to sum; a term of weight 0 is left out, an ``optional`` one that cannot work here is logged.
-        setup: the shapes of the two networks.
+        setup: the shapes of the two networks; of several teachers with the setup of each one.
         difficulty: metric that says how hard each image is. scheduler: turns difficulty into a weight.
-        centers: rule that gives the category centers.
+        centers: rule that gives the category centers; of several teachers :class:`CentersOfEach`.
 
     Raises:
         NotApplicable: a term cannot work for this pair of networks.
@@ -210,10 +258,9 @@ class Objective(nn.Module):
         self.scheduler = scheduler
         self.centers = centers
         self.setup = setup
-        self._center_shapes = [(s.num_classes, s.embedding) for s in (setup.student, setup.teacher)]
         self._metric_says = f"difficulty metric {name_of(difficulty)}"
         self._scheduler_says = f"scheduler {name_of(scheduler)}"
-        self._rule_says = f"center rule {type(centers).__name__!r}"
+        self._rule_says = f"center rule {type(next(iter(self._rules), centers)).__name__!r}"
         self._asked = ""
         self._checked: set[str] = set()
         self._lowest: Tensor | None = None
@@ -225,8 +272,11 @@ class Objective(nn.Module):
             if term.weight == 0:
                 continue
             try:
-                loss = _made(label, term, setup)
-                images_alone = setup.of(term.rows) is not setup and not setup.of(term.rows).student.embedding
+                own = self._own_setup(label, term)
+                loss = _made(label, term, own)
+                if own.members and (hasattr(loss, "start") or any(not p.numel() for p in loss.parameters())):
+                    raise NotApplicable(f"loss {label!r}: {SEVERAL.reason}")
+                images_alone = own.of(term.rows) is not own and not own.of(term.rows).student.embedding
                 if images_alone and not getattr(loss, "reads_maps", True):
                     raise NotApplicable(f"{label} reads no feature map, and the rows {term.rows!r} have nothing else")
                 if not isinstance(loss, nn.Module):
@@ -235,7 +285,7 @@ class Objective(nn.Module):
             except NotApplicable as error:
                 if not term.optional:
                     raise
-                log.warning("term %s is left out: %s", label, error)
+                log.warning("term %s is left out: %s", label, SEVERAL.reason if own.members else error)
                 continue
             self.terms[label] = term
         if not self.terms:
@@ -250,6 +300,17 @@ class Objective(nn.Module):
             raise UserError("two terms both say how the student answers; use one of them")
         self._head = heads[:1]
 
+    def _own_setup(self, label: str, term: Term) -> Setup:
+        """That of the term's teacher."""
+        at, known = term.teacher, len(self.setup.members)
+        if at is not None and (not isinstance(at, int) or not 1 <= at <= known):
+            raise UserError(f"term {label}: its teacher {at!r} is none of the {known} teachers of this objective")
+        return self.setup.of_teacher(at)
+
+    @property
+    def _rules(self) -> list[CenterRule]:
+        return [*self.centers.rules.values()] if isinstance(self.centers, CentersOfEach) else [self.centers]
+
     @property
     def reads_maps(self) -> bool:
         """Whether anything here may look at feature maps: all that does not say ``reads_maps = False``."""
@@ -257,7 +318,7 @@ class Objective(nn.Module):
         if self.previews:
             readers.append(self.difficulty)
         if self.updates_centers:
-            readers.append(self.centers)
+            readers += self._rules
         return any(getattr(reader, "reads_maps", True) for reader in readers)
 
     def check_reads(self, student: Output, teacher: Output, instances: Instances) -> None:
@@ -277,15 +338,16 @@ class Objective(nn.Module):
         for stage in stages:
             try:
                 if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
-                    centers = tried.find_centers(_Layer(student), _Layer(teacher))
+                    centers = tried.find_centers(_Layer(student), *map(_Layer, teacher.members or [teacher]))
                     tried(student, teacher, Context(instances, centers, stage=stage))
             except NotApplicable as error:
-                raise NotApplicable(f"{tried._asked}: {error}") from None
+                named = str(error).startswith(tried._asked)
+                raise NotApplicable(str(error) if named else f"{tried._asked}: {error}") from None
             except PluginError as error:
                 # As one that has made layers of width 0.
                 if not (lacking := _lacking(self.setup)):
                     raise
-                raise NotApplicable(f"{tried._asked}: {NO_EMBEDDING.format(lacking[0])}") from error
+                raise NotApplicable(f"{tried._asked}: {lacking[0]}") from error
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.
@@ -321,18 +383,20 @@ class Objective(nn.Module):
         losses = self.losses.values()
         return any(hasattr(loss, "start") and getattr(loss, "inherit", "") != "nothing" for loss in losses)
 
-    def check_start(self, student: nn.Module, teacher: nn.Module) -> None:
+    def check_start(self, student: nn.Module, *teachers: nn.Module) -> None:
         """Let the losses that ask for it refuse a pair that :meth:`start` cannot work on; both may be untrained."""
         for label, loss in self.losses.items():
             if hasattr(loss, "check_start"):
-                ask(f"loss {label!r}", loss.check_start, student, teacher)  # type: ignore[arg-type]
+                at = _position(self.terms[label]) or 1
+                ask(f"loss {label!r}", loss.check_start, student, teachers[at - 1])  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def start(self, student: nn.Module, teacher: nn.Module | None) -> None:
+    def start(self, student: nn.Module, *teachers: nn.Module) -> None:
         """Let the losses that ask for it set weights of the student, once, before the first step of a new run."""
         for label, loss in self.losses.items():
             if hasattr(loss, "start"):
-                ask(f"loss {label!r}", loss.start, student, teacher)  # type: ignore[arg-type]
+                at = _position(self.terms[label]) or 1
+                ask(f"loss {label!r}", loss.start, student, teachers[at - 1] if teachers else None)  # type: ignore
 
     @torch.no_grad()
     def predict(self, student: Output) -> Tensor:
@@ -353,18 +417,24 @@ class Objective(nn.Module):
         """The network to deploy: ``student`` itself, unless a loss answers with another head."""
         return Predictor(student, self._head[0]) if self._head else student
 
-    def find_centers(self, student_net: nn.Module, teacher_net: nn.Module) -> Centers:
-        """The category centers now, by the center rule."""
-        centers = ask(self._rule_says, self.centers, student_net, teacher_net)
+    def find_centers(self, student_net: nn.Module, *teacher_nets: nn.Module) -> Centers:
+        """The category centers now, by the center rule; of several teachers those of each one, too."""
+        centers: Centers = ask(self._rule_says, self.centers, student_net, *teacher_nets)
         if "centers" not in self._checked:
-            check_centers(self._rule_says, centers, self._center_shapes)
+            self._check_centers(centers)
+            for position, own in centers.members.items() if isinstance(centers, _Several) else ():
+                self._check_centers(own, position)
             self._checked.add("centers")
         return centers
+
+    def _check_centers(self, centers: object, position: int | None = None) -> None:
+        shapes = self.setup.of_teacher(position)[:2]
+        check_centers(self._rule_says, centers, [(own.num_classes, own.embedding) for own in shapes])
 
     @property
     def updates_centers(self) -> bool:
         """Whether the center rule looks at what each step has seen."""
-        return type(self.centers).update is not CenterRule.update
+        return any(type(rule).update is not CenterRule.update for rule in self._rules)
 
     @torch.no_grad()
     def update_centers(self, student: Output, teacher: Output, labels: Tensor) -> None:
@@ -387,27 +457,34 @@ class Objective(nn.Module):
         try:
             return self._values(student, teacher.detach(), context)
         except Exception as error:
+            if str(error) == SEVERAL.reason:
+                raise NotApplicable(f"{self._asked}: {error}") from None
             raise_named(self._asked, error)
 
     def _values(self, student: Output, teacher: Output, context: Context) -> dict[str, Tensor]:
-        instances = context.instances
+        instances, centers = context.instances, context.centers
         shown = {}
-        for name in dict.fromkeys((instances.judged, *self.row_sets)):
+        wanted = [(term.rows, _position(term)) for term in self.terms.values()]
+        for name, position in dict.fromkeys([(instances.judged, None), *wanted]):
             which = instances.rows(name).which
-            shown[name] = student.rows(which), teacher.rows(which), context.select(name)
-        weights = self.weights(*shown[instances.judged]) if self.previews else None
+            own = context.select(name)
+            if isinstance(centers, _Several):
+                own = replace(own, centers=Centers(*centers) if position is None else centers.members[position])
+            shown[name, position] = student.rows(which), teacher.of_teacher(position).rows(which), own
+        weights = self.weights(*shown[instances.judged, None]) if self.previews else None
         values: dict[str, Tensor] = {}
         for label, term in self.terms.items():
             if not (term.initial if context.stage == "initial" else term.main):
                 continue
             self._asked = f"loss {label!r}"
-            rows = shown[term.rows][2].instances
+            given = shown[term.rows, _position(term)]
+            rows = given[2].instances
             if len(rows) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
                 # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.
                 values[label] = 0.0 * student.logits.sum()
                 continue
             with record_function(f"pckd.term:{label}"):
-                value = self.losses[label](*shown[term.rows])
+                value = self.losses[label](*given)
             if (stage_and_label := f"{context.stage} {label}") not in self._checked:
                 check_values(label, value, len(rows), previewed=term.previewed)
                 self._checked.add(stage_and_label)

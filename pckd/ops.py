@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from registry import Context, Setup, UserError
+from registry import Absent, Context, Output, Setup, Shapes, UserError
 
 NORM_FLOOR = 1e-6
 """Norms below this count as this: a zero feature gets a bounded gradient instead of 1e12."""
@@ -29,6 +30,38 @@ def unit(x: Tensor) -> Tensor:
 def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off for the device of ``x``, so that matrix products keep the precision of their inputs."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+SEVERAL: Any = Absent(
+    "there are several teachers, whose mean has logits alone: name one of them, as in 'crd@2' or Term('crd', teacher=2)"
+)
+"""What of several teachers together there is not."""
+
+
+def mean_answer(answers: Sequence[Output]) -> Output:
+    """The answer of several teachers together: the log of the mean of their probabilities (softmax at temperature 1).
+
+    Args:
+        answers: of each about the same rows, [N, ...]; one alone is returned as it is. Those without logits do not
+            count; where none has any, there is no mean.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    logits = [answer.logits for answer in answers if not isinstance(answer.logits, Absent)]
+    mean = answers[0].logits
+    if logits:
+        mean = torch.stack([full(x).log_softmax(1) for x in logits]).logsumexp(0) - math.log(len(logits))
+    images = Output(SEVERAL, SEVERAL, SEVERAL, SEVERAL, layers=SEVERAL) if answers[0].images else ()
+    return Output(mean, SEVERAL, SEVERAL, SEVERAL, images=images, layers=SEVERAL, members=tuple(answers))
+
+
+def mean_shapes(shapes: Sequence[Shapes]) -> Shapes:
+    """The shapes of :func:`mean_answer`."""
+    first = shapes[0]
+    mean = Shapes(first.num_classes, 0, SEVERAL, SEVERAL, layers=SEVERAL, sides=SEVERAL if first.sides else 0)
+    if not first.images:
+        return mean
+    return mean._replace(images=mean._replace(head=SEVERAL if first.images.head else ()))
 
 
 def above_zero(loss: str, *options: str) -> Callable[..., None]:

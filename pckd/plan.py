@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,12 +19,21 @@ from pckd.data.load import Data
 from pckd.engine.cache import NO_MAPS
 from pckd.engine.fingerprint import digest
 from pckd.engine.progress import own_random_state
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.given import check_apart, check_gradients, check_trainable, copy_of
-from pckd.objective import Metric, Objective, Scheduler, layers_of, needs_teacher
-from pckd.ops import PUBLISHED_EPOCHS
+from pckd.objective import CentersOfEach, Metric, Objective, Scheduler, layers_of, needs_teacher
+from pckd.ops import PUBLISHED_EPOCHS, SEVERAL, mean_shapes
 from pckd.tasks import Task
-from pckd.terms import describe, method_lr, method_terms, pair_options, schedule_terms
+from pckd.terms import (
+    Teachers,
+    describe,
+    method_lr,
+    method_terms,
+    pair_options,
+    placed,
+    schedule_terms,
+    teachers_of,
+)
 from registry import (
     BACKBONES,
     CENTER_RULES,
@@ -66,7 +76,7 @@ class Plan:
 
     Attributes:
         student: the network, untrained or as it was given. student_name: as the caller named it.
-        teacher: a name, a network, or None where there is none.
+        teacher: a name, a network, or None where there is none; of several teachers a list of them.
         terms: of the method, with the pair's published options. published: these options, by method.
         batch_size: images of the smallest batch. cached: the teacher's logits and embedding are kept, its maps not.
         notes: what to tell the user. started_from: the file of weights that the student has (:meth:`start_from`).
@@ -76,7 +86,7 @@ class Plan:
     data: Data
     student: nn.Module
     student_name: str | nn.Module
-    teacher: str | nn.Module | None
+    teacher: Teachers
     method: str | Sequence[Term]
     terms: list[Term]
     published: dict[str, dict[str, Any]]
@@ -90,22 +100,31 @@ class Plan:
     cached: bool = False
     notes: list[str] = field(default_factory=list)
     started_from: str = ""
-    _probed: dict[str, Shapes] = field(default_factory=dict, init=False)
+    _probed: dict[tuple[str, int | None], Shapes] = field(default_factory=dict, init=False)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at a teacher."""
         return needs_teacher(self.terms)
 
-    def untrained_teacher(self) -> FrozenTeacher | None:
+    @property
+    def teachers(self) -> list[str | nn.Module]:
+        """All teachers."""
+        return teachers_of(self.teacher)
+
+    def untrained_teacher(self) -> FrozenTeacher | SeveralTeachers | None:
         """The named teacher before its training; the one that was given; None where there is none."""
-        if self.teacher is None:
-            return None
-        network = self.task.make_network(self.teacher, self.data)
-        return FrozenTeacher(network, resizing=self.task.resizing("the teacher", network, self.data.train))
+        networks = [self.task.make_network(teacher, self.data) for teacher in self.teachers]
+        return together(
+            [FrozenTeacher(one, resizing=self.task.resizing("the teacher", one, self.data.train)) for one in networks]
+        )
 
     def objective(
-        self, teacher: FrozenTeacher | None, terms: Sequence[Term] | None = None, *, num_samples: int | None = None
+        self,
+        teacher: FrozenTeacher | SeveralTeachers | None,
+        terms: Sequence[Term] | None = None,
+        *,
+        num_samples: int | None = None,
     ) -> Objective:
         """The objective under this teacher.
 
@@ -116,17 +135,12 @@ class Plan:
             UserError: a term cannot work for this pair of networks, these options or this data.
         """
         task, data, terms = self.task, self.data, self.terms if terms is None else terms
-        student = self._shapes(self.student, "student")
-        shapes = student if teacher is None else self._shapes(teacher.network, "teacher")
-        if not needs_teacher(terms):
-            # In an objective that does not look at it the student stands in its place.
-            shapes = student
-        elif teacher is not None and self.cached:
-            shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS, layers=NO_MAPS)
-        if teacher is not None and needs_teacher(terms):
-            task.check_pair(self.student, teacher.network, data)
-        setup = task.setup(student, shapes, data, None if teacher is None else teacher.classifier)
-        setup = setup._replace(num_samples=num_samples or setup.num_samples)
+        setup = self._setup(teacher, terms)
+        if num_samples:
+            setup = setup._replace(
+                num_samples=num_samples,
+                members=tuple(own._replace(num_samples=num_samples) for own in setup.members),
+            )
         # Seeded anew, so that the projections do not depend on whether the teacher was trained just now.
         torch.manual_seed(self.seed + 1)
         objective = make_objective(
@@ -138,42 +152,79 @@ class Plan:
                 "leave student_weights out, or let it inherit nothing, as in 'pckd_plus(inherit=\"nothing\")'"
             )
         if teacher is not None:
-            objective.check_start(self.student, teacher.network)
+            objective.check_start(self.student, *(member.network for member in teacher.members))
         check_gradients(self.student, objective)
         objective.check_rows(task.sizes(self.batch_size, objective))
         task.check_batch(self.student, data, self.batch_size, objective)
         return objective
 
-    def _shapes(self, network: nn.Module, role: str) -> Shapes:
-        """Probed once: a trained teacher has the shapes of the untrained one."""
-        if role not in self._probed:
-            self._probed[role] = self.task.shapes(self.reading(network, role), self.data, role)
-        return self._probed[role]
+    def _setup(self, teacher: FrozenTeacher | SeveralTeachers | None, terms: Sequence[Term]) -> Setup:
+        task, data = self.task, self.data
+        student = self._shapes(self.student, "student")
+        needed = needs_teacher(terms)
+        if isinstance(teacher, SeveralTeachers) and needed:
+            members = []
+            for member in teacher.members:
+                with said_of(member.position, self.teachers):
+                    members.append(self._setup(member, terms))
+            mean = task.setup(student, mean_shapes([own.teacher for own in members]), data, SEVERAL)
+            return mean._replace(members=tuple(members))
+        shapes = student
+        if isinstance(teacher, FrozenTeacher):
+            shapes = self._shapes(teacher.network, "teacher", teacher.position)
+        if not needed:
+            # In an objective that does not look at it the student stands in its place.
+            shapes = student
+        elif teacher is not None and self.cached:
+            shapes = shapes._replace(maps=NO_MAPS, preacts=NO_MAPS, layers=NO_MAPS)
+        if isinstance(teacher, FrozenTeacher) and needed:
+            task.check_pair(self.student, teacher.network, data)
+        return task.setup(student, shapes, data, None if teacher is None else teacher.classifier)
 
-    def reading(self, network: nn.Module, role: str, terms: Sequence[Term] | None = None) -> nn.Module:
+    def _shapes(self, network: nn.Module, role: str, position: int | None = None) -> Shapes:
+        """Probed once: a trained teacher has the shapes of the untrained one."""
+        if (role, position) not in self._probed:
+            reading = self.reading(network, role, position=position)
+            self._probed[role, position] = self.task.shapes(reading, self.data, role)
+        return self._probed[role, position]
+
+    def reading(
+        self, network: nn.Module, role: str, terms: Sequence[Term] | None = None, *, position: int | None = None
+    ) -> nn.Module:
         """The network, whose outputs also have the layers that the terms read.
 
         Args:
-            role: "student" or "teacher". terms: instead of the plan's own.
+            role: "student" or "teacher". terms: instead of the plan's own. position: of one of several teachers.
 
         Raises:
             UserError: it has no such module.
         """
-        paths = layers_of(self.terms if terms is None else terms, role)
+        terms = self.terms if terms is None else terms
+        paths = layers_of([term for term in terms if position is None or term.teacher == position], role)
         return WithLayers(network, paths, f"the {role}") if paths else network
 
-    def freeze(self, network: nn.Module, say: Callable[[str], None]) -> FrozenTeacher:
-        """A teacher that is ready to answer about this plan's data.
+    def freeze(
+        self, networks: Sequence[nn.Module], say: Callable[[str], None]
+    ) -> FrozenTeacher | SeveralTeachers | None:
+        """The teachers, ready to answer about this plan's data.
 
         Args:
-            say: told where its images are of another size, or were normalized in another way than the data's.
+            networks: of all teachers, in their order; none where they are not looked at.
+            say: told where the images of one are of another size, or were normalized in another way than the data's.
 
         Raises:
-            UserError: it was trained on other classes.
+            UserError: one was trained on other classes.
         """
-        resizing = self.task.resizing("the teacher", network, self.data.train, say)
-        shown = self.task.renormalization(network, self.data, say)
-        return FrozenTeacher(network, shown, resizing, asked=self.reading(network, "teacher"))
+        frozen = []
+        for position, network in enumerate(networks, 1):
+            alone, name = len(networks) == 1, describe(self.teachers[position - 1])
+            with said_of(position, self.teachers):
+                tell = say if alone else lambda text, name=name: say(f"{name}: {text}")
+                resizing = self.task.resizing("the teacher", network, self.data.train, tell)
+                shown = self.task.renormalization(network, self.data, tell)
+                asked = self.reading(network, "teacher", position=None if alone else position)
+                frozen.append(FrozenTeacher(network, shown, resizing, asked=asked))
+        return together(frozen)
 
     def start_from(self, weights: str | os.PathLike[str], say: Callable[[str], None]) -> dict[str, Any]:
         """Let the student start with these weights (:func:`start_from`); says what is special. Their fingerprint."""
@@ -189,14 +240,16 @@ class Plan:
             )
         return fingerprint
 
-    def start(self, objective: Objective, teacher: FrozenTeacher | None, say: Callable[[str], None]) -> None:
+    def start(
+        self, objective: Objective, teacher: FrozenTeacher | SeveralTeachers | None, say: Callable[[str], None]
+    ) -> None:
         """Let the losses set weights of the student, before a new run's first step; say what is special about it."""
         if objective.inherits and teacher is not None and teacher.renormalizes:
             say(
                 "warning: the student may start with layers of the teacher, which were trained on images that were "
                 "normalized in another way; data with the teacher's mean and std suits them better"
             )
-        objective.start(self.student, None if teacher is None else teacher.network)
+        objective.start(self.student, *([] if teacher is None else [member.network for member in teacher.members]))
         if objective.previews and isinstance(self.scheduler, str) and self.epochs != PUBLISHED_EPOCHS:
             note = DIFFICULTY_SCHEDULERS.facts(parse(self.scheduler)[0]).get("rescaled")
             if note:
@@ -211,15 +264,32 @@ class Plan:
             UserError: as :meth:`objective` does.
         """
         untrained = self.untrained_teacher()
-        if untrained is not None and untrained.resizing is not None:
-            height, width = untrained.resizing[0]
-            raise UserError(
-                f"the teacher {self.teacher} cannot be trained on the images of {self.data.name}: it takes "
-                f"{height}x{width} pixels alone; give teacher_weights, or build it for these images"
-            )
+        for name, member in zip(self.teachers, [] if untrained is None else untrained.members, strict=True):
+            if isinstance(name, str) and member.resizing is not None:
+                height, width = member.resizing[0]
+                raise UserError(
+                    f"the teacher {name} cannot be trained on the images of {self.data.name}: it takes "
+                    f"{height}x{width} pixels alone; give teacher_weights, or build it for these images"
+                )
         surely = [term for term in self.terms if not term.optional]
         if surely:
             self.objective(untrained, surely)
+
+
+def together(teachers: Sequence[FrozenTeacher]) -> FrozenTeacher | SeveralTeachers | None:
+    """One teacher as it is, several as one, None where there is none."""
+    return SeveralTeachers(teachers) if len(teachers) > 1 else next(iter(teachers), None)
+
+
+@contextlib.contextmanager
+def said_of(position: int, teachers: Sequence[str | nn.Module]) -> Iterator[None]:
+    """Inside, what is refused is said to be about this one of the teachers, where there are several."""
+    try:
+        yield
+    except UserError as error:
+        if len(teachers) == 1:
+            raise
+        raise type(error)(f"teacher {position}, {describe(teachers[position - 1])}: {error}") from error
 
 
 def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
@@ -315,7 +385,7 @@ def plan(
     task: Task,
     data: Data,
     student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    teacher: Teachers,
     method: str | Sequence[Term],
     difficulty: str | Metric = "cross_entropy",
     scheduler: str | Scheduler | None = None,
@@ -341,13 +411,28 @@ def plan(
     if not isinstance(student, str):
         student = task.make_network(student, data, "the student")
     asked: dict[str, Any] = {} if teacher_classes is None else {"num_classes": "own"}
-    if teacher is not None and not isinstance(teacher, str):
-        teacher = task.make_network(teacher, data, "the teacher", **asked)
+    networks = teachers_of(teacher)
+    if teacher_classes is not None and len(networks) > 1:
+        raise UserError(f"teacher_classes are those of one teacher, and there are {len(networks)}; leave them out")
+    for at, one in enumerate(networks):
+        if not isinstance(one, str):
+            with said_of(at + 1, networks):
+                networks[at] = task.make_network(one, data, "the teacher", **asked)
+    if networks:
+        teacher = networks if len(networks) > 1 else networks[0]
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
+    teachers = teachers_of(teacher)
     notes: list[str] = []
     for name, options in published.items():
         listed = ", ".join(f"{option}={value:g}" for option, value in options.items())
-        notes.append(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {listed}")
+        pair = f"the pair {bare(str(teacher))}>{bare(str(student))}" if len(teachers) == 1 else "its pair"
+        notes.append(f"{name}: options of {pair}: {listed}")
+    looking = [term for term in terms if needs_teacher([term])]
+    if len(teachers) > 1 and looking and all(term.teacher is not None and not term.previewed for term in looking):
+        for position in set(range(1, len(teachers) + 1)) - {term.teacher for term in looking}:
+            notes.append(
+                f"warning: no term looks at teacher {position}, {describe(teachers[position - 1])}: leave it out"
+            )
     for registry, spec in ((DIFFICULTY_METRICS, difficulty), (DIFFICULTY_SCHEDULERS, chosen_scheduler)):
         _function(registry, spec)
     if isinstance(centers, str):
@@ -358,15 +443,19 @@ def plan(
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     if isinstance(teacher, str) and teacher_classes is not None:
-        teacher = _pretrained(task, teacher, data)
-    for role, answering in (("student", network), ("teacher", teacher)):
+        teachers = [_pretrained(task, teacher, data)]
+    for role, answering in (("student", network), *(("teacher", teacher) for teacher in teachers)):
         if isinstance(answering, Adapted):
             said.append(f"the {role}, {answering.describe()}")
     check_trainable(network)
     terms = task.terms_for(network, terms)
-    if isinstance(teacher, nn.Module):
-        check_apart(network, teacher)
-        teacher = task.matched("the teacher", teacher, data, teacher_classes, said.append)
+    for at, one in enumerate(teachers):
+        if isinstance(one, nn.Module):
+            check_apart(network, one)
+            with said_of(at + 1, teachers):
+                teachers[at] = task.matched("the teacher", one, data, teacher_classes, said.append)
+    if teachers:
+        teacher = teachers if len(teachers) > 1 else teachers[0]
     return Plan(
         task=task,
         data=data,
@@ -411,11 +500,18 @@ def make_objective(
     centers: str | CenterRule,
 ) -> Objective:
     """The objective of these terms; its other parts by name or as objects."""
-    if isinstance(centers, str):
-        rule = ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup)
-    else:
+
+    def rule_of(setup: Setup) -> CenterRule:
+        if isinstance(centers, str):
+            return ask(f"center rule {centers!r}", build, CENTER_RULES, centers, setup)
         # A run begins with the rule as it was given, and so does the next one.
-        rule = copy_of(centers, "the center rule", "each run") if isinstance(centers, nn.Module) else centers
+        return copy_of(centers, "the center rule", "each run") if isinstance(centers, nn.Module) else centers
+
+    if setup.members:
+        named = sorted({int(term.teacher) for term in terms if term.weight and term.teacher is not None})
+        rule: CenterRule = CentersOfEach({at: rule_of(setup.of_teacher(at)) for at in named})
+    else:
+        rule = rule_of(setup)
     return Objective(
         terms,
         setup,
@@ -428,7 +524,7 @@ def make_objective(
 class Choice(NamedTuple):
     """What follows from the names alone."""
 
-    teacher: str | nn.Module | None
+    teacher: Teachers
     terms: list[Term]
     scheduler: str | Scheduler
     published: dict[str, dict[str, Any]]
@@ -438,7 +534,7 @@ def choose(
     task: Task,
     method: str | Sequence[Term],
     student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    teacher: Teachers,
     scheduler: str | Scheduler | None,
 ) -> Choice:
     """The teacher, where none is named; the terms with the pair's published options; the scheduler.
@@ -455,6 +551,7 @@ def choose(
     published = pair_options(method, student, teacher)
     if published:
         terms = task.terms(method_terms(method, student, teacher))
+    terms = placed(terms, teacher)
     return Choice(teacher, *schedule_terms(terms, scheduler), published)
 
 

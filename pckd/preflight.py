@@ -28,6 +28,7 @@ from pckd.objective import needs_teacher
 from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import choose, make_task
 from pckd.tasks import Task
+from pckd.terms import paired, teachers_of
 from registry import DATASETS, LR_SCHEDULES, BadImages, DataSplit, Term, UserError, build, options_of, parse
 
 __all__ = ["check"]
@@ -69,8 +70,9 @@ def _check(display: Display, options: dict[str, Any]) -> None:
         RunFolder(output).refuse_finished_work()
 
     student, method = options["student"], options.get("method", "pckd")
+    given, weights = paired(options.get("teacher"), options.get("teacher_weights"))
     task = make_task(options.get("task"), loaded)
-    teacher, terms, scheduler, _ = choose(task, method, student, options.get("teacher"), options.get("scheduler"))
+    teacher, terms, scheduler, _ = choose(task, method, student, given, options.get("scheduler"))
     for name, run in _checks(task, student, teacher, terms, scheduler, loaded, options):
         try:
             run()
@@ -93,10 +95,14 @@ def _check(display: Display, options: dict[str, Any]) -> None:
             step["schedule"] = lambda progress, _: rate(progress / epochs, epochs)
         for done in ("data_root", "limit_train", "limit_test", "val_fraction", "on_bad_image"):
             step.pop(done, None)
-        weightless = options.get("teacher_weights") is options.get("teacher_classes") is None
-        if isinstance(teacher, str) and weightless and needs_teacher(terms):
-            # By its name, because published options go by the names; but what it would be trained to is not known yet.
-            step["teacher_weights"] = save_weights(task.make_network(teacher, loaded), Path(folder) / "teacher.pth")
+        files = weights if isinstance(weights, list) else [weights] * len(teachers_of(teacher))
+        for at, (one, file) in enumerate(zip(teachers_of(teacher), files, strict=True)):
+            weightless = file is options.get("teacher_classes") is None
+            if isinstance(one, str) and weightless and needs_teacher(terms):
+                # By its name, because published options go by the names; what it would be trained to is not known yet.
+                files[at] = save_weights(task.make_network(one, loaded), Path(folder) / f"teacher{at}.pth")
+        if files:
+            step["teacher_weights"] = files
         if options.get("teacher_cache") is not None:
             step["teacher_cache"] = Path(folder) / "cache"
         distill(**step, display=None)
@@ -163,7 +169,7 @@ def _checks(
         name, chosen = parse(named)
         if options.get("on_bad_image") == "skip" and "on_bad_image" in options_of(DATASETS.get(name)):
             named = _written(name, {"on_bad_image": "skip", **chosen})
-    networks = list(dict.fromkeys(name for name in (student, teacher) if isinstance(name, str)))
+    networks = list(dict.fromkeys(name for name in (student, *teachers_of(teacher)) if isinstance(name, str)))
     dataset = named if isinstance(named, str) else None
     checks = task.contract_checks(networks, dataset, data, root=options.get("data_root"))
     for term in terms:

@@ -74,9 +74,15 @@ class Run:
         return "+".join(map(str, method)) if isinstance(method, list) else str(method)
 
     @property
+    def teacher(self) -> str | None:
+        """Its name, or all names of several."""
+        teacher = self.result.get("teacher")
+        return "+".join(map(str, teacher)) if isinstance(teacher, list) else teacher
+
+    @property
     def pair(self) -> str:
         """``"resnet20 > resnet8"``, or the student alone."""
-        teacher, student = self.result.get("teacher"), self.result.get("student")
+        teacher, student = self.teacher, self.result.get("student")
         return f"{teacher} > {student}" if teacher else str(student or self.path.name)
 
     @property
@@ -289,7 +295,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """
     groups = list(grouped(runs, _identity).values())
     # A method without a teacher belongs to every pair of its student.
-    several = any(len({run.result.get(role) for run in runs} - {None}) > 1 for role in ("teacher", "student"))
+    named = ({run.teacher for run in runs}, {run.result.get("student") for run in runs})
+    several = any(len(names - {None}) > 1 for names in named)
     return [Group(_label(group[0], [other[0] for other in groups], several), group) for group in groups]
 
 

@@ -14,6 +14,7 @@ from model_zoo import Preprocessing, load_weights, read_metadata
 from pckd.engine.progress import own_random_state
 from pckd.plan import make_task, plan
 from pckd.tasks.classification import Classification
+from pckd.terms import Teachers
 from registry import BACKBONES, UserError, parse
 
 __all__ = ["load", "load_with_task", "with_head"]
@@ -63,20 +64,21 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
     head = meta.get("head")
     head = json.loads(head) if isinstance(head, str) else head  # the metadata of .safetensors are strings
     if isinstance(head, dict):
-        network = with_head(network, name, classes=split.num_classes, channels=len(record.mean), **head)
+        network = with_head(network, name, record, **head)
     load_weights(network, source)
     return network.eval(), task.name
 
 
 def with_head(
-    network: nn.Module, student: str, *, classes: int, channels: int, method: str, teacher: str, centers: str
+    network: nn.Module, student: str, record: Preprocessing, *, method: str, teacher: Teachers, centers: str
 ) -> nn.Module:
     """A student with the head of the loss that answers for it, untrained.
 
     Args:
-        network: the student. student: its name. method, teacher, centers: of its training.
+        network: the student. student: its name. record: of its images, whose size the head may depend on.
+        method, teacher, centers: of its training.
     """
     task = Classification()
-    data = task.random_data(2, classes, (channels, 32, 32))
+    data = task.random_data(2, len(record.classes), (len(record.mean), *record.image_size))
     made = plan(task=task, data=data, student=student, teacher=teacher, method=method, centers=centers)
     return made.objective(made.untrained_teacher()).predictor(network)

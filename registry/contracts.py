@@ -135,6 +135,13 @@ class Output(NamedTuple):
     layers: Mapping[str, Tensor] | tuple[()] = ()
     """What those modules returned that a loss names (``reads_layers`` of :class:`Loss`), by their paths: maps
     [N, C, H, W] and vectors [N, D]; or :class:`Absent`."""
+    members: tuple[Output, ...] = ()
+    """Of several teachers, each one's own answer; the logits are then the log of the mean of their probabilities, and
+    all else is :class:`Absent`. No loss is shown them."""
+
+    def of_teacher(self, position: int | None) -> Output:
+        """The answer of the teacher at this position, counted from 1; for None that of all of them."""
+        return self.members[position - 1] if position else self._replace(members=()) if self.members else self
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Output:
         """The same output with each of its rows' tensors changed; what is absent stays absent."""
@@ -159,6 +166,7 @@ class Output(NamedTuple):
             sides=sides,
             head=self.head,
             layers=layers,
+            members=tuple(member.apply(change) for member in self.members),
         )
 
     def rows(self, which: slice | Tensor | None) -> Output:
@@ -478,6 +486,12 @@ class Setup(NamedTuple):
     """What is known of the rows beside labels: ``"boxes"``, ``"pixels"`` (:class:`Context`)."""
     sets: Mapping[str, Setup] | tuple[()] = ()
     """The setup of the sets of rows that another one holds for: that of ``"images"`` has their maps, for instance."""
+    members: tuple[Setup, ...] = ()
+    """Of several teachers, the setup of each one alone, for the terms that name it."""
+
+    def of_teacher(self, position: int | None) -> Setup:
+        """The setup for a term of the teacher at this position, counted from 1; for None of all of them."""
+        return self if position is None else self.members[position - 1]
 
     def of(self, rows: str) -> Setup:
         """The setup for a loss that is shown this set of rows."""
@@ -601,6 +615,8 @@ class Term:
             alone, with ``Context.stage`` "initial".
         main: whether the term acts in the schedule itself.
         initial_weight: the coefficient in the initial epochs; ``weight`` by default.
+        teacher: which of several teachers the loss looks at: its name, or its position, counted from 1. By default all
+            of them, whose answer is the mean of their probabilities. A loss that looks at no teacher ignores it.
     """
 
     loss: str | Callable[..., nn.Module]
@@ -614,6 +630,7 @@ class Term:
     initial: int = 0
     main: bool = True
     initial_weight: float | None = None
+    teacher: str | int | None = None
     views: InitVar[str | None] = None
     """Another name of ``rows``."""
 
@@ -623,17 +640,18 @@ class Term:
 
     @property
     def label(self) -> str:
-        if self.name:
-            return self.name
-        if isinstance(self.loss, str):
-            return self.loss.partition("(")[0]
-        return str(getattr(self.loss, "__name__", type(self.loss).__name__))
+        label = self.name
+        if not label and isinstance(self.loss, str):
+            label = self.loss.partition("(")[0]
+        label = label or str(getattr(self.loss, "__name__", type(self.loss).__name__))
+        return label if self.teacher is None else f"{label}@{self.teacher}"
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """How the term acts where that is not the usual way: rows, warm-up, initial epochs."""
+        """How the term acts where that is not the usual way: rows, warm-up, initial epochs, one of several teachers."""
         usual = {f.name: f.default for f in fields(self)}
-        shown = {name: getattr(self, name) for name in ("rows", "warmup", "initial", "initial_weight", "main")}
+        names = ("rows", "warmup", "initial", "initial_weight", "main", "teacher")
+        shown = {name: getattr(self, name) for name in names}
         return {name: value for name, value in shown.items() if value != usual[name]}
 
 

@@ -40,7 +40,12 @@ _MAPS = ("_maps", "_preacts", "_map", "_stages", "_layers")
 _CONTEXT = ("labels", "index", "views", "centers", "group", "boxes", "pixels", "locations")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{name: attrgetter(name) for name in Shown._fields},
-    **{f"{side}_{field}": attrgetter(f"{side}.{field}") for side in _SIDES for field in Output._fields},
+    **{
+        f"{side}_{field}": attrgetter(f"{side}.{field}")
+        for side in _SIDES
+        for field in Output._fields
+        if field != "members"
+    },
     **{f"{side}_map": _maps(side, -1) for side in _SIDES},
     **{f"{side}_stages": _maps(side, slice(1, None)) for side in _SIDES},
     **{f"{side}_centers": attrgetter(f"context.centers.{side}") for side in _SIDES},

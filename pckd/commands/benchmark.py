@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
 def planned(args: argparse.Namespace, variants: Sequence[Variant], root: Path) -> tuple[list[Job], str]:
     """All runs, and the label of the reference."""
+    if isinstance(args.teacher, list):
+        raise UserError("--teacher is given several times, and a row has one: give --pairs TEACHER>STUDENT,... instead")
     pairs = parse_pairs(
         f"{args.teacher or usual_teacher(args.student)}>{args.student}" if args.pairs is None else args.pairs
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pckd import profile
+from pckd.arguments import Several
 from pckd.cli import Parser, run_tool
 from pckd.profiling import Comparison, Profile, compare, compare_pairs, plot
 from pckd.profiling.picture import require_matplotlib
@@ -31,7 +32,8 @@ def make_parser() -> Parser:
     parser = Parser("Measure what training costs, on random weights and images.")
     add = parser.add_argument
     add("--student", metavar="NAME", help="backbone to train")
-    add("--teacher", metavar="NAME", help="backbone to learn from; the student's usual one by default")
+    usual = "backbone to learn from; the student's usual one by default; repeat it for several"
+    add("--teacher", metavar="NAME", action=Several, help=usual)
     add("--method", default=defaults["method"], metavar="NAME", help="what to distill")
     add("--task", metavar="NAME", help="what is learned (default: what the data set is for, or classification)")
     add("--dataset", dest="data", metavar="NAME", help="data set to take a step on (default: random images)")

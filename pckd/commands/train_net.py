@@ -17,6 +17,7 @@ from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.runs import title_of
 from pckd.tables import Table, fixed, print_tables
+from pckd.terms import teachers_of
 from pckd.trackers import track
 from registry import BACKBONES, DATASETS, TASKS, UserError, options_of, parse
 
@@ -95,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
                 setattr(args, option, usual[option])
     options = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
     options.update(data=dataset, display=told)
-    recipe = recipe_for(args.student, args.teacher, TASKS.get(parse(task)[0]).recipe)
+    if isinstance(args.teacher_weights, list):
+        options["teacher_weights"] = [None if file in ("", "-") else file for file in args.teacher_weights]
+    # The recipe of a pair is that of its student.
+    teacher = None if isinstance(args.teacher, list) else args.teacher
+    recipe = recipe_for(args.student, teacher, TASKS.get(parse(task)[0]).recipe)
     for option in ("epochs", "batch_size"):
         if getattr(args, option) is None:
             options[option] = getattr(recipe, option)
@@ -108,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
     result = distill(**options)
     record, metric = result.record, result.record["metric"]
     title, taught = title_of(metric), record[f"teacher_{metric}"]
-    teacher = "" if taught is None else f" (teacher {record['teacher']}: {taught:.2f} %)"
+    named = " + ".join(map(str, teachers_of(record["teacher"])))
+    teacher = "" if taught is None else f" (teacher {named}: {taught:.2f} %)"
     others = "".join(f", {title_of(name)} {record[f'last_{name}']:.2f} %" for name in record["columns"])
     speed = f"{result.images_per_second:.0f} images/s" if result.images_per_second else "nothing left to train"
     display.note(

@@ -16,7 +16,7 @@ from pckd.arguments import alike, check_arguments
 from pckd.comparison.variants import Variant
 from pckd.data.load import Data
 from pckd.device import Device
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.plan import Plan, load_trained, make_task, plan
 from pckd.runs import grouped
 from pckd.terms import split_methods
@@ -192,13 +192,15 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
     """
     refused: dict[tuple[str, str], str] = {}
     notes: list[str] = []
-    teachers: dict[str, FrozenTeacher | None] = {}
+    teachers: dict[str, FrozenTeacher | SeveralTeachers | None] = {}
     for job in (of_row[0] for of_row in grouped(jobs, lambda job: job.row).values()):
         run = _plan(job, data)
         weights = job.arguments["teacher_weights"]
         if job.teacher not in teachers:
             network = None if weights is None else load_trained(run.task, job.teacher, data, weights)
-            teachers[job.teacher] = run.untrained_teacher() if network is None else run.freeze(network, lambda _: None)
+            teachers[job.teacher] = (
+                run.untrained_teacher() if network is None else run.freeze([network], lambda _: None)
+            )
         try:
             missing = _left_out(run, teachers[job.teacher])
         except NotApplicable as error:
@@ -227,7 +229,7 @@ def _plan(job: Job, data: Data) -> Plan:
     return run
 
 
-def _left_out(run: Plan, teacher: FrozenTeacher | None) -> list[str]:
+def _left_out(run: Plan, teacher: FrozenTeacher | SeveralTeachers | None) -> list[str]:
     """The optional terms that cannot work for this pair.
 
     Raises:

@@ -13,10 +13,22 @@ from torch import Tensor, nn
 
 from pckd.data import Loader, limit
 from pckd.device import Device
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.ops import rank_correlation
 from pckd.tasks import DistillationTask
 from pckd.tasks.classification import answers
-from registry import DIFFICULTY_METRICS, Context, DataSplit, Instances, NotApplicable, Output, Progress, ask, build
+from registry import (
+    DIFFICULTY_METRICS,
+    Absent,
+    Context,
+    DataSplit,
+    Instances,
+    NotApplicable,
+    Output,
+    Progress,
+    ask,
+    build,
+)
 
 __all__ = ["EDGES", "DifficultyReport"]
 
@@ -58,7 +70,9 @@ class DifficultyReport:
             also ``top1_by_truth``: accuracy in percent on the easy, middle and hard third of the test images.
         """
         objective, teacher = model.objective, next(iter(teachers), None)
-        centers = objective.find_centers(model.student, model.student if teacher is None else teacher)
+        centers = objective.find_centers(model.student, *(teachers or [model.student]))
+        if len(teachers) > 1:
+            teacher = SeveralTeachers(cast("Sequence[FrozenTeacher]", teachers))
         student = objective.predictor(model.student)
         outputs, labels = self._answers(student, self._loaders[0])
         theirs = NoTeacher() if teacher is None else self._answers(teacher, self._loaders[0])[0]
@@ -89,9 +103,11 @@ class DifficultyReport:
         logits, embeddings, labels = [], [], []
         for output, batch in answers(network, loader, self._device):
             logits.append(output.logits.float())
-            embeddings.append(output.embedding.float())
+            embeddings.append(output.embedding)
             labels.append(batch.labels)
-        return Output(torch.cat(logits), torch.cat(embeddings)), torch.cat(labels)
+        absent = isinstance(embeddings[0], Absent)
+        embedding = embeddings[0] if absent else torch.cat([found.float() for found in embeddings])
+        return Output(torch.cat(logits), embedding), torch.cat(labels)
 
 
 class NoTeacher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from model_zoo.probe import copied
 from pckd.device import Device, channels_last
 from pckd.engine.cache import TeacherCache
 from pckd.engine.lean import compiled, without_maps
+from pckd.ops import SEVERAL, mean_answer
 from registry import Absent, Output
 
 log = logging.getLogger("pckd")
@@ -70,6 +71,8 @@ class FrozenTeacher(nn.Module):
         """Whether :meth:`prepare` was called."""
         self.maps = True
         self.cache: TeacherCache | None = None
+        self.position: int | None = None
+        """Among several teachers, counted from 1."""
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -96,10 +99,20 @@ class FrozenTeacher(nn.Module):
         """The answer to a batch: remembered, where it comes with one, else given now, and remembered by the cache."""
         recalled: Output | None = getattr(batch, "recalled", None)
         if recalled is not None:
-            return recalled
+            return recalled.of_teacher(self.position)
         with record_function("pckd.teacher"):
             output: Output = self(images)
         return output if self.cache is None else self.cache.keep(batch, output)
+
+    @property
+    def members(self) -> tuple[FrozenTeacher, ...]:
+        """Itself alone, as of :class:`SeveralTeachers` each one."""
+        return (self,)
+
+    @property
+    def recall(self) -> Callable[..., Output | None] | None:
+        """How a loader asks for remembered answers; None where there is no cache."""
+        return None if self.cache is None else self.cache.recall
 
     @property
     def renormalizes(self) -> bool:
@@ -171,6 +184,46 @@ class FrozenTeacher(nn.Module):
         else:
             with device.autocast():
                 self(images[:4])
+
+
+class SeveralTeachers(nn.Module):
+    """Several frozen teachers, and the mean of their probabilities as one answer (:func:`pckd.ops.mean_answer`).
+
+    A step asks each of its ``members``, which has its own normalization, preparation and cache.
+
+    Args:
+        members: in the order in which terms count them.
+    """
+
+    def __init__(self, members: Sequence[FrozenTeacher]) -> None:
+        super().__init__()
+        self.members: Any = nn.ModuleList(members)
+        for position, member in enumerate(members, 1):
+            member.position = position
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """Absent: each member has one."""
+        return SEVERAL
+
+    def forward(self, x: Tensor) -> Output:
+        return mean_answer([member(x) for member in self.members])
+
+    @property
+    def renormalizes(self) -> bool:
+        """Whether images were normalized in another way in the training of any of them."""
+        return any(member.renormalizes for member in self.members)
+
+    @property
+    def recall(self) -> Callable[..., Output | None] | None:
+        """As of :class:`FrozenTeacher`; what all of them remember, as the members of an output."""
+        return None if any(member.cache is None for member in self.members) else self._recalled
+
+    def _recalled(self, index: Tensor, drawn: Tensor, views: int) -> Output | None:
+        answers = [member.cache.recall(index, drawn, views) for member in self.members]
+        if any(answer is None for answer in answers):
+            return None
+        return Output(SEVERAL, SEVERAL, SEVERAL, SEVERAL, members=tuple(answers))
 
 
 def resized(x: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

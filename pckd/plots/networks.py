@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from model_zoo import load_weights, preprocessing_of
+from model_zoo import Preprocessing, load_weights, preprocessing_of
 from model_zoo.adapting import adapted_by_itself, classifier_name
 from model_zoo.checkpoints import OtherClasses
 from pckd.data.load import Data, load_data, read_split
@@ -107,6 +107,8 @@ class Workshop:
         taught = [run for run in runs if run.result.get("teacher")]
         if not taught:
             return "", None, [f"{runs[0].path}: has no teacher, so that the student alone is shown"]
+        if any(isinstance(run.result["teacher"], list) for run in taught):
+            return "", None, [f"{taught[0].path}: has several teachers, so that the student alone is shown"]
         names = list(dict.fromkeys(str(run.result["teacher"]) for run in taught))
         found = (run.arguments.get("teacher_weights") or run.result.get("teacher_file") for run in taught)
         files = list(dict.fromkeys(found))
@@ -240,8 +242,10 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _predictor(run: Run, network: nn.Module) -> nn.Module:
     """The student with the head of the loss that answers for it, untrained."""
-    method, student, teacher = (str(run.result.get(key)) for key in ("method", "student", "teacher"))
-    centers, sizes = run.arguments.get("centers", "classifier"), (classes_of(network), _channels(network))
-    return with_head(
-        network, student, classes=sizes[0], channels=sizes[1], method=method, teacher=teacher, centers=centers
-    )
+    method, student = (str(run.result.get(key)) for key in ("method", "student"))
+    centers, teacher = run.arguments.get("centers", "classifier"), run.result.get("teacher")
+    classes, channels = tuple(map(str, range(classes_of(network)))), _channels(network)
+    # Runs of before did not say what their images were.
+    usual = Preprocessing((0.5,) * channels, (0.25,) * channels, (32, 32), classes)
+    record = Preprocessing.from_metadata(run.result) or usual
+    return with_head(network, student, record, method=method, teacher=teacher, centers=centers)

@@ -16,17 +16,17 @@ from pckd.device import Device, ready_to_train
 from pckd.distributed import alone
 from pckd.engine.optimization import Optimization
 from pckd.engine.progress import own_random_state
-from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.given import check_gradients, copy_of
 from pckd.objective import Metric, Objective, Scheduler
-from pckd.plan import Plan, make_task, plan
+from pckd.plan import Plan, make_task, plan, together
 from pckd.profiling.measure import Clock, how_peak_is_measured, interleaved, summary
 from pckd.profiling.networks import count, ratios, time_networks
 from pckd.profiling.report import NetworkCost, Profile, StepCost
 from pckd.profiling.step import Times, Workload, counted_step, timed_step
 from pckd.profiling.terms import count_terms
 from pckd.tasks import DistillationTask, Task
-from pckd.terms import describe
+from pckd.terms import Teachers, describe, paired
 from registry import CenterRule, Term, UserError
 
 
@@ -41,7 +41,7 @@ class Case:
 def profile(
     *,
     student: str | nn.Module,
-    teacher: str | nn.Module | None = None,
+    teacher: Teachers = None,
     method: str | Sequence[Term] = "pckd",
     task: str | Task | None = None,
     data: str | Data | None = None,
@@ -89,7 +89,7 @@ def profile_cases(
     cases: Mapping[str, Case],
     *,
     student: str | nn.Module,
-    teacher: str | nn.Module | None = None,
+    teacher: Teachers = None,
     task: str | Task | None = None,
     data: str | Data | None = None,
     batch_size: int = 64,
@@ -113,6 +113,7 @@ def profile_cases(
     for name, number in sizes.items():
         if number < (least := 0 if name in ("depth", "rounds") else 1):
             raise UserError(f"{name} must be at least {least}, not {number}")
+    teacher, _ = paired(teacher, None)
     place = Device.resolve(device, precision)
     with ready_to_train(place), own_random_state(place.target):
         torch.manual_seed(seed)
@@ -139,33 +140,43 @@ def profile_cases(
             for label, case in cases.items()
         }
         first = next((run for run in plans.values() if run.teacher is not None), next(iter(plans.values())))
-        own, given = copy_of(first.student, "the student", "a profile"), first.teacher
-        frozen = None
-        if given is not None:
+        own = copy_of(first.student, "the student", "a profile")
+        every = [term for run in plans.values() for term in run.terms]
+        members = []
+        for at, given in enumerate(first.teachers, 1):
             network = given if isinstance(given, nn.Module) else chosen.make_network(given, loaded)
             resizing = chosen.resizing("the teacher", network, loaded.train)
             network = copy_of(network, "the teacher", "a profile").float()
-            every = [term for run in plans.values() for term in run.terms]
-            frozen = FrozenTeacher(network, resizing=resizing, asked=first.reading(network, "teacher", every))
-        names = [str(describe(network)) for network in (student, given) if network is not None]
-        networks = [own, *([] if frozen is None else [frozen.network])]
+            asked = first.reading(network, "teacher", every, position=at if len(first.teachers) > 1 else None)
+            members.append(FrozenTeacher(network, resizing=resizing, asked=asked))
+        frozen = together(members)
+        names = [str(describe(network)) for network in (student, *first.teachers)]
+        networks = [own, *(member.network for member in members)]
+        if isinstance(frozen, SeveralTeachers):
+            if not chosen.prepares:
+                raise UserError(f"a profile of the task {chosen.name} is of one teacher: name one, or leave it out")
+            names.append(" + ".join(names[1:]))
+            # As each of them is counted: not as it is prepared for the step.
+            networks.append(SeveralTeachers([FrozenTeacher(m.network, resizing=m.resizing) for m in members]))
         works = {}
         for label, run in plans.items():
             objective = run.objective(frozen, num_samples=max(num_samples, batch_size))
             works[label] = _workload(run, own, frozen, objective, place)
         images = _images(first)
-        shown = [images, *([] if frozen is None else [frozen.shown(images)])]
+        shown = [images, *(member.shown(images) for member in members), *[images] * (len(networks) - 1 - len(members))]
         costs = _networks(names, networks, shown, place, depth, rounds)
-        own_size = []
-        if frozen is not None and frozen.resizing is not None:
-            own_size = [f"{names[1]}: on images resized to {'x'.join(map(str, frozen.resizing[0]))} pixels"]
-        student_cost, teacher_cost = costs[0], costs[1] if frozen is not None else None
+        own_size = [
+            f"{name}: on images resized to {'x'.join(map(str, member.resizing[0]))} pixels"
+            for name, member in zip(names[1:], members, strict=False)
+            if member.resizing is not None
+        ]
+        student_cost, teacher_cost = costs[0], costs[-1] if frozen is not None else None
         samples = _time_steps(works, Clock(place.target), rounds)
         return {
             label: Profile(
                 settings={
                     "student": names[0],
-                    "teacher": names[1] if frozen is not None else None,
+                    "teacher": names[-1] if frozen is not None else None,
                     "method": describe(cases[label].method),
                     "batch_size": batch_size,
                     "views": 1,
@@ -188,6 +199,7 @@ def profile_cases(
                 },
                 student=student_cost,
                 teacher=teacher_cost,
+                teachers=costs[1:-1],
                 ratio=ratios(student_cost, teacher_cost),
                 terms={
                     name: replace(
@@ -227,7 +239,11 @@ def _networks(
 
 
 def _workload(
-    run: Plan, student: nn.Module, teacher: FrozenTeacher | None, objective: Objective, device: Device
+    run: Plan,
+    student: nn.Module,
+    teacher: FrozenTeacher | SeveralTeachers | None,
+    objective: Objective,
+    device: Device,
 ) -> Workload:
     """The step of one case, with a student of its own."""
     check_gradients(student, objective)
@@ -237,7 +253,7 @@ def _workload(
     place = {"device": device.target, "seed": run.seed}
     loader = run.task.loader(run.data.train, run.batch_size, train=True, objective=objective, **place)
     batch = next(iter(loader.epoch(1)))
-    teachers = [] if teacher is None or not objective.needs_teacher else [teacher]
+    teachers = [] if teacher is None or not objective.needs_teacher else [*teacher.members]
     images = run.task.images(batch)
     for frozen in teachers:
         device.place(frozen)

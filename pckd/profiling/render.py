@@ -22,8 +22,7 @@ def took(timing: Timing) -> str:
 
 def profile_tables(profile: Profile) -> list[Table]:
     """Networks, their modules, the terms, and the step."""
-    networks = [network for network in (profile.student, profile.teacher) if network is not None]
-    modules = [_modules(network) for network in networks if len(network.modules) > 1]
+    modules = [_modules(network) for network in profile.networks if len(network.modules) > 1]
     return [_networks(profile), *modules, _terms(profile), _step(profile)]
 
 
@@ -31,7 +30,7 @@ def heading(profile: Profile, method: bool = True) -> str:
     """What was profiled, and where."""
     s = profile.settings
     what = f"{s['student']} by {_name(s['method'])}" if method else s["student"]
-    teacher = f", teacher {s['teacher']}" if s["teacher"] else ""
+    teacher = f", teacher {_name(s['teacher'])}" if s["teacher"] else ""
     views = f" x {plural(s['views'], 'view')}" if method else ""
     strong = " and a strong one" if method and s["strong_view"] else ""
     return f"{what}{teacher}: {plural(s['batch_size'], 'image')}{views}{strong} of {_images(s)}; {where(s)}"
@@ -67,16 +66,16 @@ def _networks(profile: Profile) -> Table:
         return [f"{network.name} ({role})", *counts, *times, memory(network.peak_bytes)]
 
     rows = [row(student, "student")]
+    rows += [row(own, f"teacher {at}") for at, own in enumerate(profile.teachers, 1)]
     if teacher is not None:
-        rows.append(row(teacher, "teacher"))
+        rows.append(row(teacher, "all teachers" if profile.teachers else "teacher"))
         r = profile.ratio
         times = [ratio(over(student.latency[size].seconds, teacher.latency[size].seconds)) for size in sizes]
         counts = [ratio(r[key]) for key in ("parameters", "macs", "activations")]
         rows.append(["student / teacher", *counts, *times, ratio(r["peak_bytes"])])
     notes = [FLOP, f"Peak memory is {profile.step.peak_how}."]
-    for network in (student, teacher):
-        if network is not None:
-            notes += _operators(network.name, network.uncounted, network.left_out)
+    for network in profile.networks:
+        notes += _operators(network.name, network.uncounted, network.left_out)
     return Table(heading(profile, method=False), header, rows, [*profile.notes, *notes])
 
 
@@ -170,6 +169,7 @@ def short(profile: Profile) -> str:
         return f"{cost.name} {amount(cost.parameters)} parameters, {amount(cost.macs)} multiply-adds an image"
 
     lines = [f"profile: {heading(profile)}", f"  student {network(student)}"]
+    lines += [f"  teacher {at} {network(own)}" for at, own in enumerate(profile.teachers, 1)]
     if teacher is not None:
         bigger = over(teacher.macs, student.macs)
         lines.append(f"  teacher {network(teacher)}" + (f" ({ratio(bigger)} the student's)" if bigger else ""))

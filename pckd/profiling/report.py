@@ -132,6 +132,7 @@ class Profile:
     settings: dict[str, Any]
     student: NetworkCost
     teacher: NetworkCost | None
+    """Of several teachers the cost of all of them, one after the other."""
     ratio: dict[str, float | None]
     """Student over teacher: ``parameters``, ``macs``, ``activations``, ``latency``, ``peak_bytes``."""
     terms: dict[str, TermCost]
@@ -139,10 +140,18 @@ class Profile:
     """Of all terms together, with difficulty and weights: forward, and backward down to the networks' outputs."""
     step: StepCost
     notes: list[str] = field(default_factory=list)
+    teachers: list[NetworkCost] = field(default_factory=list)
+    """Of several teachers, each one's cost."""
+
+    @property
+    def networks(self) -> list[NetworkCost]:
+        """The student and each teacher."""
+        return [self.student, *(self.teachers or ([] if self.teacher is None else [self.teacher]))]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with stable keys: ``["student"]["macs"]``, ``["terms"]["kd"]["seconds"]``, ..."""
-        return {"units": {"network": FLOP, "step": STEP}, **asdict(self)}
+        known = {name: value for name, value in asdict(self).items() if name != "teachers" or value}
+        return {"units": {"network": FLOP, "step": STEP}, **known}
 
 
 @dataclass(frozen=True, kw_only=True)

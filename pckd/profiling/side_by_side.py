@@ -10,6 +10,7 @@ from torch import nn
 from model_zoo import PAIRS
 from pckd.profiling.api import Case, profile_cases
 from pckd.profiling.report import BASES, Comparison
+from pckd.terms import Teachers
 from registry import UserError
 
 
@@ -17,7 +18,7 @@ def compare(
     methods: Sequence[str],
     *,
     student: str | nn.Module,
-    teacher: str | nn.Module | None = None,
+    teacher: Teachers = None,
     bases: Sequence[str] = BASES,
     **options: Any,
 ) -> Comparison:
@@ -29,6 +30,10 @@ def compare(
         bases: methods that are profiled also where they are not named, to compare with.
         options: any other argument of :func:`profile` but ``method``.
     """
+    if isinstance(teacher, (list, tuple)) and len(teacher) > 1:
+        raise UserError(
+            "methods side by side have one teacher, because the @ says the number of views: name one teacher"
+        )
     views = options.pop("views", None)
     cases = {}
     for label in dict.fromkeys((*bases, *methods)):

@@ -28,6 +28,7 @@ from pckd.device import Device
 from pckd.distributed import add_up
 from pckd.given import copy_of
 from pckd.objective import Objective
+from pckd.ops import mean_answer
 from pckd.tasks.task import Task, Teacher
 from registry import (
     TASKS,
@@ -37,6 +38,7 @@ from registry import (
     Instances,
     Output,
     Rows,
+    Setup,
     Shapes,
     Term,
     UserError,
@@ -195,9 +197,7 @@ class Classification(Task):
     def _check_reads(self, objective: Objective, images: int) -> None:
         """Show noise to an objective whose networks do not have everything."""
         setup = objective.setup
-        layer: Any = setup.teacher_classifier
-        answers = setup.teacher.embedding == 0 or not isinstance(layer, Absent)
-        if setup.student.embedding and setup.teacher.embedding and answers:
+        if setup.student.embedding and setup.teacher.embedding and _has_logits(setup):
             return
         needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
         images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
@@ -205,10 +205,14 @@ class Classification(Task):
         position = torch.arange(images)
         instances = image_views(position % setup.student.num_classes, position, views + strong, strong=strong)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            student, teacher = _noise(setup.student, len(instances), "student"), _noise(setup.teacher, len(instances))
-            if not answers:
-                teacher = teacher._replace(logits=Absent(NO_LOGITS.format("the teacher")))  # type: ignore[arg-type]
-            objective.check_reads(student, teacher, instances)
+            student = _noise(setup.student, len(instances), "student")
+            teachers = []
+            for own in setup.members or (setup,):
+                teacher = _noise(own.teacher, len(instances))
+                if not _has_logits(own):
+                    teacher = teacher._replace(logits=Absent(NO_LOGITS.format("the teacher")))  # type: ignore[arg-type]
+                teachers.append(teacher)
+            objective.check_reads(student, mean_answer(teachers), instances)
 
     def preprocessing(self, data: Data) -> Preprocessing:
         return preprocessing_for(data.train)
@@ -395,6 +399,12 @@ def answers(network: nn.Module, loader: Loader, device: Device) -> Iterator[tupl
                 output = network(batch.views.flatten(0, 1))
             yield output, batch
     loader.say_bad()
+
+
+def _has_logits(setup: Setup) -> bool:
+    """Whether the teacher has logits: one that has none has an embedding and no classifier."""
+    layer: Any = setup.teacher_classifier
+    return setup.teacher.embedding == 0 or not isinstance(layer, Absent)
 
 
 def _noise(shapes: Shapes, rows: int, role: str = "teacher") -> Output:

@@ -17,6 +17,7 @@ from model_zoo.probe import check_network
 from pckd.device import Device
 from pckd.distributed import uneven_rows
 from pckd.objective import Objective
+from pckd.ops import mean_answer
 from registry import (
     BACKBONES,
     Context,
@@ -359,7 +360,7 @@ class Step(NamedTuple):
     """Of the objective."""
     student: Output
     teacher: Output
-    """The student's own, without gradient, where there is no teacher."""
+    """The student's own, without gradient, where there is no teacher; of several teachers their mean."""
     instances: Instances
 
 
@@ -378,9 +379,10 @@ class DistillationTask(nn.Module):
     def forward(self, batch: Any, teachers: Sequence[Teacher], progress: Progress) -> Step:
         """Where there is no teacher, the student stands in its place."""
         student, answers, instances = self.task.pair(batch, self.student, teachers)
-        teacher = answers[0] if answers else student.detach()
+        teacher = mean_answer(answers) if answers else student.detach()
         with record_function("pckd.centers"):
-            centers = self.objective.find_centers(self.student, teachers[0].network if teachers else self.student)
+            networks = [teacher.network for teacher in teachers] or [self.student]
+            centers = self.objective.find_centers(self.student, *networks)
         context = Context(instances, centers, *progress)
         with uneven_rows(instances.uneven):
             return Step(self.objective(student, teacher, context), student, teacher, instances)
