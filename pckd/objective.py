@@ -264,6 +264,9 @@ class Objective(nn.Module):
                 if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
                     centers = tried.find_centers(_Layer(student), _Layer(teacher))
                     tried(student, teacher, Context(instances, centers, stage=stage))
+                    if isinstance(instances.labels, Absent) and self.updates_centers:
+                        tried._asked = self._rule_says
+                        tried.update_centers(student.detach(), teacher.detach(), instances.labels)
             except NotApplicable as error:
                 raise NotApplicable(f"{tried._asked}: {error}") from None
             except PluginError as error:

@@ -37,7 +37,7 @@ def _maps(side: str, part: int | slice) -> Callable[[Shown], Any]:
 
 _SIDES = ("student", "teacher")
 _MAPS = ("_maps", "_preacts", "_map", "_stages")
-_CONTEXT = ("labels", "index", "views", "centers", "group", "boxes", "pixels", "locations")
+_CONTEXT = ("labels", "targets", "sample_weights", "index", "views", "centers", "group", "boxes", "pixels", "locations")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{name: attrgetter(name) for name in Shown._fields},
     **{f"{side}_{field}": attrgetter(f"{side}.{field}") for side in _SIDES for field in Output._fields},
@@ -52,7 +52,8 @@ INPUTS: dict[str, Callable[[Shown], Any]] = {
 - ``student_logits``, ``student_embedding``, ``student_maps``, ``student_preacts``: fields of the output;
 - ``student_map``: the last map; ``student_stages``: the maps after the stem;
 - ``student_centers``, ``student_bias``: the category centers and their bias; all these of the teacher likewise;
-- ``labels``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``, ``locations``: of the context;
+- ``labels``, ``targets``, ``sample_weights``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``,
+  ``locations``: of the context;
 - ``student``, ``teacher``, ``context``: the whole of each."""
 
 CLAIMS = (
