@@ -149,9 +149,9 @@ def distill(
             with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip``,
             ``balance`` and ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one
             teacher. A teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown
-            images normalized as in its own training, and refused where its classes are others. A module answers in float32,
-            whatever its type, and is afterwards as it was given, also after an error. One without a classifier, which
-            returns an embedding, teaches the methods that look at embeddings and maps.
+            images normalized as in its own training, and refused where its classes are others. A module answers in
+            float32, whatever its type, and is afterwards as it was given, also after an error. One without a
+            classifier, which returns an embedding, teaches the methods that look at embeddings and maps.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.

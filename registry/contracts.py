@@ -539,6 +539,8 @@ class Loss(Protocol):
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
     - ``order_matters = True``: what it makes of an image depends on the order of the batch;
+    - ``softmax = True``: it takes the logits for one distribution over the classes, so that images that show several
+      have no use for it;
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
     - ``compares_rows = True``: it looks at all pairs of rows: where there are thousands, it is shown some of them;
     - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;

@@ -63,6 +63,7 @@ CLAIMS = (
     "needs_views",
     "needs_rows",
     "order_matters",
+    "softmax",
     "reads_rows",
     "compares_rows",
     "needs_index",

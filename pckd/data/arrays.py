@@ -21,7 +21,7 @@ from pckd.data.views import SCALES, as_bits
 from pckd.data.vision import crop_padding
 from registry import BadImages, DataSplit, UserError, ask
 
-__all__ = ["fitted", "is_arrays", "make_splits"]
+__all__ = ["is_arrays", "make_splits", "resized"]
 
 MOST_CHANNELS = 16
 IN_MEMORY = 2**30
@@ -94,7 +94,7 @@ def make_splits(
             height, width = source.images[0].shape[1:]
             padding = 0 if source.random else crop_padding(min(height, width))
         options: dict[str, Any] = {"padding": padding, "name": f"{name} {part}", "targets": targets}
-        splits.append(DataSplit(source.images, labels, known, tuple(mean), tuple(std), **options))  # type: ignore[arg-type]
+        splits.append(DataSplit(source.images, labels, known, tuple(mean), tuple(std), **options))
     return splits[0], splits[-1]
 
 
@@ -246,12 +246,15 @@ def fitted(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     scale = min(height / size[0], width / size[1])
     tall, wide = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     top, left = (height - tall) // 2, (width - wide) // 2
-    resized = F.interpolate(
-        image[None, :, top : top + tall, left : left + wide].float(), size, mode="bilinear", antialias=True
-    )[0]
-    if image.is_floating_point():
-        return resized.to(image.dtype)
-    return resized.round_().clamp_(0, SCALES[image.dtype]).to(image.dtype)
+    return resized(image[None, :, top : top + tall, left : left + wide], size)[0]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [M, C, H, W] of another size in their own type, where that has whole numbers rounded to these."""
+    floats = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    if not images.is_floating_point():
+        floats.round_().clamp_(0, SCALES[images.dtype])
+    return floats.to(images.dtype)
 
 
 def _as_array(labels: Any) -> np.ndarray:

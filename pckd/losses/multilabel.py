@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pckd.ops import above_zero, full
-from registry import LOSSES, METHODS, NotApplicable, Term
+from registry import LOSSES, METHODS, Term
 
 
 @LOSSES.register("binary_cross_entropy", shared=True)
-def binary_cross_entropy(student_logits: Tensor, targets: Tensor | None) -> Tensor:
-    """Mean over the classes of the binary cross entropy with targets [N, K] of 0 and 1; [N]. Needs no teacher.
+def binary_cross_entropy(student_logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Mean over the classes of the binary cross entropy; [N]. Needs no teacher.
 
     In the task ``multilabel`` it stands in the place of every method's cross entropy.
 
-    Raises:
-        NotApplicable: the rows have no targets.
+    Args:
+        student_logits: [N, K]. labels: [N]. targets: [N, K], 0 to 1, in the place of the labels.
     """
     if targets is None:
-        raise NotApplicable("it needs targets [N, K], which data with one label an image does not have")
+        targets = F.one_hot(labels, student_logits.shape[1]).to(full(student_logits).dtype)
     return F.binary_cross_entropy_with_logits(full(student_logits), targets, reduction="none").mean(-1)
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from pckd.data.load import Data
 from pckd.device import Device
 from pckd.distributed import gather_rows, uneven_rows
-from pckd.objective import Objective
+from pckd.objective import Objective, says
 from pckd.tasks.classification import Classification, answers
-from registry import TASKS, Absent, Batch, Output, Term, UserError
+from registry import TASKS, Absent, Batch, NotApplicable, Output, Term, UserError
 
 __all__ = ["MultiLabel", "MultiLabelScores", "average_precision"]
 
@@ -66,6 +66,17 @@ class MultiLabel(Classification):
 
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         return [replace(t, loss="binary_cross_entropy") if t.loss == "cross_entropy" else t for t in terms]
+
+    def check(self, data: Any, terms: Sequence[Term]) -> None:
+        super().check(data, terms)
+        if self.balance != "none":
+            raise UserError(f"balance={self.balance} needs one label an image, which multi-label data does not have")
+        for term in terms:
+            if term.weight and says(term, "softmax", False):
+                raise NotApplicable(
+                    f"{term.label} takes the logits for one distribution over the classes, and images of multi-label "
+                    "data show several; use multilabel_kd, or a method that looks at embeddings or maps"
+                )
 
     def check_labels(self, data: Data) -> None:
         if data.train.targets is None or not isinstance(data.train.labels, Absent):

@@ -249,7 +249,7 @@ def of_images(*shape, dtype=torch.uint8):
         ({"num_workers": -1}, "num_workers=-1"),
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"rank": 0, "world_size": 51}, "50 images cannot be shared by 51"),
-        ({"split": of_images(50, 3, 8, 8, dtype=torch.float32)}, "uint8"),
+        ({"split": of_images(50, 3, 8, 8, dtype=torch.int32)}, "uint8"),
         ({"split": of_images(50, 8, 8)}, "uint8"),
         ({"split": of_images(49, 3, 8, 8)}, "49 images but 50 labels"),
         ({"split": make_split(images=torch.zeros(0, 3, 8, 8), labels=torch.zeros(0))}, "no images"),
