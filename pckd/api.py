@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing
 from model_zoo.probe import borrowed, check_network
@@ -94,7 +95,7 @@ def distill(
     teacher: str | nn.Module | None = None,
     method: str | Sequence[Term] = "pckd",
     task: str | Task | None = None,
-    data: str | Data | tuple[Any, Any] = "shapes",
+    data: str | Data | tuple[Any, Any] | Dataset = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
@@ -155,8 +156,9 @@ def distill(
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
-        data: a name of ``DATASETS``, a :class:`Data`, or a pair (train, test) for :meth:`Data.of`. data_root,
-            limit_train, limit_test, val_fraction, on_bad_image: see :func:`load_data`.
+        data: a name of ``DATASETS``, a :class:`Data`, or a pair (train, test) of torch data sets (:meth:`Data.of`), or
+            with ``val_fraction`` one. data_root, limit_train, limit_test, val_fraction, on_bad_image: see
+            :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
             where this library wrote it.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
@@ -329,7 +331,9 @@ def distill(
     return Result(network, history.rows, record)
 
 
-def train(*, student: str | nn.Module, data: str | Data | tuple[Any, Any] = "shapes", **options: Any) -> Result:
+def train(
+    *, student: str | nn.Module, data: str | Data | tuple[Any, Any] | Dataset = "shapes", **options: Any
+) -> Result:
     """Train a network alone, with cross entropy: :func:`distill` with the method ``vanilla`` and no teacher.
 
     Args:
@@ -343,7 +347,7 @@ def train_teacher(
     *,
     teacher: str,
     task: str | Task | None = None,
-    data: str | Data | tuple[Any, Any] = "shapes",
+    data: str | Data | tuple[Any, Any] | Dataset = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,

@@ -416,7 +416,8 @@ class Objective(nn.Module):
         if world_size() > 1:
             student, teacher = gather_output(student), gather_output(teacher)
             labels, index, group = map(gather_rows, (context.labels, context.index, context.group))
-            context = replace(context, instances=Instances(labels, index, group=group))
+            targets = None if context.targets is None else gather_rows(context.targets)
+            context = replace(context, instances=Instances(labels, index, targets=targets, group=group))
         self._asked = self._metric_says
         difficulty = self.difficulty(student, teacher, context)
         difficulty = check_per_row(self._asked, "difficulty", difficulty, context)

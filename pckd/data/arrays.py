@@ -28,6 +28,8 @@ IN_MEMORY = 2**30
 """Bytes up to which the images of a data set are read once and kept."""
 TRIED = 16
 """Images that are read twice, to see whether a data set augments them."""
+FAR = 10
+"""Standard deviations between the mean of the images and the one that is given, above which a warning says so."""
 SAMPLE = 2048, 256
 """Images that mean and standard deviation are computed from: in memory (uint8: all), and streamed."""
 
@@ -89,6 +91,12 @@ def make_splits(
     for part, source in sources.items():
         if mean is None or std is None:
             mean, std = _statistics(source.images)
+        elif part == "train":
+            own = _statistics(source.images)[0]
+            if any(abs(x - m) > FAR * s for x, m, s in zip(own, mean, std, strict=False)):
+                is_1 = SCALES[source.images[0].dtype]
+                text = f"its images have mean {own[0]:.4g} where {is_1:g} is 1, and mean={mean[0]:.4g} is given"
+                say_once(f"{name} {part}: {text}; mean and std are of images so scaled")
         labels, targets = facts[part]
         if padding is None:
             height, width = source.images[0].shape[1:]
@@ -261,7 +269,10 @@ def _as_array(labels: Any) -> np.ndarray:
     """Labels as they are given, or as items have them, in one array."""
     if isinstance(labels, (list, tuple)):
         labels = [x.tolist() if isinstance(x, Tensor) else x for x in labels]
-    return labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        return labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except ValueError:
+        raise UserError("labels must be one an image, or K for every image; some have more than others") from None
 
 
 def _labels(
@@ -340,8 +351,7 @@ def _statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         chosen = torch.tensor(spread(len(images), SAMPLE[0]))
         images = as_bits(images)[chosen].view(images.dtype)
     else:
-        with _seeded(0):
-            images = torch.stack([images[i] for i in spread(len(images), SAMPLE[1])])
+        images = torch.stack([images[i] for i in spread(len(images), SAMPLE[1])])
     pixels = images.transpose(0, 1).flatten(1).float().double() / SCALES[images.dtype]
     mean, std = pixels.mean(1), pixels.std(1, correction=0)
     return tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())

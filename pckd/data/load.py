@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from model_zoo import Preprocessing
 from pckd.data.annotated import AnnotatedSplit, check_annotated
 from pckd.data.arrays import is_arrays, make_splits
 from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, name_of, say_once
+from pckd.data.loader import _seeded
 from pckd.data.subset import hold_out, limit
 from registry import DATASETS, Absent, DataSplit, PluginError, UserError, ask, build, options_of, parse
 
@@ -82,6 +84,8 @@ class Data:
                 raise UserError(f"{self.name}: training and test split differ in {what} ({one} and {other})")
 
     @classmethod
+    # A data set that augments its images draws from the global generators, which are the caller's.
+    @_seeded(0)
     def of(
         cls,
         train: Any,
@@ -157,13 +161,13 @@ def as_data(data: Any) -> str | Data:
     if isinstance(data, (tuple, list)) and len(data) == 2 and not is_arrays(data):
         return Data.of(*data)
     raise UserError(
-        f"data must be a name, a pckd.Data, or a pair (train, test) of torch data sets, not {type(data).__name__}; "
-        "pckd.Data.of(train, test) takes arrays, too"
+        "data must be a name, a pckd.Data, a pair (train, test) of torch data sets, or one of them with val_fraction, "
+        f"not {type(data).__name__}; pckd.Data.of(train, test) takes arrays, too"
     )
 
 
 def load_data(
-    data: str | Data | tuple[Any, Any],
+    data: str | Data | tuple[Any, Any] | Dataset,
     *,
     root: str | None = None,
     limit_train: int | None = None,
@@ -175,7 +179,7 @@ def load_data(
 
     Args:
         data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), a :class:`Data`, or a pair
-            (train, test) for :meth:`Data.of`.
+            (train, test) for :meth:`Data.of`, or with ``val_fraction`` one data set.
         root: where its files are.
         limit_train: use so many images of the training split, always the same ones: of a fixed permutation the first
             image of each class, then the first of the rest. A warning says so where some classes have none.
@@ -191,7 +195,7 @@ def load_data(
         UserError: unknown name, missing or broken data, a limit beyond the data.
     """
     check_on_bad_image(on_bad_image)
-    data = as_data(data)
+    data = as_data((data, data) if val_fraction and isinstance(data, Dataset) else data)
     if isinstance(data, Data):
         train, test, name, measured_on, task = data.train, data.test, data.name, data.measured_on, data.task
         if on_bad_image == "skip":

@@ -113,6 +113,11 @@ def test_mean_average_precision_is_over_the_classes_that_are_shown() -> None:
     assert MultiLabel().chance(data) == pytest.approx(100 * (6 + 4 + 5 + 0) / 48)
 
 
+def test_a_step_is_profiled() -> None:
+    cost = pckd.profile(student="resnet8", method="vanilla", data=several(), batch_size=4, device="cpu", rounds=1)
+    assert "binary_cross_entropy" in str(cost.as_dict()["terms"])
+
+
 def test_parts_of_the_data_keep_their_targets() -> None:
     data = pckd.load_data(several(), val_fraction=0.25)
     assert data.train.targets is not None

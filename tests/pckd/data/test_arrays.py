@@ -131,8 +131,18 @@ def test_mean_and_std_are_those_of_the_training_images_at_scale_1() -> None:
     assert of((images, LABELS), padding=3).train.padding == 3
 
 
+def test_a_mean_far_from_that_of_the_images_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    floats = RAMP.astype(np.float32), LABELS
+    of(floats, mean=(128,) * 3, std=(60,) * 3)
+    assert not caplog.messages
+    of(floats, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert "its images have mean 106 where 1 is 1, and mean=0.5 is given" in caplog.text
+
+
 def test_a_data_set_that_augments_is_streamed_and_not_cropped_again(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.get_rng_state()
     random = of(Pairs(RAMP, noisy=True), Pairs(RAMP))
+    assert torch.get_rng_state().equal(before)
     assert not isinstance(random.train.images, torch.Tensor)
     assert random.train.padding == 0
     assert isinstance(random.test.images, torch.Tensor)
@@ -189,6 +199,7 @@ GRAY = np.zeros((4, 8, 8), np.uint8)
         ((GRAY, [0, 1, 0.5, 0]), {}, r"labels must be whole numbers \[M\]"),
         ((GRAY, [[0.5, 0.2]] * 4), {}, "rows that sum to 1, or 0 and 1"),
         ((GRAY, [[0.5, 0.5]] * 4), {"multilabel": True}, "rows that sum to 1, or 0 and 1"),
+        ((GRAY, [[1], [1, 0], [0], [1]]), {}, "some have more than others"),
         ((GRAY, ["a", "b", "c", "a"]), {"classes": "ab"}, "label 'c' is none of the 2 classes"),
         ((GRAY, [0, 1, 2, 0]), {"classes": "ab"}, "labels run from 0 to 2, and there are 2 classes"),
         ((GRAY, [0] * 4), {}, "there is one class only"),
@@ -257,8 +268,10 @@ def test_a_student_is_distilled_on(data: Any, method: str, metric: str, monkeypa
 
 def test_a_pair_of_data_sets_is_data_and_anything_else_is_refused() -> None:
     assert pckd.load_data((Pairs(RAMP), Pairs(RAMP))).train.images.shape == (4, 3, 6, 5)
+    half = pckd.load_data(Pairs(RAMP), val_fraction=0.5)
+    assert (len(half.train), len(half.test), half.measured_on) == (2, 2, "val")
     for data in ((RAMP, LABELS), Pairs(RAMP), None):
-        with pytest.raises(UserError, match=r"data must be a name, .* or a pair"):
+        with pytest.raises(UserError, match=r"data must be a name, .* a pair"):
             pckd.load_data(data)  # type: ignore[arg-type]
 
 
