@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing
 from model_zoo.probe import borrowed, check_network
 from pckd import profiling
 from pckd.arguments import check_arguments
-from pckd.data.load import Data, limited, load_data, read_split
+from pckd.data.load import Data, as_data, limited, load_data, read_split
+from pckd.data.loader import Balance
 from pckd.device import Device
 from pckd.display import Display, Silent, choose_display
 from pckd.distributed import alone
@@ -55,7 +57,7 @@ NEAR_CHANCE = 1.5
 """A teacher whose score is at most so many times that of chance is said to be a mistake."""
 TEACHER_OPTIONS = (
     *("batch_size", "momentum", "weight_decay", "milestones", "lr_decay", "schedule", "clip_grad"),
-    *("flip", "on_nonfinite"),
+    *("flip", "balance", "on_nonfinite"),
     *("device", "precision", "compile", "num_workers"),
 )
 """Arguments of :func:`distill` that hold for the training of its teacher, too."""
@@ -93,7 +95,7 @@ def distill(
     teacher: Teachers = None,
     method: str | Sequence[Term] = "pckd",
     task: str | Task | None = None,
-    data: str | Data = "shapes",
+    data: str | Data | tuple[Any, Any] | Dataset = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
@@ -118,6 +120,7 @@ def distill(
     views: int | None = None,
     view_statistics: ViewStatistics = "joint",
     flip: bool = True,
+    balance: Balance = "none",
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
@@ -146,20 +149,22 @@ def distill(
             channels_last memory format, without gradients.
         teacher: likewise; by default the student's usual one, where the method needs a teacher. A name without
             ``teacher_weights`` is trained first (:func:`train_teacher`) and kept in the cache: on the same data and
-            with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip`` and
-            ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one teacher. A
-            teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown the
-            student's images resized and normalized as in its own training, and refused where its classes are others;
-            one that takes images of another size alone, as a ViT, is shown that size. A module answers in float32,
-            whatever its type, and is afterwards as it was given, also after an error. One without a classifier, which
-            returns an embedding, teaches the methods that look at embeddings and maps. A list is several teachers: a
-            term looks at the mean of their probabilities, or at the one that it names (``method="kd+crd@2"``,
-            :class:`registry.Term`). ``teacher_top1`` is then the score of the mean, and ``teachers`` has each one's.
+            with the same batch size, ``momentum``, ``weight_decay``, ``milestones``, ``lr_decay``, ``flip``,
+            ``balance`` and ``on_nonfinite`` as the student, but always with seed 0, so that runs of all seeds have one
+            teacher. A teacher that carries a record of its preprocessing (:func:`model_zoo.preprocessing_of`) is shown
+            the student's images resized and normalized as in its own training, and refused where its classes are
+            others; one that takes images of another size alone, as a ViT, is shown that size. A module answers in
+            float32, whatever its type, and is afterwards as it was given, also after an error. One without a
+            classifier, which returns an embedding, teaches the methods that look at embeddings and maps. A list is
+            several teachers: a term looks at the mean of their probabilities, or at the one that it names
+            (``method="kd+crd@2"``, :class:`registry.Term`). ``teacher_top1`` is then the score of the mean, and
+            ``teachers`` has each one's.
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
-        data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
-            see :func:`load_data`.
+        data: a name of ``DATASETS``, a :class:`Data`, or a pair (train, test) of torch data sets (:meth:`Data.of`), or
+            with ``val_fraction`` one. data_root, limit_train, limit_test, val_fraction, on_bad_image: see
+            :func:`load_data`.
         student_weights: file or address of weights that the student starts with (:func:`model_zoo.load_weights`), as in
             fine-tuning: where the file has other classes, or no classifier, the last layer starts as usual. Not with
             methods that let it inherit its teacher's.
@@ -185,6 +190,9 @@ def distill(
         view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
             published, or ``"own"``, each view by itself; evaluation is then by the upright view's.
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
+        balance: what is done about classes with more images than others: ``"none"``; ``"weights"`` in the cross
+            entropy, inverse to the size of the class, with mean 1 over the images; or a ``"sampler"`` that draws each
+            class equally often.
         seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
@@ -235,7 +243,13 @@ def distill(
             if resume:
                 folder.refuse_another_run(arguments, fingerprints)
         cached = teacher_cache is not None
-        options = {"views": views, "view_statistics": view_statistics, "flip": flip, "view_pool": view_pool}
+        options: dict[str, Any] = {
+            "views": views,
+            "view_statistics": view_statistics,
+            "flip": flip,
+            "view_pool": view_pool,
+        }
+        options["balance"] = balance
         parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
@@ -351,7 +365,9 @@ def distill(
     return Result(network, history.rows, record)
 
 
-def train(*, student: str | nn.Module, data: str | Data = "shapes", **options: Any) -> Result:
+def train(
+    *, student: str | nn.Module, data: str | Data | tuple[Any, Any] | Dataset = "shapes", **options: Any
+) -> Result:
     """Train a network alone, with cross entropy: :func:`distill` with the method ``vanilla`` and no teacher.
 
     Args:
@@ -365,7 +381,7 @@ def train_teacher(
     *,
     teacher: str,
     task: str | Task | None = None,
-    data: str | Data = "shapes",
+    data: str | Data | tuple[Any, Any] | Dataset = "shapes",
     data_root: str | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
@@ -380,6 +396,7 @@ def train_teacher(
     schedule: str | Callable[[float, int], float] | None = None,
     clip_grad: float | None = None,
     flip: bool = True,
+    balance: Balance = "none",
     on_nonfinite: Literal["stop", "skip"] = "stop",
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -400,8 +417,8 @@ def train_teacher(
         lr: learning rate at the start; by default the recipe's.
         cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
         data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, momentum, weight_decay, milestones,
-            lr_decay, schedule, clip_grad, flip, on_nonfinite, seed, device, precision, compile, num_workers, display:
-            see :func:`distill`.
+            lr_decay, schedule, clip_grad, flip, balance, on_nonfinite, seed, device, precision, compile, num_workers,
+            display: see :func:`distill`.
 
     Returns:
         The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`), and with
@@ -411,13 +428,14 @@ def train_teacher(
     training |= {"momentum": momentum, "weight_decay": weight_decay, "lr_decay": lr_decay}
     # What runs of before did not know is no part of the key where it is not given.
     training |= {} if clip_grad is None else {"clip_grad": clip_grad}
-    check_arguments(lr=lr, num_workers=num_workers, **training)
+    check_arguments(lr=lr, num_workers=num_workers, balance=balance, **training)
     training |= {} if schedule is None else {"schedule": schedule}
+    training |= {} if balance == "none" else {"balance": balance}
     display = choose_display(display)
     if not isinstance(teacher, str):
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
-    chosen_task = make_task(task, loaded, flip=flip)
+    chosen_task = make_task(task, loaded, flip=flip, balance=balance)
     usual = recipe_for(teacher, otherwise=chosen_task.recipe).lr
     training.update(lr=usual if lr is None else lr, flip=bool(flip))
     training["milestones"] = [float(milestone) for milestone in milestones]
@@ -489,7 +507,7 @@ def train_teacher(
 @alone()
 def evaluate(
     network: nn.Module | str | os.PathLike[str],
-    data: str | Data,
+    data: str | Data | tuple[Any, Any],
     *,
     task: str | Task | None = None,
     data_root: str | None = None,
@@ -521,6 +539,7 @@ def evaluate(
         task = task or own
     check_network(network, "the network")
     place = Device.resolve(device, precision)
+    data = as_data(data)
     split = data.test if isinstance(data, Data) else read_split(data, data_root, False)
     if limit_test is not None:
         split = limited(split, limit_test)
@@ -557,7 +576,7 @@ class _Known(Data):
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _fingerprints(loaded: Data, given: str | Data, *splits: str) -> dict[str, Any]:
+def _fingerprints(loaded: Data, given: Any, *splits: str) -> dict[str, Any]:
     """Of the splits of loaded data; those that the given data know are not taken again."""
     known = given.fingerprints if isinstance(given, _Known) else {}
     return {split: known.get(split) or split_fingerprint(getattr(loaded, split)) for split in splits}
@@ -601,6 +620,7 @@ def _obtain_teacher(
             task=run.task.name,
             data=_Known(**vars(run.data), fingerprints=fingerprints),
             flip=getattr(run.task, "flip", True),
+            balance=getattr(run.task, "balance", "none"),
             device=device.target,
             precision=device.precision,
             display=display,

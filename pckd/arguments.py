@@ -138,6 +138,12 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "limit_test": _count("measure on N images, likewise", DATA, metavar="N"),
         "val_fraction": Argument("hold out this share of the training set and measure on it", DATA, kind=float),
         "flip": _switch("random horizontal flips in training", DATA),
+        "balance": Argument(
+            "classes of unequal size: as they are, by weights in the cross entropy, or drawn equally often",
+            DATA,
+            choices=("none", "weights", "sampler"),
+            before="none",
+        ),
         "on_bad_image": Argument(
             "what an image that cannot be read does: stop the run, or be left out",
             DATA,

@@ -89,9 +89,10 @@ def gather_rows(x: Tensor) -> Tensor:
     """Rows [N, ...] of every process, in the order of their ranks: [R * N, ...], without gradient.
 
     Args:
-        x: of the same shape in each process; inside :func:`uneven_rows` with any number of rows.
+        x: of the same shape in each process, inside :func:`uneven_rows` with any number of rows; or
+            :class:`registry.Absent`.
     """
-    if world_size() == 1:
+    if world_size() == 1 or isinstance(x, Absent):
         return x
     counts = _counts(len(x), x.device)
     padded = x.detach().new_zeros(max(counts), *x.shape[1:])
@@ -127,7 +128,7 @@ def gather_output(output: Output) -> Output:
     """Logits and embeddings of every process, without gradient; not the maps."""
     if world_size() == 1:
         return output
-    logits, embedding = (x if isinstance(x, Absent) else gather_rows(x) for x in (output.logits, output.embedding))
+    logits, embedding = map(gather_rows, (output.logits, output.embedding))
     absent: Any = Absent(NO_MAPS)
     members = tuple(map(gather_output, output.members))
     return Output(logits, embedding, absent, absent, layers=absent, members=members)

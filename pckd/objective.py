@@ -340,6 +340,9 @@ class Objective(nn.Module):
                 if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
                     centers = tried.find_centers(_Layer(student), *map(_Layer, teacher.members or [teacher]))
                     tried(student, teacher, Context(instances, centers, stage=stage))
+                    if isinstance(instances.labels, Absent) and self.updates_centers:
+                        tried._asked = self._rule_says
+                        tried.update_centers(student.detach(), teacher.detach(), instances.labels)
             except NotApplicable as error:
                 named = str(error).startswith(tried._asked)
                 raise NotApplicable(str(error) if named else f"{tried._asked}: {error}") from None
@@ -517,7 +520,8 @@ class Objective(nn.Module):
         if world_size() > 1:
             student, teacher = gather_output(student), gather_output(teacher)
             labels, index, group = map(gather_rows, (context.labels, context.index, context.group))
-            context = replace(context, instances=Instances(labels, index, group=group))
+            targets = None if context.targets is None else gather_rows(context.targets)
+            context = replace(context, instances=Instances(labels, index, targets=targets, group=group))
         self._asked = self._metric_says
         difficulty = self.difficulty(student, teacher, context)
         difficulty = check_per_row(self._asked, "difficulty", difficulty, context)

@@ -307,7 +307,7 @@ def make_task(task: str | Task | None, data: Any, **options: Any) -> Task:
         own = DATASETS.facts(parse(data)[0]).get("task") if isinstance(data, str) else data.task
         task = str(own or "classification")
     factory = TASKS.get(parse(task)[0])
-    known, usual = options_of(factory), {"flip": True, "view_statistics": "joint"}
+    known, usual = options_of(factory), {"flip": True, "view_statistics": "joint", "balance": "none"}
     cached = options.get("cached", False) if "cached" in known else options.pop("cached", False)
     for name in [name for name in options if name not in known]:
         if options.pop(name) != usual.get(name):

@@ -47,6 +47,7 @@ def predict(
     *,
     top: int = 3,
     score: float = 0.5,
+    multilabel: bool = False,
     device: str | torch.device | None = None,
     precision: str = "auto",
     bad: Callable[[str], object] | None = None,
@@ -60,6 +61,7 @@ def predict(
         network: with a record of its preprocessing, as of :func:`pckd.load`; afterwards as it was given.
         sources: image files, and folders of them.
         top: how many classes of each image. score: the least of an object.
+        multilabel: whether each class is a question of its own (the task ``multilabel``).
         bad: told of each image that cannot be read, which is then left out; by default the first one is raised.
 
     Raises:
@@ -68,6 +70,10 @@ def predict(
     record = preprocessing_of(network)
     if record is None or not record.whole:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
+    if len(record.mean) not in (1, 3):
+        raise UserError(f"the network takes images with {len(record.mean)} channels, and image files are read with 3")
+    if not all(0 <= x <= 1 for x in record.mean):
+        raise UserError("the network was trained on images that are not scaled to 0 to 1, as image files are")
     if top < 1 or not 0 <= score <= 1:
         raise UserError(f"top must be at least 1, and score from 0 to 1, not {top} and {score:g}")
     files = [file for source in sources for file in _files(os.fspath(source))]
@@ -78,7 +84,9 @@ def predict(
         Detector: partial(_objects, score=score),
         Segmenter: _shares,
     }
-    answer = next((kinds[kind] for kind in kinds if isinstance(network, kind)), partial(_classes, top=top))
+    answer = next(
+        (kinds[kind] for kind in kinds if isinstance(network, kind)), partial(_classes, top=top, multilabel=multilabel)
+    )
     dense = isinstance(network, tuple(kinds))
     with borrowed(network), evaluating(network), torch.no_grad():
         network.to(place.target)
@@ -132,8 +140,11 @@ def _fit(image: Any, record: Preprocessing) -> Any:
     return image.convert("L").convert("RGB") if len(record.mean) == 1 else image
 
 
-def _classes(network: nn.Module, images: Tensor, _: Any, record: Preprocessing, top: int) -> Iterator[list[Found]]:
-    shares = network(images).logits.float().softmax(1)
+def _classes(
+    network: nn.Module, images: Tensor, _: Any, record: Preprocessing, top: int, multilabel: bool
+) -> Iterator[list[Found]]:
+    logits = network(images).logits.float()
+    shares = logits.sigmoid() if multilabel else logits.softmax(1)
     values, classes = shares.topk(min(top, shares.shape[1]))
     for of_image, which in zip(values.tolist(), classes.tolist(), strict=True):
         yield [Found("", record.classes[k], "probability", value) for k, value in zip(which, of_image, strict=True)]

@@ -29,6 +29,7 @@ from model_zoo.adapting import adapted_by_itself, as_backbone, classifier_name
 from model_zoo.probe import borrowed, check_network
 from pckd.arguments import check_arguments
 from pckd.data import Loader
+from pckd.data.arrays import resized
 from pckd.data.check import first_item
 from pckd.data.load import Data, load_data, read_split
 from pckd.device import Device, ready_to_train
@@ -246,13 +247,9 @@ class _Fitted(Dataset):
 
 
 def _fit(images: Tensor, channels: int, size: tuple[int, int] | None) -> Tensor:
-    """uint8 [M, C, H, W] to [M, channels, *size], rounded to whole numbers as an image file of that size would be."""
+    """[M, C, H, W] to [M, channels, *size], in the same type."""
     if size is not None and tuple(images.shape[2:]) != size:
-        pieces = (
-            F.interpolate(piece.float(), size, mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
-            for piece in images.split(PIECE)
-        )
-        images = torch.cat(list(pieces))
+        images = torch.cat([resized(piece, size) for piece in images.split(PIECE)])
     return images.expand(-1, channels, -1, -1)
 
 

@@ -82,6 +82,12 @@ class Absent(_Maps):
         return f"Absent({self.reason!r})"
 
 
+SEVERAL_LABELS = (
+    "this needs one label an image, and an image of multi-label data shows several classes; use a method that looks at "
+    "logits, embeddings or maps alone, such as multilabel_kd"
+)
+
+
 class Head(Protocol):
     """The head of a dense detector, as a function of maps: another network's may go on where it is entered.
 
@@ -209,7 +215,7 @@ class Batch:
     views: Tensor
     """[B, V, C, H, W], normalized, floating point."""
     labels: Tensor
-    """[B], int64."""
+    """[B], int64; or :class:`Absent`."""
     index: Tensor
     """[B], int64: the position of each image in the data set, stable over epochs."""
     drawn: Tensor | None = None
@@ -219,9 +225,13 @@ class Batch:
     """The teacher's remembered answer for all N rows, on the device of the views; None where it must be asked."""
     strong: bool = False
     """Whether the last of the views is a strongly augmented one."""
+    targets: Tensor | None = None
+    """[B, K], of a split with targets (:class:`DataSplit`)."""
+    sample_weights: Tensor | None = None
+    """[B], what each image counts in the supervised term, where not all count alike."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.index)
 
 
 class Centers(NamedTuple):
@@ -264,11 +274,12 @@ class Instances:
     """The N rows of a step: what a task has made of a batch. :meth:`select` gives those of a named set.
 
     Args:
-        labels: [N], int64.
+        labels: [N], int64; or :class:`Absent`, where a row has no one label.
         index: [N], int64: position of each row's image in the data set, stable over epochs; -1 where a row has no
             identity that lasts, and so by default.
         image: [N], int64: position of each row's image in the batch; by default every row has an image of its own.
-        targets: [N, K], soft labels, where there are any.
+        targets: [N, K], soft or several labels, where there are any (:class:`DataSplit`).
+        sample_weights: [N], what each row counts in the supervised term, where not all count alike.
         views, strong: as in :class:`Rows`.
         sets: named sets of rows. ``"upright"`` and ``"all"`` are all rows where they are not among them, and
             ``"images"`` are ``images``, or the upright rows where a row is an image.
@@ -298,6 +309,7 @@ class Instances:
     pixels: Tensor | None = None
     locations: Tensor | None = None
     uneven: bool = False
+    sample_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         known = self.index if isinstance(self.labels, Absent) else self.labels
@@ -331,7 +343,7 @@ class Instances:
             assert self.images is not None
             return self.images
         return Instances(
-            labels=self.labels[which],
+            labels=self.labels if isinstance(self.labels, Absent) else self.labels[which],
             index=self.index[which],
             image=self.image[which],
             targets=None if self.targets is None else self.targets[which],
@@ -340,6 +352,7 @@ class Instances:
             weight_of=self.weight_of[which],
             group=None if self.group is None else self.group[which],
             uneven=self.uneven,
+            sample_weights=None if self.sample_weights is None else self.sample_weights[which],
         )
 
 
@@ -373,6 +386,16 @@ class Context:
     def labels(self) -> Tensor:
         """[N], int64."""
         return self.instances.labels
+
+    @property
+    def targets(self) -> Tensor | None:
+        """[N, K], soft or several labels of each row; None where it has one label."""
+        return self.instances.targets
+
+    @property
+    def sample_weights(self) -> Tensor | None:
+        """[N], what each row counts in the supervised term; None where all count alike."""
+        return self.instances.sample_weights
 
     @property
     def index(self) -> Tensor:
@@ -542,6 +565,8 @@ class Loss(Protocol):
     - ``needs_views = V``: it compares views of an image and has nothing to do with fewer than V;
     - ``needs_rows = R``: it compares rows of a batch and has nothing to do with fewer than R;
     - ``order_matters = True``: what it makes of an image depends on the order of the batch;
+    - ``softmax = True``: it takes the logits for one distribution over the classes, so that images that show several
+      have no use for it;
     - ``reads_rows = True``: beside feature maps it looks at logits or embedding, so that it needs rows that have both;
     - ``compares_rows = True``: it looks at all pairs of rows: where there are thousands, it is shown some of them;
     - ``needs_index = True``: it remembers rows by their ``index``, which must be the same in every epoch;
@@ -661,8 +686,9 @@ class DataSplit:
 
     Args:
         images: uint8 tensor [M, C, H, W] for data that fits in memory; or, for data that is streamed, a map-style
-            ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size.
-        labels: int64 [M], each in [0, K).
+            ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size. Or uint16, of which
+            65535 is 1, or float, which is taken as it is.
+        labels: int64 [M], each in [0, K); None where ``targets`` say which classes an image shows.
         classes: K class names.
         mean: per-channel mean of images scaled to [0, 1].
         std: per-channel standard deviation, likewise.
@@ -672,6 +698,9 @@ class DataSplit:
         name: shown in logs.
         on_bad_image: what is done about a streamed image that raises :class:`registry.BadImages`: ``"stop"`` raises it;
             ``"skip"`` shows the next one of the split in its place in training, and does not count it in evaluation.
+        targets: float [M, K]. Beside labels: the probability of each class (soft labels), which the cross entropy takes
+            in the labels' place. Without labels: 1 for each class that the image shows and 0 for the others; such data
+            is for the task ``multilabel``, and its labels are :class:`Absent`.
     """
 
     images: Any
@@ -683,9 +712,14 @@ class DataSplit:
     padding: int = 4
     name: str = ""
     on_bad_image: Literal["stop", "skip"] = "stop"
+    targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is None and self.targets is not None:
+            object.__setattr__(self, "labels", Absent(SEVERAL_LABELS))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images if isinstance(self.labels, Absent) else self.labels)
 
     @property
     def num_classes(self) -> int:

@@ -37,7 +37,7 @@ def _maps(side: str, part: int | slice) -> Callable[[Shown], Any]:
 
 _SIDES = ("student", "teacher")
 _MAPS = ("_maps", "_preacts", "_map", "_stages", "_layers")
-_CONTEXT = ("labels", "index", "views", "centers", "group", "boxes", "pixels", "locations")
+_CONTEXT = ("labels", "targets", "sample_weights", "index", "views", "centers", "group", "boxes", "pixels", "locations")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
     **{name: attrgetter(name) for name in Shown._fields},
     **{
@@ -57,7 +57,8 @@ INPUTS: dict[str, Callable[[Shown], Any]] = {
 - ``student_logits``, ``student_embedding``, ``student_maps``, ``student_preacts``, ...: fields of the output;
 - ``student_map``: the last map; ``student_stages``: the maps after the stem;
 - ``student_centers``, ``student_bias``: the category centers and their bias; all these of the teacher likewise;
-- ``labels``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``, ``locations``: of the context;
+- ``labels``, ``targets``, ``sample_weights``, ``index``, ``views``, ``centers``, ``group``, ``boxes``, ``pixels``,
+  ``locations``: of the context;
 - ``student``, ``teacher``, ``context``: the whole of each."""
 
 CLAIMS = (
@@ -67,6 +68,7 @@ CLAIMS = (
     "needs_views",
     "needs_rows",
     "order_matters",
+    "softmax",
     "reads_rows",
     "compares_rows",
     "needs_index",

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from pckd.cli import Parser, run_tool
 from pckd.predict import Found, predict
-from pckd.saved import load
+from pckd.saved import load_with_task
 from pckd.tables import NONE, Table, print_tables
 from registry import UserError, options_of
 
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give the file of a trained network (model_final.pth of a run), and images")
     bad: list[str] = []
     options = {name: getattr(args, name) for name in ("top", "score", "device", "precision")}
-    found = list(predict(load(args.weights), args.images, bad=bad.append, **options))
+    network, task = load_with_task(args.weights)
+    found = list(predict(network, args.images, multilabel=task == "multilabel", bad=bad.append, **options))
     if found:
         print_tables([table(found)])
     for text in bad:

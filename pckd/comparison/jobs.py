@@ -214,6 +214,7 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
 def _plan(job: Job, data: Data) -> Plan:
     options, cached = job.arguments, job.arguments["teacher_cache"] is not None
     of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "view_pool")}
+    of_task["balance"] = options.get("balance", "none")
     names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr")
     run = plan(
         task=make_task(options["task"], data, cached=cached, **of_task),

@@ -10,13 +10,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from registry import BadImages, DataSplit, UserError, ask
+from pckd.data.views import SCALES
+from registry import Absent, BadImages, DataSplit, UserError, ask
 
 __all__ = ["check_alike", "check_item", "check_on_bad_image", "check_split", "first_item", "name_of", "say_once"]
 
 log = logging.getLogger("pckd")
 _SAID: set[str] = set()
 
+PIXELS = "uint8, uint16, float32 or float16"
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -28,8 +30,12 @@ def name_of(split: Any) -> str:
 def check_split(split: DataSplit) -> None:
     """Refuse a split that is empty, or whose labels, images in memory, mean or std do not fit together."""
     label, labels, images = name_of(split), split.labels, split.images
+    _check_targets(label, split)
     if isinstance(labels, Tensor) and labels.shape == (0,):
         _refuse(label, "the split has no images")
+    if isinstance(labels, Absent) and split.targets is not None:
+        _check_images(label, split)
+        return
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in _WHOLE:
         _refuse(label, f"labels must be whole numbers [M], not {_kind(labels)}")
     if len(images) != len(labels):
@@ -38,10 +44,30 @@ def check_split(split: DataSplit) -> None:
     if low < 0 or high >= split.num_classes:
         count = split.num_classes
         _refuse(label, f"labels run from {low} to {high}, and there are {count} classes: each must be 0 to {count - 1}")
+    _check_images(label, split)
+
+
+def _check_targets(label: str, split: DataSplit) -> None:
+    targets, size = split.targets, (len(split.images), split.num_classes)
+    if targets is None:
+        return
+    if not isinstance(targets, Tensor) or not targets.is_floating_point() or targets.shape != size:
+        _refuse(label, f"targets must be float {list(size)}, a row an image, not {_kind(targets)}")
+    if isinstance(split.labels, Absent):
+        if not bool(((targets == 0) | (targets == 1)).all()):
+            _refuse(label, "targets without labels must be 0 or 1, whether the image shows the class")
+    elif not bool((targets >= 0).all()) or not torch.allclose(
+        targets.double().sum(1), targets.new_ones(1).double(), atol=1e-3
+    ):
+        _refuse(label, "targets beside labels are probabilities: each row must sum to 1, with no entry below 0")
+
+
+def _check_images(label: str, split: DataSplit) -> None:
+    images = split.images
     check_on_bad_image(split.on_bad_image)
     if isinstance(images, Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            _refuse(label, f"images must be uint8 [M, C, H, W], not {_kind(images)}")
+        if images.dtype not in SCALES or images.ndim != 4:
+            _refuse(label, f"images must be {PIXELS} [M, C, H, W], not {_kind(images)}")
         _check_statistics(label, split, images.shape[1])
 
 
@@ -86,14 +112,16 @@ def check_alike(item: Tensor, first: Tensor, position: int) -> None:
     """Refuse the image at a position if no batch can hold it together with the first one."""
     label = f"image {position} of the data set"
     _check_image(label, item, "it")
+    if item.dtype != first.dtype:
+        _refuse(label, f"its pixels are {_kind(item)}, and another one's {_kind(first)}; all must be of one type")
     if item.shape != first.shape:
         shapes = f"{list(item.shape)}, and another one {list(first.shape)}"
         _refuse(label, f"its shape is {shapes}; all must have the same")
 
 
 def _check_image(label: str, item: object, what: str = "an image") -> None:
-    if not isinstance(item, Tensor) or item.dtype != torch.uint8 or item.ndim != 3:
-        _refuse(label, f"{what} must be uint8 [C, H, W], not {_kind(item)}")
+    if not isinstance(item, Tensor) or item.dtype not in SCALES or item.ndim != 3:
+        _refuse(label, f"{what} must be {PIXELS} [C, H, W], not {_kind(item)}")
 
 
 def _check_statistics(label: str, split: DataSplit, channels: int) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
 from model_zoo import Preprocessing
 from pckd.data.annotated import AnnotatedSplit, check_annotated
+from pckd.data.arrays import is_arrays, make_splits
 from pckd.data.check import check_item, check_on_bad_image, check_split, first_item, name_of, say_once
+from pckd.data.loader import _seeded
 from pckd.data.subset import hold_out, limit
-from registry import DATASETS, DataSplit, PluginError, UserError, ask, build, options_of, parse
+from registry import DATASETS, Absent, DataSplit, PluginError, UserError, ask, build, options_of, parse
 
-__all__ = ["DATA_SEED", "Data", "limited", "load_data", "preprocessing_for", "read_split"]
+__all__ = ["DATA_SEED", "Data", "as_data", "limited", "load_data", "preprocessing_for", "read_split"]
 
 DATA_SEED = 0
 """Seed of which images ``limit`` and ``val_fraction`` pick: every run of every seed sees the same ones."""
@@ -56,6 +63,9 @@ class Data:
         channels, others = check_item(self.train)[0], check_item(self.test)[0]
         if channels != others:
             raise UserError(f"{self.name}: training images have {channels} channels, test images {others}")
+        one, other = first_item(self.train).dtype, first_item(self.test).dtype
+        if one != other:
+            raise UserError(f"{self.name}: training images are {one}, test images {other}; give both in one type")
         if not self.preprocessing.normalizes_as(self.test.mean, self.test.std):
             raise UserError(
                 f"{self.name}: the test split is normalized in another way than the training split; "
@@ -72,6 +82,52 @@ class Data:
         ):
             if one != other:
                 raise UserError(f"{self.name}: training and test split differ in {what} ({one} and {other})")
+
+    @classmethod
+    # A data set that augments its images draws from the global generators, which are the caller's.
+    @_seeded(0)
+    def of(
+        cls,
+        train: Any,
+        test: Any,
+        *,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        padding: int | None = None,
+        stream: bool | None = None,
+        multilabel: bool | None = None,
+        name: str = "custom",
+    ) -> Data:
+        """Data from Python objects.
+
+        Args:
+            train: a ``torch.utils.data.Dataset`` with a length, whose items are pairs (image, label) (or dictionaries
+                with ``image`` and ``label``); or a pair of arrays (images, labels). An image is a ``PIL.Image``, a
+                tensor or a NumPy array, [C, H, W], [H, W, C] or [H, W], with 1 to 16 channels, of type uint8, uint16
+                (65535 is 1) or float (taken as it is). Where both layouts fit, channels come first in a tensor and last
+                in an array. Labels are whole numbers from 0 or names, [M]; probabilities [M, K] (soft labels); or 0 and
+                1 [M, K] (several labels an image: the task is then ``multilabel``).
+            test: likewise.
+            classes: names of the K classes; by default the data set's ``.classes``, or the numbers.
+            mean, std: per channel, of images scaled as above; by default of the training images.
+            image_size: (height, width), or one number: images of other sizes are resized and cropped to it.
+            padding: pixels of the random crop in training; by default an eighth of the side, and 0 for a data set that
+                gives other images each time, because it augments them itself (``flip=False`` leaves out the flips).
+            stream: read images when they are needed, by ``num_workers`` processes; by default where the data set
+                augments them, or they take more than 1 GiB.
+            multilabel: whether labels [M, K] of 0 and 1 are several labels an image; by default where not every row of
+                the training split has exactly one 1.
+            name: for logs and result.json.
+
+        Raises:
+            UserError: what cannot be read, in one line.
+        """
+        options: dict[str, Any] = {"image_size": image_size, "padding": padding, "stream": stream}
+        options |= {"classes": classes, "mean": mean, "std": std, "multilabel": multilabel, "name": name}
+        one, other = make_splits(train, test, **options)
+        return cls(one, other, name, task="multilabel" if isinstance(one.labels, Absent) else "classification")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -94,8 +150,24 @@ def preprocessing_for(split: DataSplit | AnnotatedSplit) -> Preprocessing:
     return Preprocessing(mean, std, (height, width), tuple(map(str, split.classes)))
 
 
+def as_data(data: Any) -> str | Data:
+    """A name or a :class:`Data` as it is; a pair (train, test) by :meth:`Data.of`.
+
+    Raises:
+        UserError: anything else.
+    """
+    if isinstance(data, (str, Data)):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2 and not is_arrays(data):
+        return Data.of(*data)
+    raise UserError(
+        "data must be a name, a pckd.Data, a pair (train, test) of torch data sets, or one of them with val_fraction, "
+        f"not {type(data).__name__}; pckd.Data.of(train, test) takes arrays, too"
+    )
+
+
 def load_data(
-    data: str | Data,
+    data: str | Data | tuple[Any, Any] | Dataset,
     *,
     root: str | None = None,
     limit_train: int | None = None,
@@ -106,7 +178,8 @@ def load_data(
     """Load a data set by name, or pass one through.
 
     Args:
-        data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), or a :class:`Data`.
+        data: a name of ``DATASETS``, with options (``"shapes(num_classes=20)"``), a :class:`Data`, or a pair
+            (train, test) for :meth:`Data.of`, or with ``val_fraction`` one data set.
         root: where its files are.
         limit_train: use so many images of the training split, always the same ones: of a fixed permutation the first
             image of each class, then the first of the rest. A warning says so where some classes have none.
@@ -122,6 +195,7 @@ def load_data(
         UserError: unknown name, missing or broken data, a limit beyond the data.
     """
     check_on_bad_image(on_bad_image)
+    data = as_data((data, data) if val_fraction and isinstance(data, Dataset) else data)
     if isinstance(data, Data):
         train, test, name, measured_on, task = data.train, data.test, data.name, data.measured_on, data.task
         if on_bad_image == "skip":
@@ -138,13 +212,31 @@ def load_data(
         measured_on = "val"
     if limit_test is not None:
         test = limited(test, limit_test)
+    for part, split, limited_to in (("training", train, limit_train), ("test", test, limit_test)):
+        # Of a limit it was said above.
+        if limited_to is None:
+            _say_missing(name, part, split)
     return Data(train, test, name, measured_on, task)
+
+
+def _say_missing(name: str, part: str, split: Any) -> None:
+    """Say which classes have no image in a split."""
+    if not isinstance(split, DataSplit) or not isinstance(split.labels, Tensor):
+        return
+    there = torch.zeros(split.num_classes, dtype=torch.bool)
+    there[split.labels[(split.labels >= 0) & (split.labels < split.num_classes)].long()] = True
+    missing = [str(split.classes[k]) for k in (~there).nonzero()[:, 0].tolist()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        say_once(f"{name}: {len(missing)} of {split.num_classes} classes have no {part} image ({shown})")
 
 
 def limited(split: DataSplit, n: int) -> DataSplit:
     """The ``n`` images that every run takes of a split (:func:`pckd.data.limit`); warns of classes without any."""
     part = limit(split, n, DATA_SEED)
     if not isinstance(split, DataSplit):
+        return part
+    if isinstance(split.labels, Absent):
         return part
     missing = len(split.labels.unique()) - len(part.labels.unique())
     if missing:
@@ -159,7 +251,9 @@ def read_split(name: str, root: str | None, train: bool, on_bad_image: Literal["
     takes = skip and "on_bad_image" in options_of(DATASETS.get(plain))
     options: dict[str, Any] = {"on_bad_image": on_bad_image} if takes else {}
     split = ask(f"data set {name!r}", build, DATASETS, name, root, train, **options)
-    if isinstance(split, DataSplit) == bool(DATASETS.facts(plain).get("task")):
+    if isinstance(split, DataSplit) == (
+        DATASETS.facts(plain).get("task") not in (None, "classification", "multilabel")
+    ):
         raise PluginError(
             f"data set {name!r} returned {type(split).__name__}: it must return registry.DataSplit, or be "
             "registered with task=..."

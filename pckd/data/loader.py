@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,16 +16,47 @@ from torch.utils.data import DataLoader, Dataset
 from pckd.arguments import LARGEST_POOL, MOST_WORKERS
 from pckd.data.check import check_alike, check_split, log, name_of
 from pckd.data.strong import strong_augment
-from pckd.data.views import apply_views, draw_pool, draw_views, mixed, seeded
-from registry import BadImages, Batch, DataSplit, Output, UserError, ask
+from pckd.data.views import apply_views, as_bits, draw_pool, draw_views, mixed, seeded
+from registry import Absent, BadImages, Batch, DataSplit, Output, UserError, ask
 
-__all__ = ["Loader", "check_loading"]
+__all__ = ["Balance", "Loader", "balanced_order", "balanced_weights", "check_loading"]
 
 # What a random number is for: streams of one seed that never meet.
 _ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
+
+
+Balance = Literal["none", "weights", "sampler"]
+"""What is done about classes that have more images than others."""
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """[M], float: what each image counts, inverse to the size of its class, with mean 1 over the images.
+
+    Args:
+        labels: [M].
+    """
+    _, position, counts = labels.unique(return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts.double())).float()[position]
+
+
+def balanced_order(labels: Tensor, order: Tensor, generator: torch.Generator) -> Tensor:
+    """[M] positions in which each class that has images comes equally often, up to one.
+
+    Which classes come once more is drawn. An image comes at most once more than another one of its class.
+
+    Args:
+        labels: [M]. order: [M], the positions in a random order. generator: of the CPU.
+    """
+    sizes = labels.unique(return_counts=True)[1]
+    by_class = order[labels[order].argsort(stable=True)].split(sizes.tolist())
+    each, more = divmod(len(labels), len(by_class))
+    counts = torch.full_like(sizes, each)
+    counts[torch.randperm(len(by_class), generator=generator)[:more]] += 1
+    drawn = torch.cat([of.repeat(-(-n // len(of)))[:n] for of, n in zip(by_class, counts.tolist(), strict=True)])
+    return drawn[torch.randperm(len(drawn), generator=generator)]
 
 
 class Loader:
@@ -66,6 +97,9 @@ class Loader:
         resident: keep a copy of in-memory images on ``device``; by default where it is an accelerator and they take
             less than 4 GiB.
         pool: P, in how many ways an image in memory is augmented in training, up to 65535; 0 draws each time anew.
+        balance: ``"weights"``: training batches have ``sample_weights``, which are the larger the rarer the image's
+            class is, with mean 1 over the split. ``"sampler"``: an epoch of as many images draws each class that has
+            some equally often, up to one; within a class, no image twice more than another.
         recall: called as ``recall(index, drawn, views)`` with two tensors [B] on the CPU when a training batch with a
             pool is made; what it returns is the batch's ``recalled``, moved to ``device``.
 
@@ -90,6 +124,7 @@ class Loader:
         world_size: int = 1,
         resident: bool | None = None,
         pool: int = 0,
+        balance: Balance = "none",
         recall: Callable[[Tensor, Tensor, int], Output | None] | None = None,
     ) -> None:
         check_split(split)
@@ -108,11 +143,14 @@ class Loader:
             raise UserError(f"pool={pool}: {label} is streamed and augmented anew as it is read; {advice}")
         if recall is not None and not pool:
             raise TypeError("Loader(recall=...) needs a pool")
+        if balance != "none" and isinstance(split.labels, Absent):
+            raise UserError(f"balance={balance}: {split.labels.reason}")
         self.split, self.batch_size, self.train, self.views = split, batch_size, train, views
         self.seed, self.flip, self.rank, self.world_size = seed, flip, rank, world_size
         self.device, self.num_workers = torch.device(device), num_workers
         self.strong = strong and train
         self.pool, self.recall = pool if train else 0, recall
+        self.balance = balance if train else "none"
         if self.pool:
             # The entry of its pool that each image shows in the first epoch.
             self._first = torch.randint(self.pool, (len(split),), generator=seeded(seed, _POOL))
@@ -120,14 +158,21 @@ class Loader:
         self.bad: dict[int, str] = {}
         self._said = 0
         self._pixels: Tensor | None = None
-        self._labels = split.labels.to(torch.int64)
+        # What a batch has of each image beside its pixels; what is absent is so in every batch.
+        self._facts: dict[str, Any] = {"labels": split.labels}
+        if not isinstance(split.labels, Absent):
+            self._facts["labels"] = split.labels.to(torch.int64)
+        if split.targets is not None:
+            self._facts["targets"] = split.targets.float()
+        if self.balance == "weights":
+            self._facts["sample_weights"] = balanced_weights(split.labels)
         if not streamed:
             if resident is None:
-                resident = self.device.type != "cpu" and split.images.numel() <= _RESIDENT_BYTES
+                resident = self.device.type != "cpu" and split.images.nbytes <= _RESIDENT_BYTES
             pixels = split.images.to(self.device) if resident else split.images
             # [M, H, W, C], in which a pixel's channels and a row's pixels are neighbors, as the view pipeline likes it.
             self._pixels = pixels.permute(0, 2, 3, 1).contiguous()
-            self._labels = self._labels.to(pixels.device)
+            self._facts = {name: _on(pixels.device, fact) for name, fact in self._facts.items()}
         else:
             self._plan = _Plan()
             self._workers: Any = DataLoader(
@@ -140,6 +185,8 @@ class Loader:
                 # The base seed of the workers would otherwise be drawn from the global generator, each epoch.
                 generator=torch.Generator(),
             )
+
+    balance: Balance = "none"
 
     def __len__(self) -> int:
         """Batches per epoch, for this rank."""
@@ -165,7 +212,10 @@ class Loader:
         size = len(self.split)
         if not self.train:
             return torch.arange(self.rank, size, self.world_size).split(self.batch_size)
-        order = torch.randperm(size, generator=seeded(self.seed, _ORDER, epoch))
+        generator = seeded(self.seed, _ORDER, epoch)
+        order = torch.randperm(size, generator=generator)
+        if self.balance == "sampler":
+            order = balanced_order(self.split.labels, order, generator)
         share = min(self.batch_size, size // self.world_size)
         steps = order[: len(self) * share * self.world_size].split(share * self.world_size)
         return [step[self.rank * share : (self.rank + 1) * share] for step in steps]
@@ -173,8 +223,8 @@ class Loader:
     def _from_memory(self, pixels: Tensor, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         for number, index in enumerate(shares, start):
             there = index.to(pixels.device, non_blocking=True)
-            images = pixels.index_select(0, there).permute(0, 3, 1, 2)
-            yield self._batch(images, self._labels.index_select(0, there), there, index, epoch, number)
+            images = as_bits(pixels).index_select(0, there).view(pixels.dtype).permute(0, 3, 1, 2)
+            yield self._batch(images, there, index, epoch, number)
 
     def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
@@ -196,7 +246,7 @@ class Loader:
 
     def _arrived(self, read: Any, share: Tensor, epoch: int, number: int) -> Any:
         """The batch of what a worker has joined."""
-        return self._batch(read, self._labels[share], share, share, epoch, number)
+        return self._batch(read, share, share, epoch, number)
 
     def say_bad(self) -> None:
         """Log how many images could not be read, where there are more than when it was said last."""
@@ -208,10 +258,14 @@ class Loader:
             count = f"{self._said:,} of {len(self.split):,} images cannot be read"
             log.warning("%s%s: %s, and %s: %s", who, name_of(self.split), count, done, bad.listed())
 
-    def _batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
+    def _batch(self, images: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
         """One batch of the images at ``index``; ``share`` is the same on the CPU."""
         split = self.split
-        images, labels, index = (t.to(self.device, non_blocking=True) for t in (images, labels, index))
+        facts: dict[str, Any] = {
+            name: f if isinstance(f, Absent) else f.index_select(0, index) for name, f in self._facts.items()
+        }
+        facts = {name: _on(self.device, fact) for name, fact in facts.items()}
+        images, index = (_on(self.device, t) for t in (images, index))
         draw, drawn, recalled = None, None, None
         how: dict[str, Any] = {"padding": split.padding, "flip": self.flip}
         if self.pool:
@@ -233,7 +287,7 @@ class Loader:
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
-        return Batch(views, labels, index, drawn, recalled, self.strong)
+        return Batch(views, index=index, drawn=drawn, recalled=recalled, strong=self.strong, **facts)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         # From memory that is not pinned, a copy may wait for the device.
@@ -313,6 +367,10 @@ class _Stream(Dataset):
         if tries > 1:
             raise BadImages(*bad.values())
         return None
+
+
+def _on(device: torch.device, fact: Any) -> Any:
+    return fact if isinstance(fact, Absent) else fact.to(device, non_blocking=True)
 
 
 def _as_is(value: Any) -> Any:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from pckd.data.check import name_of
-from registry import DataSplit, UserError
+from pckd.data.views import as_bits
+from registry import Absent, DataSplit, UserError
 
 __all__ = ["hold_out", "limit"]
 
@@ -31,7 +32,8 @@ def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
     if not isinstance(split, DataSplit):
         return split.part(order[:n].sort().values, split.name)
     leads = torch.zeros(len(split), dtype=torch.bool)
-    leads[np.unique(split.labels[order].numpy(), return_index=True)[1]] = True
+    if not isinstance(split.labels, Absent):
+        leads[np.unique(split.labels[order].numpy(), return_index=True)[1]] = True
     order = torch.cat([order[leads], order[~leads]])
     return _part(split, order[:n].sort().values, split.name)
 
@@ -54,7 +56,7 @@ def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSpli
         raise UserError(f"cannot hold out the fraction {fraction}: it must be above 0 and below 1")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(split), dtype=torch.bool)
-    if isinstance(split, DataSplit):
+    if isinstance(split, DataSplit) and not isinstance(split.labels, Absent):
         labels = split.labels[order]
         for k in range(split.num_classes):
             of_class = order[labels == k]
@@ -77,12 +79,15 @@ def _part(split: Any, index: Tensor, name: str, evaluation: bool = False) -> Any
     images: Any
     if isinstance(split.images, Tensor):
         # Indexed as [M, H, W, C], so that the memory keeps that layout where it has it.
-        images = split.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        images = as_bits(split.images).permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2).view(split.images.dtype)
     else:
         images = _Part(split.images, index.tolist())
         images = images.evaluation() if evaluation else images
     difficulty = None if split.difficulty is None else split.difficulty[index]
-    return dataclasses.replace(split, images=images, labels=split.labels[index], difficulty=difficulty, name=name)
+    labels = split.labels if isinstance(split.labels, Absent) else split.labels[index]
+    targets = None if split.targets is None else split.targets[index]
+    parts = {"images": images, "labels": labels, "difficulty": difficulty, "targets": targets}
+    return dataclasses.replace(split, name=name, **parts)
 
 
 class _Part(Subset):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,23 @@ from torch import Tensor
 
 from registry import UserError
 
-__all__ = ["POOL_VERSION", "Draw", "apply_views", "draw_pool", "draw_views", "make_views", "mixed", "seeded"]
+__all__ = [
+    "POOL_VERSION",
+    "SCALES",
+    "Draw",
+    "apply_views",
+    "as_bits",
+    "draw_pool",
+    "draw_views",
+    "make_views",
+    "mixed",
+    "seeded",
+]
+
+SCALES: Mapping[torch.dtype, float] = MappingProxyType(
+    {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0, torch.float16: 1.0, torch.bfloat16: 1.0}
+)
+"""The types that images may have, and what is 1 in each: mean and std are of images divided by it."""
 
 POOL_VERSION = 1
 """Raise it when the entries of :func:`draw_pool` change: what was remembered about the old ones is then not used."""
@@ -26,6 +43,11 @@ def mixed(*numbers: int) -> int:
 def seeded(*numbers: int) -> torch.Generator:
     """A CPU generator whose seed depends on every number and on their places."""
     return torch.Generator().manual_seed(mixed(*numbers))
+
+
+def as_bits(images: Tensor) -> Tensor:
+    """uint16 as int16 of the same bits, others as they are: more operations know that type."""
+    return images.view(torch.int16) if images.dtype == torch.uint16 else images
 
 
 class Draw(NamedTuple):
@@ -92,7 +114,7 @@ def make_views(
     normalization only.
 
     Args:
-        images: uint8 [B, C, H, W]; fastest where the memory is laid out as [B, H, W, C].
+        images: [B, C, H, W] of a type in :data:`SCALES`; fastest where the memory is laid out as [B, H, W, C].
         views: V, 1 to 4; above 1 the images must be square.
         mean: per channel, of images scaled to [0, 1].
         std: per channel, likewise.
@@ -136,7 +158,7 @@ def apply_views(
         )
     device = images.device
     # Everything up to the crop is moving bytes; as [B, H, W, C] a row of a crop is one contiguous run of W * C bytes.
-    pixels = images.permute(0, 2, 3, 1)
+    kind, pixels = images.dtype, as_bits(images).permute(0, 2, 3, 1)
     if draw is not None:
         flips = draw.flips.to(device, non_blocking=True)
         pixels = torch.where(flips.view(-1, 1, 1, 1), pixels.flip(2), pixels)
@@ -144,7 +166,7 @@ def apply_views(
         padding = 0
     padded = torch.zeros if padding else torch.empty
     tall, wide = height + 2 * padding, width + 2 * padding
-    canvas = padded((batch, views, tall, wide, channels), dtype=torch.uint8, device=device)
+    canvas = padded((batch, views, tall, wide, channels), dtype=pixels.dtype, device=device)
     inner = canvas[:, :, padding : padding + height, padding : padding + width]
     for k in range(views):
         inner[:, k].copy_(torch.rot90(pixels, k, (1, 2)))
@@ -159,9 +181,9 @@ def apply_views(
         cropped = windows.index_select(0, start.view(-1))
     else:
         cropped = canvas
-    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
+    scale = 1.0 / (SCALES[kind] * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
     # Whole rows of scale and shift, so that the inner loop is W * C long and not C.
     line = torch.stack([scale, shift]).float().repeat(1, width).to(device, non_blocking=True)
-    out = torch.addcmul(line[1], cropped.view(rows * height, width * channels).float(), line[0])
+    out = torch.addcmul(line[1], cropped.view(rows * height, width * channels).view(kind).float(), line[0])
     return out.view(batch, views, height, width, channels).permute(0, 1, 4, 2, 3)

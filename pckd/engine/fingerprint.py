@@ -20,7 +20,7 @@ from pckd.data.annotated import AnnotatedSplit
 from pckd.data.archive import read_bytes, size_of
 from pckd.data.folder import ImageFiles, spread
 from pckd.engine.progress import own_random_state, seed_everything
-from registry import BadImages, DataSplit, UserError, ask
+from registry import Absent, BadImages, DataSplit, UserError, ask
 
 __all__ = ["code_fingerprint", "digest", "network_fingerprint", "split_fingerprint"]
 
@@ -66,7 +66,8 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
         return {"split": digest({key: value for key, value in vars(split).items() if key != "name"})}
     return {
         "images": _images(split.images),
-        "labels": digest({"labels": split.labels.to(torch.int64)}),
+        "labels": None if isinstance(split.labels, Absent) else digest({"labels": split.labels.to(torch.int64)}),
+        **({} if split.targets is None else {"targets": digest({"targets": split.targets})}),
         "classes": digest({"classes": tuple(split.classes)}),
         "mean": [float(x) for x in split.mean],
         "std": [float(x) for x in split.std],

@@ -8,9 +8,17 @@ from registry import LOSSES, METHODS, Term
 
 
 @LOSSES.register("cross_entropy", shared=True)
-def cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the student's logits with the labels; [N]. Needs no teacher."""
-    return F.cross_entropy(full(student_logits), labels, reduction="none")
+def cross_entropy(
+    student_logits: Tensor, labels: Tensor, targets: Tensor | None, sample_weights: Tensor | None
+) -> Tensor:
+    """Cross entropy of the student's logits with the labels; [N]. Needs no teacher.
+
+    Args:
+        student_logits: [N, K]. labels: [N]. targets: [N, K], probabilities in the place of the labels.
+        sample_weights: [N], what each row counts.
+    """
+    values = F.cross_entropy(full(student_logits), labels if targets is None else targets, reduction="none")
+    return values if sample_weights is None else values * sample_weights
 
 
 @METHODS.register("vanilla")

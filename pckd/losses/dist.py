@@ -41,13 +41,13 @@ TEMPERATURE = 4.0
 CHECK = above_zero("dist", "temperature")
 
 
-@LOSSES.register("dist_inter", check=CHECK)
+@LOSSES.register("dist_inter", check=CHECK, softmax=True)
 def dist_inter(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """1 - correlation, over the classes, of the two predictions of an image; [N] (Huang et al., arXiv 2205.10536)."""
     return inter_class_relation(student_logits, teacher_logits, temperature)
 
 
-@LOSSES.register("dist_intra", check=CHECK, per_sample=False)
+@LOSSES.register("dist_intra", check=CHECK, per_sample=False, softmax=True)
 def dist_intra(student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """1 - correlation, over the batch, of the two predictions of a class; scalar (Huang et al., arXiv 2205.10536)."""
     return intra_class_relation(student_logits, teacher_logits, temperature).mean()

@@ -8,7 +8,7 @@ from pckd.ops import above_zero, full
 from registry import LOSSES, METHODS, Term
 
 
-@LOSSES.register("dkd", check=above_zero("dkd", "temperature"))
+@LOSSES.register("dkd", check=above_zero("dkd", "temperature"), softmax=True)
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,

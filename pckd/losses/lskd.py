@@ -21,7 +21,7 @@ def standardize(logits: Tensor) -> Tensor:
     return unit(centered) * math.sqrt(logits.shape[-1] - 1)
 
 
-@LOSSES.register("lskd", check=above_zero("lskd", "temperature"))
+@LOSSES.register("lskd", check=above_zero("lskd", "temperature"), softmax=True)
 def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
     """KD between standardized logits: blind to shift and scale of either side; [B] (Sun et al., arXiv 2403.01427).
 

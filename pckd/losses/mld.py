@@ -86,7 +86,7 @@ BASE = 4.0
 CHECK = above_zero("mld", "temperature")
 
 
-@LOSSES.register("mld_instance", check=CHECK)
+@LOSSES.register("mld_instance", check=CHECK, softmax=True)
 def mld_instance(student_logits: Tensor, teacher_logits: Tensor, context: Context, temperature: float = BASE) -> Tensor:
     """KD at several temperatures, on a weak and a strong view; [N] (Jin et al., CVPR 2023, as released).
 
@@ -104,13 +104,13 @@ def mld_instance(student_logits: Tensor, teacher_logits: Tensor, context: Contex
     return torch.where(is_last, strong, weak)
 
 
-@LOSSES.register("mld_batch", check=CHECK, compares_rows=True)
+@LOSSES.register("mld_batch", check=CHECK, compares_rows=True, softmax=True)
 def mld_batch(student_logits: Tensor, teacher_logits: Tensor, temperature: float = BASE) -> Tensor:
     """Squared difference of the samples' similarities, at several temperatures; [N] (Jin et al., CVPR 2023)."""
     return unsure_share(teacher_logits) * batch_alignment(student_logits, teacher_logits, (temperature, *OTHERS))
 
 
-@LOSSES.register("mld_class", check=CHECK, per_sample=False)
+@LOSSES.register("mld_class", check=CHECK, per_sample=False, softmax=True)
 def mld_class(student_logits: Tensor, teacher_logits: Tensor, temperature: float = BASE) -> Tensor:
     """Squared difference of the classes' correlations, at several temperatures; scalar (Jin et al., CVPR 2023)."""
     share = unsure_share(teacher_logits, per_class=True)

@@ -79,7 +79,7 @@ def check(setup: Setup, *, temperature: float, ratio: float) -> None:
 
 
 # With a ratio below 1 the order matters: of two rows that the teacher gets equally wrong, the earlier one is kept.
-@LOSSES.register("transformed_kd", check=check, needs_views=2, order_matters=True)
+@LOSSES.register("transformed_kd", check=check, needs_views=2, order_matters=True, softmax=True)
 def transformed_kd(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -21,7 +21,7 @@ from pckd.plots.networks import Workshop, classes_of
 from pckd.plots.style import grid_shape, headline, marker_style, new_figure, panel_title, panels_of
 from pckd.runs import Group
 from pckd.tasks.classification import Classification, other_preprocessing
-from registry import DataSplit, UserError
+from registry import Absent, DataSplit, UserError
 
 MOST_CLASSES = 10
 
@@ -84,6 +84,8 @@ def placed_centers(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def first_classes(split: DataSplit, images: int) -> DataSplit:
     """At most so many images of the first ten classes, always the same ones."""
+    if isinstance(split.labels, Absent):
+        raise UserError(f"{split.name or 'the data set'}: {split.labels.reason}")
     index = (split.labels < MOST_CLASSES).nonzero()[:, 0]
     if len(index) < len(split):
         # What is streamed is read where it is needed only.

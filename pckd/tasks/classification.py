@@ -22,8 +22,9 @@ from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, Adapted, Picked, as_back
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
-from pckd.data.check import check_item
+from pckd.data.check import check_item, first_item
 from pckd.data.load import Data, preprocessing_for
+from pckd.data.loader import Balance
 from pckd.device import Device
 from pckd.distributed import add_up
 from pckd.given import copy_of
@@ -61,24 +62,38 @@ class Scores(NamedTuple):
     samples: int
 
 
-def image_views(labels: Tensor, index: Tensor, views: int = 1, *, strong: bool = False) -> Instances:
+def image_views(
+    labels: Tensor,
+    index: Tensor,
+    views: int = 1,
+    *,
+    strong: bool = False,
+    targets: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+) -> Instances:
     """The rows of B images in ``views`` views each.
 
     Args:
         labels, index: [B]. strong: whether the last view is a strongly augmented one, and the others are rotations.
+        targets, sample_weights: [B, K] and [B], as in :class:`registry.Batch`.
     """
-    images = len(labels)
+    images, device = len(index), index.device
     sets = {}
     if views > 1:
         sets["upright"] = Rows(slice(None, None, views))
     if strong:
         last = views - 1
-        row = torch.arange(images * views, device=labels.device).view(images, views)
+        row = torch.arange(images * views, device=device).view(images, views)
         sets["all"] = Rows(row[:, :last].flatten(), last)
         sets["strong"] = Rows(row[:, [0, last]].flatten() if views > 2 else slice(None), 2, strong=True)
-    image = torch.arange(images, device=labels.device).repeat_interleave(views)
-    labels, index = labels.repeat_interleave(views), index.repeat_interleave(views)
-    return Instances(labels, index, image, views=views, strong=strong, sets=sets, weight_of=image)
+    image = torch.arange(images, device=device).repeat_interleave(views)
+
+    def repeated(fact: Any) -> Any:
+        return fact if fact is None or isinstance(fact, Absent) else fact.repeat_interleave(views, 0)
+
+    labels, index, targets, sample_weights = map(repeated, (labels, index, targets, sample_weights))
+    known: dict[str, Any] = {"targets": targets, "sample_weights": sample_weights, "views": views, "strong": strong}
+    return Instances(labels, index, image, sets=sets, weight_of=image, **known)
 
 
 @TASKS.register("classification")
@@ -92,11 +107,14 @@ class Classification(Task):
         flip: random horizontal flips in training.
         view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default 16
             where the teacher's answers are ``cached``, else 0.
+        balance: what is done in training about classes that have more images than others: ``"none"``; ``"weights"`` in
+            the cross entropy, inverse to the size of the class, with mean 1 over the images; or a ``"sampler"`` that
+            draws each class equally often (:class:`pckd.data.Loader`).
     """
 
     name = "classification"
     metric = "top1"
-    columns = ("top5",)
+    columns: tuple[str, ...] = ("top5",)
     titles = MappingProxyType({"top1": "top-1", "top5": "top-5"})
     rows = ("upright", "all", "strong", "images")
     stable_index = True
@@ -119,8 +137,9 @@ class Classification(Task):
         flip: bool = True,
         view_pool: int | None = None,
         cached: bool = False,
+        balance: Balance = "none",
     ) -> None:
-        self.views, self.view_statistics, self.flip = views, view_statistics, flip
+        self.views, self.view_statistics, self.flip, self.balance = views, view_statistics, flip, balance
         self.view_pool = (POOL if cached else 0) if view_pool is None else view_pool
 
     def chance(self, data: Data) -> float:
@@ -133,8 +152,16 @@ class Classification(Task):
     def check(self, data: Any, terms: Sequence[Term]) -> None:
         if not isinstance(data.train, DataSplit):
             raise UserError(f"{data.name} is data for {data.task}: leave out the task, or name a data set with labels")
-        _, height, width = data.image_shape
-        if self.views_of([term.rows for term in terms if term.weight]) > 1 and height != width:
+        self.check_labels(data)
+        first, rows = first_item(data.train), [term.rows for term in terms if term.weight]
+        channels, height, width = first.shape
+        if "strong" in rows and (channels not in (1, 3) or first.dtype != torch.uint8):
+            kind = str(first.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the strongly augmented view is made of uint8 images with 1 or 3 channels, and those of {data.name} "
+                f"are {kind} with {channels}; use a method without it"
+            )
+        if self.views_of(rows) > 1 and height != width:
             raise UserError(
                 f"rotated views need square images, and those of {data.name} are {height}x{width}; use views=1"
             )
@@ -143,6 +170,15 @@ class Classification(Task):
                 f"view_pool={self.view_pool}: {data.name} is streamed and augmented anew as it is read; leave out the "
                 "pool (and the teacher cache), or use a data set that is held in memory"
             )
+
+    def check_labels(self, data: Data) -> None:
+        """Refuse data whose labels this task cannot learn.
+
+        Raises:
+            UserError: says which task can.
+        """
+        if isinstance(data.train.labels, Absent):
+            raise UserError(f"{data.name}: its images have no one label each; use task='multilabel'")
 
     def network_options(self, data: Data) -> dict[str, Any]:
         return {"in_channels": data.image_shape[0]}
@@ -182,7 +218,7 @@ class Classification(Task):
         return shapes
 
     def check_batch(self, student: nn.Module, data: Data, images: int, objective: Objective) -> None:
-        self._check_reads(objective, images)
+        self._check_reads(objective, images, data.train)
         if images * self.views_of(objective.row_sets) == 1:
             weight = next(student.parameters(), torch.empty(0))
             image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
@@ -194,16 +230,19 @@ class Classification(Task):
                     image,
                 )
 
-    def _check_reads(self, objective: Objective, images: int) -> None:
-        """Show noise to an objective whose networks do not have everything."""
+    def _check_reads(self, objective: Objective, images: int, split: DataSplit) -> None:
+        """Show noise to an objective whose networks, or images, do not have everything."""
         setup = objective.setup
-        if setup.student.embedding and setup.teacher.embedding and _has_logits(setup):
+        labelled = not isinstance(split.labels, Absent)
+        if setup.student.embedding and setup.teacher.embedding and _has_logits(setup) and labelled:
             return
         needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
         images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
         strong = "strong" in objective.row_sets
         position = torch.arange(images)
-        instances = image_views(position % setup.student.num_classes, position, views + strong, strong=strong)
+        labels = position % setup.student.num_classes if labelled else split.labels
+        targets = None if split.targets is None else split.targets[position % len(split)].float()
+        instances = image_views(labels, position, views + strong, strong=strong, targets=targets)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             student = _noise(setup.student, len(instances), "student")
             teachers = []
@@ -290,6 +329,7 @@ class Classification(Task):
             strong="strong" in objective.row_sets,
             flip=self.flip,
             pool=self.view_pool,
+            balance=self.balance,
             **options,
         )
 
@@ -297,7 +337,12 @@ class Classification(Task):
         self, batch: Batch, student: nn.Module, teachers: Sequence[Teacher]
     ) -> tuple[Output, list[Output], Instances]:
         answers = [teacher.answer(batch, self.images(batch)) for teacher in teachers]
-        instances = image_views(batch.labels, batch.index, batch.views.shape[1], strong=batch.strong)
+        facts: dict[str, Any] = {
+            "strong": batch.strong,
+            "targets": batch.targets,
+            "sample_weights": batch.sample_weights,
+        }
+        instances = image_views(batch.labels, batch.index, batch.views.shape[1], **facts)
         with record_function("pckd.student"):
             return self._answer(student, batch.views), answers, instances
 

@@ -446,7 +446,7 @@ PLUGINS = [
     split("labels=torch.zeros(8)", "mine: labels must be whole numbers [M], not float32 [8]"),
     split("labels=[0] * 8", "labels must be whole numbers [M], not list"),
     split("labels=split.labels[:5]", "mine: 8 images but 5 labels"),
-    split("images=images.float()", "mine: images must be uint8 [M, C, H, W], not float32 [8, 3, 8, 8]"),
+    split("images=images.int()", "mine: images must be uint8, uint16, float32 or float16 [M, C, H, W], not int32 [8,"),
     split("images=images[:0], labels=split.labels[:0]", "split is empty"),
     split("mean=(0.5,)", "mine: mean has 1 numbers, the images have 3"),
     split("std=(1.0, -1.0, 1.0)", "mine: std must be above 0, not (1.0, -1"),
@@ -454,8 +454,11 @@ PLUGINS = [
     split("**({} if train else one_channel)", "have 3 channels, test images 1"),
     items("1 / 0", "image 3 of the data set raised ZeroDivisionError: division by zero (line 15 of mine.py)"),
     items("images[i, :, 1:]", "of the data set: its shape is", "[3, 7, 8]", "all must have the same"),
-    items("images[i].float()", "image 3 of the data set: it must be uint8 [C, H, W], not float32 [3, 8, 8]"),
-    split("images=Items(lambda i: images[i].float())", "an image must be uint8 [C, H, W], not float32"),
+    items(
+        "images[i].int()", "image 3 of the data set: it must be uint8, uint16, float32 or float16 [C, H, W], not int"
+    ),
+    items("images[i].float()", "image 3 of the data set: its pixels are float32 [3, 8, 8], and another one's uint8"),
+    split("images=Items(lambda i: images[i].int())", "an image must be uint8, uint16, float32 or float16 [C, H, W]"),
 ]
 CASES = [*NUMBERS, *CHOICES, *FOLDERS, *FILES, *CHECKED, *TOOLS_TOO, *PLUGINS]
 

@@ -249,7 +249,7 @@ def of_images(*shape, dtype=torch.uint8):
         ({"num_workers": -1}, "num_workers=-1"),
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"rank": 0, "world_size": 51}, "50 images cannot be shared by 51"),
-        ({"split": of_images(50, 3, 8, 8, dtype=torch.float32)}, "uint8"),
+        ({"split": of_images(50, 3, 8, 8, dtype=torch.int32)}, "uint8"),
         ({"split": of_images(50, 8, 8)}, "uint8"),
         ({"split": of_images(49, 3, 8, 8)}, "49 images but 50 labels"),
         ({"split": make_split(images=torch.zeros(0, 3, 8, 8), labels=torch.zeros(0))}, "no images"),
@@ -453,3 +453,64 @@ def test_prefetched_batches_are_those_of_the_epoch_and_an_error_comes_in_its_pla
     with pytest.raises(UserError, match="broken"):
         shown.extend(prefetch(loader, 7, 2))
     assert shown == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["memory", "streamed"])
+@pytest.mark.parametrize("kind", [torch.uint16, torch.float32, torch.float16])
+@pytest.mark.parametrize(("shape", "views"), [((4, 8, 8), 4), ((1, 6, 10), 1)])
+def test_other_pixels_are_shown_as_bytes_are(stream, kind, shape, views):
+    values = torch.randint(0, 256, (20, *shape), generator=torch.Generator().manual_seed(0))
+    # 65535 is 257 times 255.
+    others = (values * 257).to(kind) if kind == torch.uint16 else (values / 255).to(kind)
+    channels = shape[0]
+    split = make_split(20, mean=(0.3,) * channels, std=(0.2,) * channels, padding=2)
+
+    def shown(images):
+        loader = train(replace(split, images=Noisy(images, plain=True) if stream else images), views=views)
+        return joined(loader.epoch(1), "views")
+
+    bound = 5e-3 if kind == torch.float16 else 1e-5
+    torch.testing.assert_close(shown(others), shown(values.byte()), atol=bound, rtol=0)
+
+
+def test_weights_of_classes_by_hand(split):
+    split = replace(split, labels=torch.tensor([0] * 30 + [3] * 20))
+    for batch in train(split, balance="weights").epoch(1):
+        # 50 images in two classes: 50 / (2 * 30) and 50 / (2 * 20), whose mean over the images is 1.
+        expected = torch.where(batch.labels == 0, 5 / 6, 5 / 4)
+        torch.testing.assert_close(batch.sample_weights, expected)
+    assert next(iter(train(split).epoch(1))).sample_weights is None
+    assert next(iter(Loader(split, 8, train=False, balance="weights").epoch(1))).sample_weights is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "drawn", "each"),
+    [
+        # Of 50 draws each class has a half: the 5 images of one class five times each, 25 of the 45 others once.
+        ((45, 0, 5), [25, 25], [(0, 1), (5, 5)]),
+        # 50 in three classes: 16 or 17; 8 images two or three times.
+        ((20, 22, 8), [16, 17, 17], [(0, 1), (0, 1), (2, 3)]),
+    ],
+)
+def test_the_sampler_draws_classes_equally_often(split, counts, drawn, each):
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    split = replace(split, labels=labels)
+    found = set()
+    for epoch in (1, 2, 3):
+        index = joined(train(split, 50, balance="sampler").epoch(epoch))
+        found.add(tuple(index.tolist()))
+        times = index.bincount(minlength=50)
+        classes = [k for k in range(3) if counts[k]]
+        assert sorted(int(times[labels == k].sum()) for k in classes) == drawn
+        for k, (least, most) in zip(classes, each, strict=True):
+            assert least <= times[labels == k].min() <= times[labels == k].max() <= most
+    assert len(found) == 3
+
+
+def test_the_sampler_resumes_and_is_shared_by_processes(split):
+    split = replace(split, labels=torch.tensor([0] * 40 + [1] * 10))
+    whole = list(train(split, 8, seed=3, balance="sampler").epoch(2))
+    assert same(whole[2:], train(split, 8, seed=3, balance="sampler").epoch(2, start=2))
+    ranks = [train(split, 4, seed=3, balance="sampler", rank=rank, world_size=2).epoch(2) for rank in (0, 1)]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert joined(shares).equal(batch.index)
