@@ -226,7 +226,9 @@ def distill(
         parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
-        run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, cached=cached, **parts)
+        known: dict[str, Any] = {"teacher_weights": teacher_weights, "cached": cached}
+        run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, **known, **parts)
+        parts["data"] = loaded = run.data
         for note in run.notes:
             display.note(note)
         cost = None
@@ -310,7 +312,9 @@ def distill(
         network = objective.predictor(run.student).eval()
         set_preprocessing(network, preprocessing)
         if folder is not None:
-            known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            known = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            if preprocessing is not None and not preprocessing.classes:
+                known["num_classes"] = loaded.train.num_classes
             if network is not run.student:
                 known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
             save_weights(network, folder.path / FINAL_MODEL, **known)
@@ -385,6 +389,7 @@ def train_teacher(
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     chosen_task = make_task(task, loaded, flip=flip)
+    chosen_task.check_teachable(teacher, loaded)
     usual = recipe_for(teacher, otherwise=chosen_task.recipe).lr
     training.update(lr=usual if lr is None else lr, flip=bool(flip))
     training["milestones"] = [float(milestone) for milestone in milestones]
@@ -553,6 +558,7 @@ def _obtain_teacher(
     elif weights is not None:
         network = load_trained(run.task, run.teacher, run.data, weights)
     else:
+        run.task.check_teachable(run.teacher, run.data)
         run.refuse_impossible()
         settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
         network = train_teacher(
@@ -613,10 +619,9 @@ def _measure_teacher(
     """The teacher's score; says what may be wrong where it is not far from chance."""
     if teacher is None:
         return None
-    if not getattr(teacher.network, "gives_logits", True):
-        display.note("teacher: not measured, because it has no classifier")
+    score = run.task.measure_teacher(teacher.to(device.target), loader, device, display.note)
+    if score is None:
         return None
-    score = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
     display.note(f"teacher: {score:.2f} % {run.task.title} on {run.data.measured_on}")
     if _at_chance(run, score):
         display.note(

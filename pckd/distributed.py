@@ -89,9 +89,10 @@ def gather_rows(x: Tensor) -> Tensor:
     """Rows [N, ...] of every process, in the order of their ranks: [R * N, ...], without gradient.
 
     Args:
-        x: of the same shape in each process; inside :func:`uneven_rows` with any number of rows.
+        x: of the same shape in each process; inside :func:`uneven_rows` with any number of rows. What is absent is so
+            in every process.
     """
-    if world_size() == 1:
+    if world_size() == 1 or isinstance(x, Absent):
         return x
     counts = _counts(len(x), x.device)
     padded = x.detach().new_zeros(max(counts), *x.shape[1:])

@@ -245,13 +245,16 @@ class Objective(nn.Module):
             readers.append(self.centers)
         return any(getattr(reader, "reads_maps", True) for reader in readers)
 
-    def check_reads(self, student: Output, teacher: Output, instances: Instances) -> None:
-        """Refuse, by its name, what looks at something that a network does not have: an embedding, a classifier's rows.
+    def check_reads(self, student: Output, teacher: Output, instances: Instances) -> bool:
+        """Refuse, by its name, what looks at something that is not there: an embedding, a classifier's rows, labels.
 
         A copy computes every term once, so that no memory here changes.
 
         Args:
             student, teacher, instances: as in a step, with :class:`registry.Absent` for what is not there.
+
+        Returns:
+            whether any term trains what the student answers with: its logits, its classifier's rows, or a loss's head.
 
         Raises:
             NotApplicable: names the first loss that looks at it, and says what would work.
@@ -259,11 +262,20 @@ class Objective(nn.Module):
         tried = copied(self)
         tried._asked = self._rule_says
         stages: tuple[Literal["main", "initial"], ...] = ("main", "initial")
+        answers = bool(self._head)
+        layer = _Layer(student)
         for stage in stages:
             try:
                 if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
-                    centers = tried.find_centers(_Layer(student), _Layer(teacher))
-                    tried(student, teacher, Context(instances, centers, stage=stage))
+                    centers = tried.find_centers(layer, _Layer(teacher))
+                    values = tried(student, teacher, Context(instances, centers, stage=stage))
+                    trained = [x for x in (student.logits, *layer.parameters()) if x.requires_grad]
+                    if trained and values["loss"].requires_grad:
+                        found = torch.autograd.grad(values["loss"], trained, allow_unused=True)
+                        answers = answers or any(gradient is not None for gradient in found)
+                if tried.updates_centers:
+                    tried._asked = tried._rule_says
+                    tried.update_centers(student.detach(), teacher.detach(), instances.labels)
             except NotApplicable as error:
                 raise NotApplicable(f"{tried._asked}: {error}") from None
             except PluginError as error:
@@ -271,6 +283,7 @@ class Objective(nn.Module):
                 if not (lacking := _lacking(self.setup)):
                     raise
                 raise NotApplicable(f"{tried._asked}: {NO_EMBEDDING.format(lacking[0])}") from error
+        return answers
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.

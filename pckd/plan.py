@@ -219,12 +219,13 @@ def plan(
     lr: float | None = None,
     seed: int = 0,
     cached: bool = False,
+    teacher_weights: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Resolve what a caller has named. Nothing is trained or written.
 
     Args:
         student, teacher, method, difficulty, scheduler, centers, batch_size, epochs, lr: see :func:`pckd.distill`.
-        cached: there is a teacher cache.
+        cached: there is a teacher cache. teacher_weights: of a named teacher, for what they say of the classes.
 
     Raises:
         UserError: unknown names or options, a missing teacher, or data or networks that cannot be used.
@@ -235,7 +236,7 @@ def plan(
     if teacher is not None and not isinstance(teacher, str):
         teacher = task.make_network(teacher, data, "the teacher")
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
-    notes = []
+    data, notes = task.settled(data, student, teacher, teacher_weights)
     for name, options in published.items():
         listed = ", ".join(f"{option}={value:g}" for option, value in options.items())
         notes.append(f"{name}: options of the pair {bare(str(teacher))}>{bare(str(student))}: {listed}")

@@ -66,6 +66,8 @@ def predict(
         UserError: no record, no image, or an option out of its range.
     """
     record = preprocessing_of(network)
+    if record is not None and not record.classes:
+        raise UserError("the network has no record of its classes, as one whose classifier was never trained")
     if record is None:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
     if top < 1 or not 0 <= score <= 1:
@@ -136,7 +138,8 @@ def _classes(network: nn.Module, images: Tensor, _: Any, record: Preprocessing, 
     shares = network(images).logits.float().softmax(1)
     values, classes = shares.topk(min(top, shares.shape[1]))
     for of_image, which in zip(values.tolist(), classes.tolist(), strict=True):
-        yield [Found("", record.classes[k], "probability", value) for k, value in zip(which, of_image, strict=True)]
+        names = [(record.classes[k] or f"class {k}", value) for k, value in zip(which, of_image, strict=True)]
+        yield [Found("", name, "probability", value) for name, value in names]
 
 
 def _objects(

@@ -94,6 +94,7 @@ def _check(display: Display, options: dict[str, Any]) -> None:
         for done in ("data_root", "limit_train", "limit_test", "val_fraction", "on_bad_image"):
             step.pop(done, None)
         if isinstance(teacher, str) and options.get("teacher_weights") is None and needs_teacher(terms):
+            task.check_teachable(teacher, loaded)
             # By its name, because published options go by the names; but what it would be trained to is not known yet.
             step["teacher_weights"] = save_weights(task.make_network(teacher, loaded), Path(folder) / "teacher.pth")
         if options.get("teacher_cache") is not None:

@@ -41,14 +41,16 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
         raise UserError(f"a trained network is needed, or its file, and not a name ({file!r})")
     meta = read_metadata(source)
     name, record = meta.get("student") or meta.get("teacher"), Preprocessing.from_metadata(meta)
-    unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (record is None)
+    # A network whose classifier was never trained has columns, and no classes.
+    columns = 0 if record is None else len(record.classes) or int(meta.get("num_classes") or 0)
+    unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (not columns)
     if unsaid or record is None:
         raise UserError(
             f"{file}: has no record of {' and '.join(unsaid)}: build the network and use model_zoo.load_weights"
         )
     name = str(name)
     # All that a network is built from is in the record; there is no data.
-    split = SimpleNamespace(num_classes=len(record.classes), classes=record.classes, image_size=record.image_size)
+    split = SimpleNamespace(num_classes=columns, classes=record.classes, image_size=record.image_size)
     data: Any = SimpleNamespace(train=split, test=split, name=file, image_shape=(len(record.mean), *record.image_size))
     if parse(name)[0] not in BACKBONES.names():
         raise UserError(

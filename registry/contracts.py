@@ -249,7 +249,7 @@ class Instances:
     """The N rows of a step: what a task has made of a batch. :meth:`select` gives those of a named set.
 
     Args:
-        labels: [N], int64.
+        labels: [N], int64; or :class:`Absent`, where the images have none.
         index: [N], int64: position of each row's image in the data set, stable over epochs; -1 where a row has no
             identity that lasts, and so by default.
         image: [N], int64: position of each row's image in the batch; by default every row has an image of its own.
@@ -316,7 +316,7 @@ class Instances:
             assert self.images is not None
             return self.images
         return Instances(
-            labels=self.labels[which],
+            labels=self.labels if isinstance(self.labels, Absent) else self.labels[which],
             index=self.index[which],
             image=self.image[which],
             targets=None if self.targets is None else self.targets[which],
@@ -628,8 +628,9 @@ class DataSplit:
     Args:
         images: uint8 tensor [M, C, H, W] for data that fits in memory; or, for data that is streamed, a map-style
             ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size.
-        labels: int64 [M], each in [0, K).
-        classes: K class names.
+        labels: int64 [M], each in [0, K); or all -1, where the images have no labels.
+        classes: K class names. ``""`` is one that nobody knows; without labels there may be none, ``()``: the teacher's
+            are taken.
         mean: per-channel mean of images scaled to [0, 1].
         std: per-channel standard deviation, likewise.
         difficulty: float [M], the true difficulty where it is known (``shapes``), else None.
@@ -638,6 +639,8 @@ class DataSplit:
         name: shown in logs.
         on_bad_image: what is done about a streamed image that raises :class:`registry.BadImages`: ``"stop"`` raises it;
             ``"skip"`` shows the next one of the split in its place in training, and does not count it in evaluation.
+        neighbors: of a labeled test split: labeled images of the same kind, among whose embeddings a network without a
+            trained classifier looks for the nearest of each test image (k-NN accuracy).
     """
 
     images: Any
@@ -649,9 +652,15 @@ class DataSplit:
     padding: int = 4
     name: str = ""
     on_bad_image: Literal["stop", "skip"] = "stop"
+    neighbors: DataSplit | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the images have labels."""
+        return not (isinstance(self.labels, Tensor) and len(self.labels) and bool((self.labels == -1).all()))
 
     @property
     def num_classes(self) -> int:

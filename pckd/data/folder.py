@@ -137,6 +137,26 @@ def list_files(split: Path) -> Files:
     return Files(paths, labels, tuple(folders))
 
 
+def find_unlabeled(root: str | Path) -> Path:
+    """Where a root has its images without labels: ``unlabeled/``, or else ``train/``, or else itself."""
+    base = Path(root).expanduser()
+    if not os.path.isdir(base):
+        raise UserError(f"no folder {base}: give the root that holds the images")
+    return next((base / name for name in ("unlabeled", "train") if (base / name).is_dir()), base)
+
+
+def list_unlabeled(split: Path, without: Sequence[str] = ()) -> Files:
+    """All image files below a folder, at any depth and without labels, but for those below ``split/without``."""
+    left: Left = defaultdict(list)
+    other = tuple(os.path.join(split, name, "") for name in without)
+    paths = sorted(p for p in _images_below(str(split), _readable(), set(), left) if not p.startswith(other))
+    if not paths:
+        raise UserError(f"no images in {split}{left and f'; there are {_counted(left)}'}")
+    if left:
+        say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
+    return Files(paths, torch.full((len(paths),), -1), ())
+
+
 def images_below(top: str) -> list[str]:
     """The image files below a folder that are no system's, sorted."""
     return sorted(_images_below(top, _readable(), set(), defaultdict(list)))

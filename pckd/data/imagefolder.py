@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,7 @@ def imagefolder(
     std: Sequence[float] | None = None,
     white: float | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
+    unlabeled: bool = False,
 ) -> DataSplit:
     """A folder with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual image format.
 
@@ -59,6 +61,10 @@ def imagefolder(
             bits.
         on_bad_image: what is done about files that cannot be read: ``"stop"`` refuses them, in memory all at once;
             ``"skip"`` leaves them out, and a warning names them (of streamed ones see :class:`registry.DataSplit`).
+        unlabeled: train on images without labels: all below ``unlabeled/``, or else below ``train/``, or else below the
+            root itself but for ``test/`` and ``val/``. Test images in class folders have labels, others have none; of
+            the first, those in class folders of ``train/`` are the ``neighbors``. Without test images give
+            ``val_fraction``.
 
     Raises:
         BadImages: files that are no images; with their names.
@@ -80,19 +86,27 @@ def imagefolder(
         numbers = len(value) if isinstance(value, (list, tuple)) else 1
         if value is not None and numbers != 3:
             raise UserError(f"imagefolder: {option} has {numbers} numbers; give 3, for red, green and blue")
-    training = folder.find_split(root, ("train",))
+    training = folder.find_unlabeled(root) if unlabeled else folder.find_split(root, ("train",))
     split = training
     try:
         testing = folder.find_split(root, ("test", "val"))
-    except UserError:
+    except UserError as error:
+        if not train and unlabeled:
+            raise UserError(f"{error}; or hold out some of the training images (val_fraction)") from error
         if not train:
             raise
     else:
-        folder.same_classes(training, testing)
+        if not unlabeled:
+            folder.same_classes(training, testing)
         split = training if train else testing
     # What the training images are like decides for both splits, so that they are prepared alike.
-    source = folder.list_files(training)
-    files = source if train else folder.list_files(split)
+    if unlabeled:
+        source = folder.list_unlabeled(training, ("test", "val") if training == Path(root).expanduser() else ())
+    else:
+        source = folder.list_files(training)
+    files = source
+    if not train:
+        files = folder.list_files(split) if not unlabeled or _has_classes(split) else folder.list_unlabeled(split)
     name = f"imagefolder {split.parent.name}/{split.name}"
     size, unreadable = ((image_size, image_size), []) if image_size else _common_size(source)
     arrange = Square(image_size) if image_size else None
@@ -121,7 +135,14 @@ def imagefolder(
         if mean is None or std is None:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
     options: dict[str, Any] = {"padding": crop_padding(min(size)), "name": name, "on_bad_image": on_bad_image}
+    if unlabeled and files.classes and _has_classes(split.parent / "train"):
+        alike: dict[str, Any] = {"image_size": image_size, "memory": memory, "mean": mean, "std": std, "white": white}
+        options["neighbors"] = imagefolder(root, True, **alike, on_bad_image=on_bad_image)
     return DataSplit(images, labels, files.classes, tuple(mean), tuple(std), **options)
+
+
+def _has_classes(split: Path) -> bool:
+    return split.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in split.iterdir())
 
 
 def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Tensor) -> None:
@@ -130,7 +151,8 @@ def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Te
     for position, reason in bad.items():
         label = int(files.labels[position])
         if label not in left:
-            raise BadImages(f"{name}: no image of {files.classes[label]} can be read, as {reason}")
+            of = f" of {files.classes[label]}" if files.classes else ""
+            raise BadImages(f"{name}: no image{of} can be read, as {reason}")
     shown = BadImages(*bad.values()).listed()
     say_once(f"{name}: {len(bad):,} of {len(files.paths):,} images cannot be read, and are left out: {shown}")
 

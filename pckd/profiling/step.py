@@ -62,7 +62,7 @@ class Workload:
             progress=HALFWAY._replace(stage=stage),
             check=_look if self.device.type == "cpu" else None,
         )
-        self.rows = len(step.instances.labels)
+        self.rows = len(step.instances)
 
     def first_step(self) -> None:
         """Take a step, with any failure as one line."""

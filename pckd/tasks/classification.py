@@ -94,10 +94,12 @@ class Classification(Task):
 
     name = "classification"
     metric = "top1"
-    columns = ("top5",)
+    columns: tuple[str, ...] = ("top5",)
     titles = MappingProxyType({"top1": "top-1", "top5": "top-5"})
     rows = ("upright", "all", "strong", "images")
     stable_index = True
+    labeled = True
+    """Whether losses may look at the labels."""
     demonstration = MappingProxyType(
         {
             "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
@@ -131,6 +133,8 @@ class Classification(Task):
     def check(self, data: Any, terms: Sequence[Term]) -> None:
         if not isinstance(data.train, DataSplit):
             raise UserError(f"{data.name} is data for {data.task}: leave out the task, or name a data set with labels")
+        if self.labeled and not data.train.labeled:
+            raise UserError(f"{data.name} has no labels: leave out the task, or say task='unlabeled'")
         _, height, width = data.image_shape
         if self.views_of([term.rows for term in terms if term.weight]) > 1 and height != width:
             raise UserError(
@@ -183,28 +187,37 @@ class Classification(Task):
                     image,
                 )
 
-    def _check_reads(self, objective: Objective, images: int) -> None:
-        """Show noise to an objective whose networks do not have everything."""
+    def _check_reads(self, objective: Objective, images: int) -> bool:
+        """Show noise to an objective whose networks or images do not have everything; what it returns is
+        :meth:`Objective.check_reads`'s.
+        """
         setup = objective.setup
         layer: Any = setup.teacher_classifier
         answers = setup.teacher.embedding == 0 or not isinstance(layer, Absent)
-        if setup.student.embedding and setup.teacher.embedding and answers:
-            return
+        if setup.student.embedding and setup.teacher.embedding and answers and self.labeled:
+            return True
         needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
         images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
         strong = "strong" in objective.row_sets
         position = torch.arange(images)
         instances = image_views(position % setup.student.num_classes, position, views + strong, strong=strong)
+        instances = self.shown(instances)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             student, teacher = _noise(setup.student, len(instances), "student"), _noise(setup.teacher, len(instances))
             if not answers:
                 teacher = teacher._replace(logits=Absent(NO_LOGITS.format("the teacher")))  # type: ignore[arg-type]
-            objective.check_reads(student, teacher, instances)
+            return objective.check_reads(student, teacher, instances)
+
+    def shown(self, instances: Instances) -> Instances:
+        """The rows with what the losses may know of them."""
+        return instances
 
     def preprocessing(self, data: Data) -> Preprocessing:
         return preprocessing_for(data.train)
 
     def as_trained(self, network: nn.Module, split: DataSplit, say: Callable[[str], None]) -> DataSplit:
+        if not split.labeled:
+            raise UserError(f"{split.name or 'the data set'} has no labels to measure by; give labeled images")
         own = other_preprocessing("the network", network, split, say)
         channels, height, width = check_item(split)
         classes = probe(network, channels, (height, width), name="the network", classifier=False).num_classes
@@ -249,7 +262,7 @@ class Classification(Task):
         answers = [teacher.answer(batch, self.images(batch)) for teacher in teachers]
         instances = image_views(batch.labels, batch.index, batch.views.shape[1], strong=batch.strong)
         with record_function("pckd.student"):
-            return self._answer(student, batch.views), answers, instances
+            return self._answer(student, batch.views), answers, self.shown(instances)
 
     def _answer(self, student: nn.Module, views: Tensor) -> Output:
         """The student's output for [B, V, C, H, W], image by image as in the batch."""
@@ -398,7 +411,11 @@ def check_classes(what: str, network: nn.Module, classes: Sequence[str], owner: 
         return
     if len(theirs) != len(ours):
         raise UserError(f"{what}: was trained on {len(theirs)} classes, and {owner} has {len(ours)}")
-    k = next(k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    # The name of a class may be unknown on one side.
+    pairs = enumerate(zip(theirs, ours, strict=True))
+    k = next((k for k, (one, other) in pairs if one and other and one != other), None)
+    if k is None:
+        return
     how = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
     raise UserError(
         f"{what}: was trained on {how} than {owner} has: class {k} is {theirs[k]!r} there and {ours[k]!r} here; "
