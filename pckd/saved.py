@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from pckd.tasks.classification import Classification
 from registry import BACKBONES, UserError, parse
 
 __all__ = ["load", "load_with_task", "with_head"]
+
+log = logging.getLogger("pckd")
 
 
 def load(source: str | os.PathLike[str]) -> nn.Module:
@@ -65,6 +68,8 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
     if isinstance(head, dict):
         network = with_head(network, name, classes=split.num_classes, channels=len(record.mean), **head)
     load_weights(network, source)
+    if not record.classes:
+        log.warning("%s: its classifier was never trained; its embedding was (pckd.transfer)", file)
     return network.eval(), task.name
 
 

@@ -149,7 +149,7 @@ def trained(args: argparse.Namespace) -> list[Subject]:
     known: dict[tuple[str, str | None, Any], Inputs] = {}
     subjects = []
     for folder, run in zip(args.folders, runs, strict=True):
-        if run.task != TASK:
+        if run.task not in (TASK, "unlabeled"):
             raise UserError(
                 f"{folder}: a run of {run.task}, whose network says nothing of whole images; give runs of {TASK}"
             )

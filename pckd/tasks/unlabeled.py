@@ -94,10 +94,10 @@ class Unlabeled(Classification):
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         kept = [term for term in terms if not _supervised(term)]
         self._left_out = len(kept) < len(terms)
-        if not kept:
+        if not any(term.main and term.weight for term in kept):
             raise UserError(
-                f"without labels there is nothing to learn by {', '.join(term.label for term in terms)} alone; use a "
-                "method with a teacher, such as kd, at or rkd"
+                f"without labels there is nothing to learn by {', '.join(term.label for term in terms)} alone; use "
+                "another method, such as kd, at or rkd, or several, such as kd+fsp"
             )
         return kept
 
