@@ -153,8 +153,9 @@ def distill(
         method: a name of ``METHODS``, with options (``"pckd(beta=0.1)"``), several (``"dkd+crd"``), or a list of terms.
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
-        data: a name of ``DATASETS`` or a :class:`Data`. data_root, limit_train, limit_test, val_fraction, on_bad_image:
-            see :func:`load_data`.
+        data: a name of ``DATASETS`` or a :class:`Data`; where the images have no labels, the student learns from its
+            teacher alone (:class:`pckd.tasks.unlabeled.Unlabeled`). data_root, limit_train, limit_test, val_fraction,
+            on_bad_image: see :func:`load_data`.
         teacher_weights: file or address of the named teacher's weights; the record of its preprocessing is in the file,
             where this library wrote it.
         teacher_epochs: length of the teacher's training where it is trained first; by default ``epochs``.
@@ -226,8 +227,8 @@ def distill(
         parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
-        known: dict[str, Any] = {"teacher_weights": teacher_weights, "cached": cached}
-        run = plan(teacher=teacher, batch_size=batch_size, epochs=epochs, lr=lr, **known, **parts)
+        sizes: dict[str, Any] = {"batch_size": batch_size, "epochs": epochs, "lr": lr}
+        run = plan(teacher=teacher, teacher_weights=teacher_weights, cached=cached, **sizes, **parts)
         parts["data"] = loaded = run.data
         for note in run.notes:
             display.note(note)
@@ -312,7 +313,7 @@ def distill(
         network = objective.predictor(run.student).eval()
         set_preprocessing(network, preprocessing)
         if folder is not None:
-            known = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
             if preprocessing is not None and not preprocessing.classes:
                 known["num_classes"] = loaded.train.num_classes
             if network is not run.student:

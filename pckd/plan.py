@@ -198,6 +198,7 @@ def load_trained(task: Task, name: str, data: Data, weights: str | os.PathLike[s
     Raises:
         UserError: unknown name, no such file, or weights of another network or of other classes.
     """
+    data = task.settled(data, name, name, weights)[0]
     network = task.make_network(name, data)
     load_weights(network, weights)
     task.check_classes(os.fspath(weights), network, data)

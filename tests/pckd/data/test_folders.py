@@ -92,9 +92,9 @@ def test_images_without_labels_lie_anywhere(root, memory):
     with pytest.raises(UserError, match=r"no folder test/ or val/ .*; or hold out some .*val_fraction"):
         read(train=False)
     (root / "a.png").unlink()
-    with pytest.raises(UserError, match="^no images in"):
+    with pytest.raises(UserError, match=r"^no images in"):
         read()
-    with pytest.raises(UserError, match="^no folder .*nowhere: give the root"):
+    with pytest.raises(UserError, match=r"^no folder .*nowhere: give the root"):
         load("imagefolder", root / "nowhere", unlabeled=True)
 
 
