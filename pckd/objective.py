@@ -55,6 +55,11 @@ def says(term: Term, fact: str, usual: bool = True) -> bool:
     return bool(getattr(factory, fact, usual))
 
 
+def is_shared(term: Term) -> bool:
+    """Whether several methods have one term of this loss between them: its registration says ``shared=True``."""
+    return isinstance(term.loss, str) and bool(LOSSES.facts(parse(term.loss)[0]).get("shared"))
+
+
 def needs_teacher(terms: Sequence[Term]) -> bool:
     """Whether any term looks at a teacher: a loss says that it does not with ``needs_teacher = False``."""
     return any(term.previewed or says(term, "needs_teacher") for term in terms if term.weight)

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from model_zoo import Preprocessing, preprocessing_of, probe, read_metadata
 from model_zoo.checkpoints import classes_in
 from pckd.data import Loader
+from pckd.data.check import check_item
 from pckd.data.load import Data
 from pckd.device import Device
 from pckd.distributed import add_up
-from pckd.objective import Objective
+from pckd.objective import Objective, is_shared
 from pckd.tasks.classification import Classification, answers
-from registry import LOSSES, TASKS, Absent, Instances, NotApplicable, Term, UserError, parse
+from registry import TASKS, Absent, Instances, NotApplicable, Term, UserError
 
 __all__ = ["Unlabeled", "nearest", "vote"]
 
@@ -92,7 +93,7 @@ class Unlabeled(Classification):
         return 100 / data.test.num_classes if self.metric in ("top1", "knn") else 0.0
 
     def terms(self, terms: Sequence[Term]) -> list[Term]:
-        kept = [term for term in terms if not _supervised(term)]
+        kept = [term for term in terms if not is_shared(term)]
         self._left_out = len(kept) < len(terms)
         if not any(term.main and term.weight for term in kept):
             raise UserError(
@@ -117,10 +118,11 @@ class Unlabeled(Classification):
             if data.test.labeled and not any(classes) and len(classes) == len(data.test.classes):
                 classes = data.test.classes
             data = _named(data, classes or ("",) * (1 if isinstance(student, str) else _columns(student, data)))
-        if data.train.labeled and data.test.neighbors is None:
-            images = data.train.images
-            images = images.evaluation() if hasattr(images, "evaluation") else images
-            data = replace(data, test=replace(data.test, neighbors=replace(data.train, images=images)))
+        train, test = data.train, data.test
+        if train.labeled and test.neighbors is None and check_item(train) == check_item(test):
+            images = train.images.evaluation() if hasattr(train.images, "evaluation") else train.images
+            known = replace(train, images=images, mean=test.mean, std=test.std)
+            data = replace(data, test=replace(test, neighbors=known))
         note = "no label is looked at, so that the method's cross entropy with the labels is left out"
         return data, [f"{data.name}: {note}"] if self._left_out else []
 
@@ -241,11 +243,6 @@ class Unlabeled(Classification):
         if not counted:
             raise UserError(f"{loader.split.name or 'the data set'}: none of its images can be read")
         return {self.metric: 100 * right_ones / counted}
-
-
-def _supervised(term: Term) -> bool:
-    """Whether this is the cross entropy that methods share."""
-    return isinstance(term.loss, str) and bool(LOSSES.facts(parse(term.loss)[0]).get("shared"))
 
 
 def _named(data: Data, classes: tuple[str, ...]) -> Data:
