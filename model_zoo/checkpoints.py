@@ -131,6 +131,22 @@ def read_metadata(source: str | os.PathLike[str], *, cache_dir: str | os.PathLik
     return _metadata(_fetch_and_read(_split(source)[0], sha256=None, cache_dir=cache_dir)[1])
 
 
+def classes_in(source: str | os.PathLike[str], network: nn.Module) -> int:
+    """How many classes the weights of a file have, by its classifier's rows; 0 where they cannot be seen.
+
+    Args:
+        source: as of :func:`load_weights`. network: of the same kind, with any number of classes.
+
+    Raises:
+        UserError: no such file, no checkpoint, or an unsafe one.
+    """
+    file, wanted = _split(source)
+    path, content = _fetch_and_read(file, sha256=None, cache_dir=None)
+    rows = _choose(find_fits(content, network.state_dict()), wanted, content, path).state
+    weight = rows.get(f"{classifier_name(network)}.weight")
+    return 0 if weight is None else len(weight)
+
+
 def _split(source: str | os.PathLike[str]) -> tuple[str, str]:
     """A source and which of its weights are wanted, "" where that is not said; a file may have a # in its name."""
     text = os.fspath(source)

@@ -163,8 +163,9 @@ def distill(
             Options that are published for this pair of names are taken where none are given.
         task: a name of ``TASKS`` or a task; by default the one that the data set is for.
         data: a name of ``DATASETS``, a :class:`Data`, or a pair (train, test) of torch data sets (:meth:`Data.of`), or
-            with ``val_fraction`` one. data_root, limit_train, limit_test, val_fraction, on_bad_image: see
-            :func:`load_data`.
+            with ``val_fraction`` one; where the images have no labels, the student learns from its teacher alone
+            (:class:`pckd.tasks.unlabeled.Unlabeled`). data_root, limit_train, limit_test, val_fraction, on_bad_image:
+            see :func:`load_data`.
         student_weights: file or address of weights that the student starts with (:func:`model_zoo.load_weights`), as in
             fine-tuning: where the file has other classes, or no classifier, the last layer starts as usual. Not with
             methods that let it inherit its teacher's.
@@ -254,11 +255,12 @@ def distill(
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
         classes = class_list(teacher_classes)
-        of_run: dict[str, Any] = {"epochs": epochs, "lr": lr, "cached": cached}
+        of_run: dict[str, Any] = {"epochs": epochs, "lr": lr, "cached": cached, "teacher_weights": teacher_weights}
         if teacher_weights is None or isinstance(teacher, nn.Module):
             # How many classes a file has is known when it is read.
             of_run["teacher_classes"] = classes
         run = plan(teacher=teacher, batch_size=batch_size, **of_run, **parts)
+        parts["data"] = loaded = run.data
         for note in run.notes:
             display.note(note)
         if student_weights is not None:
@@ -357,6 +359,8 @@ def distill(
         set_preprocessing(network, preprocessing)
         if folder is not None:
             known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            if preprocessing is not None and not preprocessing.classes:
+                known["num_classes"] = loaded.train.num_classes
             if network is not run.student:
                 known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
             save_weights(network, folder.path / FINAL_MODEL, **known)
@@ -436,6 +440,7 @@ def train_teacher(
         raise UserError(f"a teacher to train must be the name of a network, not {type(teacher).__name__}")
     loaded = load_data(data, root=data_root, limit_train=limit_train, limit_test=limit_test, val_fraction=val_fraction)
     chosen_task = make_task(task, loaded, flip=flip, balance=balance)
+    chosen_task.check_teachable(teacher, loaded)
     usual = recipe_for(teacher, otherwise=chosen_task.recipe).lr
     training.update(lr=usual if lr is None else lr, flip=bool(flip))
     training["milestones"] = [float(milestone) for milestone in milestones]
@@ -613,6 +618,7 @@ def _obtain_teacher(
                 networks[at] = load_trained(run.task, teacher, run.data, files[at], classes, display.note)
     for at in untrained:
         # Only now: a file that cannot be read is refused before another teacher is trained.
+        run.task.check_teachable(str(run.teachers[at]), run.data)
         run.refuse_impossible()
         settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
         networks[at] = train_teacher(
@@ -698,10 +704,11 @@ def _measure_teacher(
     device: Device,
     display: Display,
 ) -> float | None:
-    if isinstance(teacher, FrozenTeacher) and not getattr(teacher.network, "gives_logits", True):
-        display.note(f"{name}: not measured, because it has no classifier")
+    score = run.task.measure_teacher(
+        teacher.to(device.target), loader, device, lambda text: display.note(f"{name}: {text}")
+    )
+    if score is None:
         return None
-    score: float = run.task.evaluate(teacher.to(device.target), loader, device)[run.task.metric]
     display.note(f"{name}: {score:.2f} % {run.task.title} on {run.data.measured_on}")
     if _at_chance(run, score):
         name = "the teacher" if name == "teacher" else name

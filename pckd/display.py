@@ -115,7 +115,8 @@ class Rich(Display):
         values["epoch"] = f"{row['epoch']}/{self.epochs}"
         # The columns in their order; the other entries of a row are shown where they are asked for.
         metrics = [task.metric for _, task in TASKS if hasattr(task, "metric")]
-        first = ("loss", *(f"train_{metric}" for metric in metrics), *metrics, "lr", "seconds")
+        others = [metric for _, task in TASKS for metric in getattr(task, "other_metrics", ())]
+        first = ("loss", *(f"train_{metric}" for metric in metrics), *metrics, *others, "lr", "seconds")
         names = ["epoch", *(name for name in first if name in values)]
         if self.verbose:
             names += [name for name in values if name not in names]

@@ -71,6 +71,11 @@ def layers_of(terms: Sequence[Term], role: str) -> list[str]:
     return list(dict.fromkeys(str(options[role]) for options in readers if options.get(role)))
 
 
+def is_shared(term: Term) -> bool:
+    """Whether several methods have one term of this loss between them: its registration says ``shared=True``."""
+    return isinstance(term.loss, str) and bool(LOSSES.facts(parse(term.loss)[0]).get("shared"))
+
+
 def needs_teacher(terms: Sequence[Term]) -> bool:
     """Whether any term looks at a teacher: a loss says that it does not with ``needs_teacher = False``."""
     return any(term.previewed or says(term, "needs_teacher") for term in terms if term.weight)
@@ -321,13 +326,16 @@ class Objective(nn.Module):
             readers += self._rules
         return any(getattr(reader, "reads_maps", True) for reader in readers)
 
-    def check_reads(self, student: Output, teacher: Output, instances: Instances) -> None:
-        """Refuse, by its name, what looks at something that a network does not have: an embedding, a classifier's rows.
+    def check_reads(self, student: Output, teacher: Output, instances: Instances) -> bool:
+        """Refuse, by its name, what looks at something that is not there: an embedding, a classifier's rows, labels.
 
         A copy computes every term once, so that no memory here changes.
 
         Args:
             student, teacher, instances: as in a step, with :class:`registry.Absent` for what is not there.
+
+        Returns:
+            whether any term trains what the student answers with: its logits, its classifier's rows, or a loss's head.
 
         Raises:
             NotApplicable: names the first loss that looks at it, and says what would work.
@@ -335,14 +343,20 @@ class Objective(nn.Module):
         tried = copied(self)
         tried._asked = self._rule_says
         stages: tuple[Literal["main", "initial"], ...] = ("main", "initial")
+        answers = bool(self._head)
+        layer = _Layer(student)
         for stage in stages:
             try:
                 if any(term.initial if stage == "initial" else term.main for term in self.terms.values()):
-                    centers = tried.find_centers(_Layer(student), *map(_Layer, teacher.members or [teacher]))
-                    tried(student, teacher, Context(instances, centers, stage=stage))
-                    if isinstance(instances.labels, Absent) and self.updates_centers:
-                        tried._asked = self._rule_says
-                        tried.update_centers(student.detach(), teacher.detach(), instances.labels)
+                    centers = tried.find_centers(layer, *map(_Layer, teacher.members or [teacher]))
+                    values = tried(student, teacher, Context(instances, centers, stage=stage))
+                    trained = [x for x in (student.logits, *layer.parameters()) if x.requires_grad]
+                    if trained and values["loss"].requires_grad:
+                        found = torch.autograd.grad(values["loss"], trained, allow_unused=True)
+                        answers = answers or any(gradient is not None for gradient in found)
+                if tried.updates_centers:
+                    tried._asked = tried._rule_says
+                    tried.update_centers(student.detach(), teacher.detach(), instances.labels)
             except NotApplicable as error:
                 named = str(error).startswith(tried._asked)
                 raise NotApplicable(str(error) if named else f"{tried._asked}: {error}") from None
@@ -351,6 +365,7 @@ class Objective(nn.Module):
                 if not (lacking := _lacking(self.setup)):
                     raise
                 raise NotApplicable(f"{tried._asked}: {lacking[0]}") from error
+        return answers
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.

@@ -335,6 +335,7 @@ def load_trained(
     Raises:
         UserError: unknown name, no such file, or weights of another network or of other classes.
     """
+    data = task.settled(data, name, [name], [weights])[0]
     network, file = task.make_network(name, data), os.fspath(weights)
     try:
         load_weights(network, weights)
@@ -396,6 +397,7 @@ def plan(
     seed: int = 0,
     cached: bool = False,
     teacher_classes: Sequence[int | str] | None = None,
+    teacher_weights: Any = None,
 ) -> Plan:
     """Resolve what a caller has named. Nothing is trained or written.
 
@@ -403,6 +405,7 @@ def plan(
         student, teacher, method, difficulty, scheduler, centers, batch_size, epochs, lr: see :func:`pckd.distill`.
         cached: there is a teacher cache.
         teacher_classes: of a teacher that is given, or whose name says that it is pretrained (:func:`pckd.distill`).
+        teacher_weights: of named teachers, for what they say of the classes.
 
     Raises:
         UserError: unknown names or options, a missing teacher, or data or networks that cannot be used.
@@ -422,7 +425,8 @@ def plan(
         teacher = networks if len(networks) > 1 else networks[0]
     teacher, terms, chosen_scheduler, published = choose(task, method, student, teacher, scheduler)
     teachers = teachers_of(teacher)
-    notes: list[str] = []
+    files = teacher_weights if isinstance(teacher_weights, list) else [teacher_weights] * len(teachers)
+    data, notes = task.settled(data, student, teachers, files)
     for name, options in published.items():
         listed = ", ".join(f"{option}={value:g}" for option, value in options.items())
         pair = f"the pair {bare(str(teacher))}>{bare(str(student))}" if len(teachers) == 1 else "its pair"

@@ -68,6 +68,8 @@ def predict(
         UserError: no record, no image, or an option out of its range.
     """
     record = preprocessing_of(network)
+    if record is not None and record.mean and not record.classes:
+        raise UserError("the network has no record of its classes, as one whose classifier was never trained")
     if record is None or not record.whole:
         raise UserError("the network has no record of its classes and preprocessing; see model_zoo.set_preprocessing")
     if len(record.mean) not in (1, 3):
@@ -147,7 +149,8 @@ def _classes(
     shares = logits.sigmoid() if multilabel else logits.softmax(1)
     values, classes = shares.topk(min(top, shares.shape[1]))
     for of_image, which in zip(values.tolist(), classes.tolist(), strict=True):
-        yield [Found("", record.classes[k], "probability", value) for k, value in zip(which, of_image, strict=True)]
+        names = [(record.classes[k] or f"class {k}", value) for k, value in zip(which, of_image, strict=True)]
+        yield [Found("", name, "probability", value) for name, value in names]
 
 
 def _objects(

@@ -99,6 +99,7 @@ def _check(display: Display, options: dict[str, Any]) -> None:
         for at, (one, file) in enumerate(zip(teachers_of(teacher), files, strict=True)):
             weightless = file is options.get("teacher_classes") is None
             if isinstance(one, str) and weightless and needs_teacher(terms):
+                task.check_teachable(one, loaded)
                 # By its name, because published options go by the names; what it would be trained to is not known yet.
                 files[at] = save_weights(task.make_network(one, loaded), Path(folder) / f"teacher{at}.pth")
         if files:

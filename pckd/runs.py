@@ -19,6 +19,8 @@ from registry import TASKS, UserError
 METRICS, RESULT, BENCHMARK = "metrics.jsonl", "result.json", "benchmark.json"
 
 TASK = "classification"
+OF_IMAGES = (TASK, "unlabeled")
+"""Tasks whose networks answer about whole images."""
 """The task of a run whose result does not name it."""
 METRIC = "top1"
 """What a run is judged by, where its result does not name it: a percentage, and higher is better."""
@@ -51,6 +53,18 @@ def title_of(metric: str) -> str:
     """How people write a metric: ``"top-1"``."""
     titles = {name: title for _, task in TASKS for name, title in getattr(task, "titles", {}).items()}
     return titles.get(metric, metric.replace("_", " "))
+
+
+def metric_of(runs: Iterable[Run]) -> str:
+    """What finished runs are judged by.
+
+    Raises:
+        UserError: not all by the same.
+    """
+    metrics = list(dict.fromkeys(run.metric for run in runs if run.result))
+    if len(metrics) > 1:
+        raise UserError(f"these runs are judged by {' and '.join(map(title_of, metrics))}; show them one by one")
+    return metrics[0] if metrics else METRIC
 
 
 @dataclass(frozen=True)

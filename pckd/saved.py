@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from pckd.terms import Teachers
 from registry import BACKBONES, UserError, parse
 
 __all__ = ["load", "load_with_task", "with_head"]
+
+log = logging.getLogger("pckd")
 
 
 def load(source: str | os.PathLike[str]) -> nn.Module:
@@ -42,15 +45,17 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
         raise UserError(f"a trained network is needed, or its file, and not a name ({file!r})")
     meta = read_metadata(source)
     name, record = meta.get("student") or meta.get("teacher"), Preprocessing.from_metadata(meta)
-    unsaid = ["its network"] * (not isinstance(name, str))
-    unsaid += ["its classes and preprocessing"] * (record is None or not record.whole)
+    # A network whose classifier was never trained has columns, and no classes.
+    columns = 0 if record is None else len(record.classes) or int(meta.get("num_classes") or 0)
+    known = record is not None and record.mean and all(record.image_size) and columns
+    unsaid = ["its network"] * (not isinstance(name, str)) + ["its classes and preprocessing"] * (not known)
     if unsaid or record is None:
         raise UserError(
             f"{file}: has no record of {' and '.join(unsaid)}: build the network and use model_zoo.load_weights"
         )
     name = str(name)
     # All that a network is built from is in the record; there is no data.
-    split = SimpleNamespace(num_classes=len(record.classes), classes=record.classes, image_size=record.image_size)
+    split = SimpleNamespace(num_classes=columns, classes=record.classes, image_size=record.image_size)
     data: Any = SimpleNamespace(train=split, test=split, name=file, image_shape=(len(record.mean), *record.image_size))
     plain = parse(name)[0]
     if plain not in BACKBONES and plain.partition(":")[0] not in BACKBONES:
@@ -66,6 +71,8 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
     if isinstance(head, dict):
         network = with_head(network, name, record, **head)
     load_weights(network, source)
+    if not record.classes:
+        log.warning("%s: its classifier was never trained; its embedding was (pckd.transfer)", file)
     return network.eval(), task.name
 
 

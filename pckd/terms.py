@@ -13,8 +13,8 @@ from torch import nn
 from model_zoo import method_options, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from pckd.data.load import Data
-from pckd.objective import Scheduler, preview_all, says
-from registry import LOSSES, METHODS, PluginError, Term, UserError, ask, build, parse
+from pckd.objective import Scheduler, is_shared, preview_all, says
+from registry import METHODS, PluginError, Term, UserError, ask, build, parse
 
 __all__ = [
     "Teachers",
@@ -64,16 +64,11 @@ def method_terms(
         if not isinstance(built, (list, tuple)) or not all(isinstance(term, Term) for term in built):
             raise PluginError(f"method {name!r} returned {built!r:.100}: it must return a list of registry.Term")
         for term in built:
-            if not _is_shared(term):
+            if not is_shared(term):
                 terms.append(term if at is None or term.teacher is not None else replace(term, teacher=at))
             elif not any(term.loss == other.loss for other in terms):
                 terms.append(term)
     return terms
-
-
-def _is_shared(term: Term) -> bool:
-    """Whether several methods have one term of this loss between them: its registration says ``shared=True``."""
-    return isinstance(term.loss, str) and bool(LOSSES.facts(parse(term.loss)[0]).get("shared"))
 
 
 def pair_options(

@@ -274,7 +274,7 @@ class Instances:
     """The N rows of a step: what a task has made of a batch. :meth:`select` gives those of a named set.
 
     Args:
-        labels: [N], int64; or :class:`Absent`, where a row has no one label.
+        labels: [N], int64; or :class:`Absent`, where the images have none, or several each.
         index: [N], int64: position of each row's image in the data set, stable over epochs; -1 where a row has no
             identity that lasts, and so by default.
         image: [N], int64: position of each row's image in the batch; by default every row has an image of its own.
@@ -688,8 +688,10 @@ class DataSplit:
         images: uint8 tensor [M, C, H, W] for data that fits in memory; or, for data that is streamed, a map-style
             ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size. Or uint16, of which
             65535 is 1, or float, which is taken as it is.
-        labels: int64 [M], each in [0, K); None where ``targets`` say which classes an image shows.
-        classes: K class names.
+        labels: int64 [M], each in [0, K); all -1, where the images have no labels; None where ``targets`` say which
+            classes an image shows.
+        classes: K class names. ``""`` is one that nobody knows; without labels there may be none, ``()``: the teacher's
+            are taken.
         mean: per-channel mean of images scaled to [0, 1].
         std: per-channel standard deviation, likewise.
         difficulty: float [M], the true difficulty where it is known (``shapes``), else None.
@@ -701,6 +703,8 @@ class DataSplit:
         targets: float [M, K]. Beside labels: the probability of each class (soft labels), which the cross entropy takes
             in the labels' place. Without labels: 1 for each class that the image shows and 0 for the others; such data
             is for the task ``multilabel``, and its labels are :class:`Absent`.
+        neighbors: of a labeled test split: labeled images of the same kind, among whose embeddings a network without a
+            trained classifier looks for the nearest of each test image (k-NN accuracy).
     """
 
     images: Any
@@ -713,6 +717,7 @@ class DataSplit:
     name: str = ""
     on_bad_image: Literal["stop", "skip"] = "stop"
     targets: Tensor | None = None
+    neighbors: DataSplit | None = None
 
     def __post_init__(self) -> None:
         if self.labels is None and self.targets is not None:
@@ -720,6 +725,11 @@ class DataSplit:
 
     def __len__(self) -> int:
         return len(self.images if isinstance(self.labels, Absent) else self.labels)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the images have labels."""
+        return not (isinstance(self.labels, Tensor) and len(self.labels) and bool((self.labels == -1).all()))
 
     @property
     def num_classes(self) -> int:

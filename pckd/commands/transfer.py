@@ -17,7 +17,7 @@ from pckd.arguments import before
 from pckd.cli import Parser, run_tool
 from pckd.display import make_display
 from pckd.engine.record import FINAL_MODEL
-from pckd.runs import TASK, group_runs, grouped, mean_and_deviation, read_finished
+from pckd.runs import METRIC, OF_IMAGES, TASK, group_runs, grouped, mean_and_deviation, read_finished
 from pckd.tables import Table, fixed, print_tables
 from pckd.transfer import MILESTONES, MOMENTUM, Inputs, inputs_of, load_network, untrained
 from registry import UserError, options_of
@@ -149,7 +149,7 @@ def trained(args: argparse.Namespace) -> list[Subject]:
     known: dict[tuple[str, str | None, Any], Inputs] = {}
     subjects = []
     for folder, run in zip(args.folders, runs, strict=True):
-        if run.task != TASK:
+        if run.task not in OF_IMAGES:
             raise UserError(
                 f"{folder}: a run of {run.task}, whose network says nothing of whole images; give runs of {TASK}"
             )
@@ -168,7 +168,7 @@ def trained(args: argparse.Namespace) -> list[Subject]:
         except UserError as error:
             text = str(error)
             raise UserError(text if str(folder) in text else f"{folder}: {text}") from error
-        facts = run.result.get("seed"), run.last, str(folder)
+        facts = run.result.get("seed"), run.result.get(f"last_{METRIC}"), str(folder)
         subjects.append(Subject(label_of[run.path], student, network, inputs, dataset, *facts))
     return subjects
 

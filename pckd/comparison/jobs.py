@@ -193,6 +193,7 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
     refused: dict[tuple[str, str], str] = {}
     notes: list[str] = []
     teachers: dict[str, FrozenTeacher | SeveralTeachers | None] = {}
+    judged = ""
     for job in (of_row[0] for of_row in grouped(jobs, lambda job: job.row).values()):
         run = _plan(job, data)
         weights = job.arguments["teacher_weights"]
@@ -206,7 +207,10 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
         except NotApplicable as error:
             refused[job.row] = str(error)
         else:
-            if missing:
+            judged = judged or run.task.metric
+            if run.task.metric != judged:
+                refused[job.row] = f"is judged by {run.task.metric}, and others by {judged}; run it by itself"
+            elif missing:
                 notes.append(f"{job.pair} {job.variant.label}: without {', '.join(missing)}, which cannot work here")
     return refused, notes
 
@@ -223,6 +227,7 @@ def _plan(job: Job, data: Data) -> Plan:
         teacher=job.teacher,
         method=options["method"],
         cached=cached,
+        teacher_weights=options["teacher_weights"],
         **{name: options[name] for name in names if name in options},
     )
     if options["student_weights"] is not None:

@@ -41,9 +41,10 @@ def check_split(split: DataSplit) -> None:
     if len(images) != len(labels):
         _refuse(label, f"{len(images)} images but {len(labels)} labels; give one label an image")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= split.num_classes:
-        count = split.num_classes
-        _refuse(label, f"labels run from {low} to {high}, and there are {count} classes: each must be 0 to {count - 1}")
+    if split.labeled and (low < 0 or high >= split.num_classes):
+        count, none = split.num_classes, "; where no image has a label, all must be -1" if low == -1 else ""
+        allowed = f"each must be 0 to {count - 1}{none}"
+        _refuse(label, f"labels run from {low} to {high}, and there are {count} classes: {allowed}")
     _check_images(label, split)
 
 

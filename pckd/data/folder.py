@@ -302,6 +302,36 @@ def list_files(split: Path, training: Path | None = None, skip: bool = False) ->
     return Files(paths, torch.repeat_interleave(numbers, torch.tensor(counts)), classes)
 
 
+def find_unlabeled(root: str | Path) -> tuple[Path, Path, Path | None, Path | None]:
+    """The root; where it has its images without labels: ``unlabeled/``, or else ``train/``, or else itself; its test
+    split; and a training split of class folders beside the unlabeled images.
+    """
+    base = root_of(root)
+    folders = [entry.name for entry in scan(base) if _is_folder(entry)]
+    training, others, tests = (named(folders, names) for names in (("unlabeled",), TRAINING, TESTING))
+    labeled = base / others[0] if training and others and has_classes(base / others[0]) else None
+    images = next((base / name for name in (*training, *others)), base)
+    return base, images, base / tests[0] if tests else None, labeled
+
+
+def has_classes(split: Path) -> bool:
+    """Whether a split's images lie in folders of classes."""
+    return any(_is_folder(entry) and not _is_hidden(entry.name) for entry in scan(split))
+
+
+def list_unlabeled(split: Path, without: Path | None = None) -> Files:
+    """All image files below a folder, at any depth and without labels, but for those below ``without``."""
+    left: Left = defaultdict(list)
+    other = "" if without is None else os.path.join(without, "")
+    found = _images_below(str(split), _readable(), set(), left)
+    paths = sorted(path for path in found if not other or not path.startswith(other))
+    if not paths:
+        raise UserError(f"no images in {split}{left and f'; there are {_counted(left)}'}")
+    if left:
+        say_once(f"{split}: {len(paths):,} images are used, and left out are {_counted(left)}")
+    return Files(paths, torch.full((len(paths),), -1), ())
+
+
 def images_below(top: str) -> list[str]:
     """The image files below a folder that are no system's, sorted."""
     return sorted(_images_below(top, _readable(), set(), defaultdict(list)))

@@ -98,7 +98,8 @@ def _say_left_out(name: str, files: Files, bad: dict[int, str], labels: torch.Te
     for position, reason in bad.items():
         label = int(files.labels[position])
         if label not in left:
-            raise BadImages(f"{name}: no image of {files.classes[label]} can be read, as {reason}")
+            of = f" of {files.classes[label]}" if files.classes else ""
+            raise BadImages(f"{name}: no image{of} can be read, as {reason}")
     shown = BadImages(*bad.values()).listed()
     say_once(f"{name}: {len(bad):,} of {len(files.paths):,} images cannot be read, and are left out: {shown}")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
-from pckd.data.folder import find_split, list_files
+from pckd.data.folder import Files, find_split, find_unlabeled, has_classes, list_files, list_unlabeled, no_split
 from pckd.data.image_split import ImageOptions, image_split
 from registry import DATASETS, DataSplit, UserError
 
@@ -21,6 +23,7 @@ def imagefolder(
     std: Sequence[float] | None = None,
     white: float | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
+    unlabeled: bool = False,
 ) -> DataSplit:
     """A folder or archive with ``train/<class>/*`` and ``test/<class>/*`` (or ``val/<class>/*``), any usual format.
 
@@ -55,6 +58,10 @@ def imagefolder(
             bits.
         on_bad_image: what is done about files that cannot be read: ``"stop"`` refuses them, in memory all at once;
             ``"skip"`` leaves them out, and a warning names them (of streamed ones see :class:`registry.DataSplit`).
+        unlabeled: train on images without labels: all below ``unlabeled/``, or else below ``train/``, or else below the
+            root itself but for ``test/`` and ``val/``. Test images in class folders have labels, others have none; of
+            the first, those in class folders of ``train/`` are the ``neighbors``. Without test images give
+            ``val_fraction``.
 
     Raises:
         BadImages: files that are no images; with their names.
@@ -65,8 +72,28 @@ def imagefolder(
     if not root:
         raise UserError("imagefolder: give the root folder that holds train/ and test/ or val/")
     options = ImageOptions("imagefolder", image_size, memory, mean, std, white, on_bad_image)
+    if unlabeled:
+        return _unlabeled(root, train, options)
     training, split = find_split(root, train)
     # What the training images are like decides for both splits, so that they are prepared alike.
     source = list_files(training)
     files = source if train else list_files(split, training, skip=options.skip)
     return image_split(source, files, f"imagefolder {split.parent.name}/{split.name}", options)
+
+
+def _unlabeled(root: str, train: bool, options: ImageOptions) -> DataSplit:
+    """Images without labels, and the images to measure on, which may have some."""
+    base, training, test, labeled = find_unlabeled(root)
+
+    def split(files: Files, folder: Path) -> DataSplit:
+        return image_split(source, files, f"imagefolder {folder.parent.name}/{folder.name}", options)
+
+    source = list_unlabeled(training, test)
+    if train:
+        return split(source, training)
+    if test is None:
+        raise UserError(f"{no_split(base, 'folder test/ or val/')}; or measure on some of the images (val_fraction)")
+    if not has_classes(test):
+        return split(list_unlabeled(test), test)
+    measured = split(list_files(test), test)
+    return measured if labeled is None else replace(measured, neighbors=split(list_files(labeled), labeled))

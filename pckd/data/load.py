@@ -29,11 +29,13 @@ class Data:
     """What to train on and what to measure on.
 
     Args:
-        train: the training split. test: what accuracy is measured on, each epoch and at the end.
+        train: the training split. test: what accuracy is measured on, each epoch and at the end. Where the training
+            images have no labels, the test split may have some, of any classes, or none.
         name: for logs and result.json.
         measured_on: ``"test"``, or ``"val"`` where ``test`` was held out of the training set.
-        task: the name of the task that the data is for. A split of another task than classification is what that task
-            takes, with ``classes``, ``num_classes``, ``name``, a length, and ``part(index, name, evaluation)``.
+        task: the name of the task that the data is for; without labels ``"unlabeled"``. A split of another task than
+            classification is what that task takes, with ``classes``, ``num_classes``, ``name``, a length, and
+            ``part(index, name, evaluation)``.
     """
 
     train: Any
@@ -46,7 +48,10 @@ class Data:
         for label, split in (("training", self.train), ("test", self.test)):
             if not len(split):
                 raise UserError(f"{self.name}: the {label} split is empty")
-        if self.train.classes != self.test.classes:
+        labeled, test_labeled = (getattr(split, "labeled", True) for split in (self.train, self.test))
+        if labeled and not test_labeled:
+            raise UserError(f"{self.name}: the test split has no labels, and the training split has; give it its own")
+        if labeled and self.train.classes != self.test.classes:
             numbers = self.train.num_classes, self.test.num_classes
             names = [pair for pair in zip(self.train.classes, self.test.classes, strict=False) if pair[0] != pair[1]]
             one, other = numbers if numbers[0] != numbers[1] else names[0]
@@ -54,12 +59,16 @@ class Data:
         if isinstance(self.train, AnnotatedSplit):
             self._check_annotated()
             return
-        if self.train.num_classes < 2:
+        if labeled and self.train.num_classes < 2:
             raise UserError(f"{self.name}: there is one class only; to learn to tell classes apart takes 2 or more")
         if not isinstance(self.train, DataSplit):
             return
+        if not labeled and self.task == "classification":
+            object.__setattr__(self, "task", "unlabeled")
         for split in (self.train, self.test):
             check_split(split)
+        if self.test.neighbors is not None:
+            self._check_neighbors(self.test, self.test.neighbors)
         channels, others = check_item(self.train)[0], check_item(self.test)[0]
         if channels != others:
             raise UserError(f"{self.name}: training images have {channels} channels, test images {others}")
@@ -71,6 +80,17 @@ class Data:
                 f"{self.name}: the test split is normalized in another way than the training split; "
                 "give both the training split's mean and std"
             )
+
+    def _check_neighbors(self, test: DataSplit, neighbors: DataSplit) -> None:
+        check_split(neighbors)
+        for what, one, other in (
+            ("labels", test.labeled, neighbors.labeled),
+            ("classes", test.classes, neighbors.classes),
+            ("image shape", check_item(test), check_item(neighbors)),
+            ("mean and std", (*test.mean, *test.std), (*neighbors.mean, *neighbors.std)),
+        ):
+            if one != other:
+                raise UserError(f"{self.name}: test split and its neighbors differ in {what} ({one} and {other})")
 
     def _check_annotated(self) -> None:
         for split in (self.train, self.test):

@@ -57,6 +57,7 @@ def shapes(
     contrast: float = 0.5,
     color_cue: float = 0.0,
     label_noise: float = 0.0,
+    labels: bool = True,
 ) -> DataSplit:
     """Colored, textured shapes on clutter, drawn from a seed, each with a known difficulty.
 
@@ -81,6 +82,7 @@ def shapes(
         color_cue: share of the images whose shape has its class's own color, which is quickly learned, as the colors
             of things in photographs are; the others have any color. Not part of the difficulty.
         label_noise: share of the training images whose label is wrong.
+        labels: False hides labels and classes, to distill as from any pictures.
 
     Raises:
         UserError: an option out of its range.
@@ -102,8 +104,8 @@ def shapes(
     )
     return DataSplit(
         drawing.images,
-        drawing.labels,
-        class_names(num_classes),
+        drawing.labels if labels else torch.full_like(drawing.labels, -1),
+        class_names(num_classes) if labels else (),
         _MEAN,
         _STD,
         difficulty=drawing.difficulty,

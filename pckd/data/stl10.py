@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.nn import functional as F
 
@@ -14,14 +16,23 @@ _CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", 
 
 
 @DATASETS.register
-def stl10(root: str | None = None, train: bool = True, *, download: bool = True, image_size: int = 96) -> DataSplit:
-    """STL-10: 5,000 + 8,000 labeled images, 10 classes, 96x96 color.
+def stl10(
+    root: str | None = None,
+    train: bool = True,
+    *,
+    download: bool = True,
+    image_size: int = 96,
+    unlabeled: bool = False,
+) -> DataSplit:
+    """STL-10: 5,000 + 8,000 labeled images, 10 classes, 96x96 color; and 100,000 without labels.
 
     Args:
         root: folder of the downloaded files; ``data`` by default.
-        train: the training split, or else the test split. The unlabeled images are not used.
+        train: the training split, or else the test split.
         download: fetch the files (2.6 GB) where they are not there.
         image_size: pixels per side; 32 for transfer from networks trained on CIFAR.
+        unlabeled: train on the 100,000 images without labels, of these and other classes (2.8 GB of memory at 96
+            pixels); the labeled training images are then the test split's ``neighbors``.
 
     Raises:
         UserError: the files are not there and cannot be downloaded.
@@ -31,8 +42,9 @@ def stl10(root: str | None = None, train: bool = True, *, download: bool = True,
     if image_size < 1:
         raise UserError(f"image_size={image_size}: it must be at least 1")
     folder, size = root or DEFAULT_ROOT, (image_size, image_size)
+    part = ("unlabeled" if unlabeled else "train") if train else "test"
     data = find_or_download(
-        lambda fetch: datasets.STL10(folder, "train" if train else "test", download=fetch),
+        lambda fetch: datasets.STL10(folder, part, download=fetch),
         name="stl10",
         root=folder,
         address=datasets.STL10.url,
@@ -45,4 +57,8 @@ def stl10(root: str | None = None, train: bool = True, *, download: bool = True,
         pieces = (F.interpolate(piece.float(), size, mode="bilinear", antialias=True) for piece in images.split(512))
         images = torch.cat([piece.round_().clamp_(0, 255).byte() for piece in pieces])
     labels = torch.from_numpy(data.labels).long()
-    return DataSplit(images, labels, _CLASSES, _MEAN, _STD, padding=crop_padding(image_size), name="stl10")
+    classes = () if part == "unlabeled" else _CLASSES
+    split = DataSplit(images, labels, classes, _MEAN, _STD, padding=crop_padding(image_size), name="stl10")
+    if train or not unlabeled:
+        return split
+    return replace(split, neighbors=stl10(root, download=download, image_size=image_size))

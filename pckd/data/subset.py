@@ -56,7 +56,7 @@ def hold_out(split: DataSplit, fraction: float, seed: int = 0) -> tuple[DataSpli
         raise UserError(f"cannot hold out the fraction {fraction}: it must be above 0 and below 1")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(split), dtype=torch.bool)
-    if isinstance(split, DataSplit) and not isinstance(split.labels, Absent):
+    if isinstance(split, DataSplit) and split.labeled and not isinstance(split.labels, Absent):
         labels = split.labels[order]
         for k in range(split.num_classes):
             of_class = order[labels == k]

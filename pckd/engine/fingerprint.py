@@ -72,6 +72,7 @@ def split_fingerprint(split: Any) -> dict[str, Any]:
         "mean": [float(x) for x in split.mean],
         "std": [float(x) for x in split.std],
         "padding": split.padding,
+        **({} if split.neighbors is None else {"neighbors": split_fingerprint(split.neighbors)}),
     }
 
 

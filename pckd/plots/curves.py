@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pckd.plots.style import grid_shape, headline, line_style, new_figure, panel_title, panels_of, whole_numbers
-from pckd.runs import Group, Run, is_number, title_of
+from pckd.runs import Group, Run, is_number, metric_of, title_of
 from registry import UserError
 
 Read = str | Callable[[dict[str, Any]], Any]
@@ -55,7 +55,7 @@ def draw_curves(groups: Sequence[Group]) -> tuple[Any, list[str]]:
     """A panel for each accuracy and each term, a line for each group; and no notes."""
     runs = [run for group in groups for run in group.runs]
     measured = {str(run.result.get("measured_on", "test")) for run in runs if run.result} or {"test"}
-    metric = runs[0].metric
+    metric = metric_of(runs)
     title = title_of(metric)
     panels = [
         (metric, f"{title} on {' and '.join(sorted(measured))} (%)"),

@@ -120,6 +120,8 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
             f"embedding shows one point an image, and in the task {chosen[0][1].task} a network answers about parts of "
             "images; draw centers"
         )
+    if not whole.labeled:
+        raise UserError(f"embedding colors images by their class, and those of {chosen[0][1].path} have no labels")
     place = Device.resolve(workshop.device, workshop.precision)
     networks: list[tuple[str, nn.Module]] = [
         (f"{run.result['student']}, {label}", workshop.student(run)) for label, run in chosen

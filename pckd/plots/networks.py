@@ -19,7 +19,7 @@ from pckd.engine.fingerprint import network_fingerprint
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import FINAL_MODEL
 from pckd.plan import load_trained, make_task
-from pckd.runs import TASK, Group, Run
+from pckd.runs import OF_IMAGES, Group, Run
 from pckd.saved import with_head
 from pckd.tasks import Task
 from pckd.tasks.classification import check_classes
@@ -89,7 +89,7 @@ class Workshop:
     def student(self, run: Run) -> nn.Module:
         """The trained student of a run, in eval mode."""
         path = run.path / FINAL_MODEL
-        if run.task != TASK:
+        if run.task not in OF_IMAGES:
             task, data = self.task(run)
             return load_trained(task, str(run.result.get("student")), data, path).eval()
         state = _state(path)
@@ -123,7 +123,7 @@ class Workshop:
         there = any(Path(text).expanduser().is_file() for text in (source, source.rpartition("#")[0]))
         if self._teacher_weights is None and "://" not in source and not there:
             return names[0], None, [f"{taught[0].path}: its teacher's weights {source} are not there any more{hint}"]
-        if taught[0].task != TASK:
+        if taught[0].task not in OF_IMAGES:
             task, data = self.task(taught[0])
             network = task.make_network(names[0], data)
         else:

@@ -19,7 +19,7 @@ from pckd.plots.networks import Workshop
 from pckd.plots.precision_recall import draw_precision_recall
 from pckd.plots.segments import draw_segments
 from pckd.plots.style import check_target, styled, write
-from pckd.runs import Benchmark, Run, group_runs, grouped, kind_of, read_benchmarks, read_runs
+from pckd.runs import Benchmark, Run, group_runs, grouped, kind_of, metric_of, read_benchmarks, read_runs
 from registry import UserError
 from registry.files import cannot_write
 
@@ -180,7 +180,7 @@ def _cost_of_runs(runs: Sequence[Run]) -> Any:
     # A method without a teacher belongs to the pairs of its student.
     students = grouped(finished, lambda run: str(run.result.get("student")))
     panels = [(student, points_of_runs(own)) for student, own in students.items()]
-    return draw_cost(panels, f"Accuracy and cost: {_FIGURES}", *{run.metric for run in finished[:1]})
+    return draw_cost(panels, f"Accuracy and cost: {_FIGURES}", metric_of(finished))
 
 
 def _distinct(folders: Sequence[Folder]) -> list[Folder]:

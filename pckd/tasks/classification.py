@@ -118,6 +118,8 @@ class Classification(Task):
     titles = MappingProxyType({"top1": "top-1", "top5": "top-5"})
     rows = ("upright", "all", "strong", "images")
     stable_index = True
+    labeled = True
+    """Whether losses may look at the labels."""
     demonstration = MappingProxyType(
         {
             "data": "shapes(image_size=12, train_size=2048, color_cue=0.6)",
@@ -153,6 +155,8 @@ class Classification(Task):
         if not isinstance(data.train, DataSplit):
             raise UserError(f"{data.name} is data for {data.task}: leave out the task, or name a data set with labels")
         self.check_labels(data)
+        if self.labeled and not data.train.labeled:
+            raise UserError(f"{data.name} has no labels: leave out the task, or say task='unlabeled'")
         first, rows = first_item(data.train), [term.rows for term in terms if term.weight]
         channels, height, width = first.shape
         if "strong" in rows and (channels not in (1, 3) or first.dtype != torch.uint8):
@@ -230,19 +234,21 @@ class Classification(Task):
                     image,
                 )
 
-    def _check_reads(self, objective: Objective, images: int, split: DataSplit) -> None:
-        """Show noise to an objective whose networks, or images, do not have everything."""
+    def _check_reads(self, objective: Objective, images: int, split: DataSplit) -> bool:
+        """Show noise to an objective whose networks or images do not have everything; what it returns is
+        :meth:`Objective.check_reads`'s.
+        """
         setup = objective.setup
-        labelled = not isinstance(split.labels, Absent)
-        if setup.student.embedding and setup.teacher.embedding and _has_logits(setup) and labelled:
-            return
+        labeled = self.labeled and not isinstance(split.labels, Absent)
+        if setup.student.embedding and setup.teacher.embedding and _has_logits(setup) and labeled:
+            return True
         needed = max(getattr(loss, "needs_rows", 1) for loss in objective.losses.values())
         images, views = min(images, max(8, needed)), self.views_of(objective.row_sets)
         strong = "strong" in objective.row_sets
         position = torch.arange(images)
-        labels = position % setup.student.num_classes if labelled else split.labels
+        labels = split.labels if isinstance(split.labels, Absent) else position % setup.student.num_classes
         targets = None if split.targets is None else split.targets[position % len(split)].float()
-        instances = image_views(labels, position, views + strong, strong=strong, targets=targets)
+        instances = self.shown(image_views(labels, position, views + strong, strong=strong, targets=targets))
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             student = _noise(setup.student, len(instances), "student")
             teachers = []
@@ -251,12 +257,18 @@ class Classification(Task):
                 if not _has_logits(own):
                     teacher = teacher._replace(logits=Absent(NO_LOGITS.format("the teacher")))  # type: ignore[arg-type]
                 teachers.append(teacher)
-            objective.check_reads(student, mean_answer(teachers), instances)
+            return objective.check_reads(student, mean_answer(teachers), instances)
+
+    def shown(self, instances: Instances) -> Instances:
+        """The rows with what the losses may know of them."""
+        return instances
 
     def preprocessing(self, data: Data) -> Preprocessing:
         return preprocessing_for(data.train)
 
     def as_trained(self, network: nn.Module, split: DataSplit, say: Callable[[str], None]) -> DataSplit:
+        if not split.labeled:
+            raise UserError(f"{split.name or 'the data set'} has no labels to measure by; give labeled images")
         own = other_preprocessing("the network", network, split, say)
         channels, height, width = check_item(split)
         resizing = self.resizing("the network", network, split)
@@ -344,7 +356,7 @@ class Classification(Task):
         }
         instances = image_views(batch.labels, batch.index, batch.views.shape[1], **facts)
         with record_function("pckd.student"):
-            return self._answer(student, batch.views), answers, instances
+            return self._answer(student, batch.views), answers, self.shown(instances)
 
     def _answer(self, student: nn.Module, views: Tensor) -> Output:
         """The student's output for [B, V, C, H, W], image by image as in the batch."""
@@ -503,7 +515,11 @@ def check_classes(what: str, network: nn.Module, classes: Sequence[str], owner: 
         return
     if len(theirs) != len(ours):
         raise UserError(f"{what}: was trained on {len(theirs)} classes, and {owner} has {len(ours)}")
-    k = next(k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    # The name of a class may be unknown on one side.
+    pairs = enumerate(zip(theirs, ours, strict=True))
+    k = next((k for k, (one, other) in pairs if one and other and one != other), None)
+    if k is None:
+        return
     how = "the same classes in another order" if sorted(theirs) == sorted(ours) else "other classes"
     raise UserError(
         f"{what}: was trained on {how} than {owner} has: class {k} is {theirs[k]!r} there and {ours[k]!r} here; "

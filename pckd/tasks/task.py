@@ -5,6 +5,7 @@ Shapes: B images a step, N rows (instances) that the task makes of them, K class
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -88,6 +89,8 @@ class Task:
     """The name it is registered by."""
     metric: str = "score"
     """What a run is judged by, an entry of what :meth:`evaluate` returns: in percent, and higher is better."""
+    other_metrics: tuple[str, ...] = ()
+    """What ``metric`` may be instead, in a run with other data or networks."""
     columns: tuple[str, ...] = ()
     """Other entries of it that result.json names."""
     rows: tuple[str, ...] = ("upright", "all")
@@ -130,6 +133,37 @@ class Task:
         Raises:
             UserError: in one line.
         """
+
+    def settled(
+        self,
+        data: Any,
+        student: str | nn.Module,
+        teachers: Sequence[str | nn.Module],
+        weights: Sequence[str | os.PathLike[str] | None],
+    ) -> tuple[Any, list[str]]:
+        """The data with what only the networks can say of it, its classes, and what to tell the user.
+
+        Args:
+            weights: of each teacher, the file of a named one.
+        """
+        return data, []
+
+    def check_teachable(self, teacher: str, data: Any) -> None:
+        """Refuse data that a named teacher cannot be trained on first.
+
+        Raises:
+            UserError: says what to give.
+        """
+
+    def measure_teacher(
+        self, teacher: Any, loader: BatchLoader, device: Device, say: Callable[[str], None]
+    ) -> float | None:
+        """The teacher's own score; None, where it has none, and why."""
+        if not getattr(getattr(teacher, "network", None), "gives_logits", True):
+            say("not measured, because it has no classifier")
+            return None
+        score: float = self.evaluate(teacher, loader, device)[self.metric]
+        return score
 
     def check_batch(self, student: nn.Module, data: Any, images: int, objective: Objective) -> None:
         """Refuse a student that cannot be trained on a batch of ``images`` images.

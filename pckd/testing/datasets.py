@@ -83,12 +83,14 @@ def _labels(contract: Contract, split: DataSplit) -> None:
         expect(labels.dtype == torch.int64, f"labels are {labels.dtype}", "torch.int64")
         low, high = int(labels.min()), int(labels.max())
         inside = f"0 to {classes - 1}, for {classes} classes"
-        expect(low >= 0 and high < classes, f"labels from {low} to {high}", inside)
+        inside += ", or all -1, where there are none"
+        expect(not split.labeled or (low >= 0 and high < classes), f"labels from {low} to {high}", inside)
     with contract.clause("classes") as expect:
         names = split.classes
         expect(isinstance(names, tuple), f"classes are a {type(names).__name__}", "a tuple of names")
         expect(all(isinstance(name, str) for name in names), "some class names are no text", "a tuple of names")
-        expect(len(set(names)) == classes, "two classes have one name", "a name for each")
+        named = [name for name in names if name]
+        expect(len(set(named)) == len(named), "two classes have one name", "a name for each")
     if split.difficulty is not None:
         with contract.clause("difficulty") as expect:
             shape, dtype = tuple(split.difficulty.shape), split.difficulty.dtype
@@ -131,7 +133,9 @@ def _agree(contract: Contract, train: Any, test: Any) -> None:
     contract.case = "train and test"
     with contract.clause("splits agree") as expect:
         classes = f"{train.num_classes} and {test.num_classes} classes"
-        expect(train.classes == test.classes, f"{classes}, or other names", "the same in both splits")
+        unlabeled = isinstance(train, DataSplit) and not train.labeled
+        same = unlabeled or train.classes == test.classes
+        expect(same, f"{classes}, or other names", "the same in both splits")
         channels = [first_item(split).shape[0] for split in (train, test)]
         expect(channels[0] == channels[1], f"images of {channels[0]} and {channels[1]} channels", "as many in both")
         same = (train.mean, train.std) == (test.mean, test.std)

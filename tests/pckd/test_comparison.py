@@ -243,6 +243,18 @@ def test_what_cannot_work_is_known_before_any_run() -> None:
     assert list(cached) == [("resnet8>resnet8", "at")]
 
 
+def test_runs_that_are_judged_differently_are_not_compared(tmp_path: Path) -> None:
+    data = load_data("shapes(image_size=8, train_size=20, test_size=20, labels=False)")
+    path = save_weights(BACKBONES.get("resnet8")(10), tmp_path / "teacher.pth")
+    variants, weights = method_variants("kd,dist,rkd,dkd"), {"resnet8": str(path)}
+    runs = make_jobs([("resnet8", "resnet8")], variants, [0], settings(), weights, tmp_path)
+    refused, _ = refuse_early(runs, data)
+    assert {name: reason.partition(";")[0] for (_, name), reason in refused.items()} == {
+        "rkd": "is judged by mutual_knn, and others by agreement",
+        "dkd": "loss 'dkd': the images have no labels",
+    }
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [

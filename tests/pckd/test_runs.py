@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pckd.runs import group_runs, grouped, mean_and_deviation, read_finished, read_runs, title_of
+from pckd.runs import group_runs, grouped, mean_and_deviation, metric_of, read_finished, read_runs, title_of
 from registry import UserError
 
 WriteRun = Callable[..., Path]
@@ -91,6 +92,9 @@ def test_the_metric_is_what_the_result_names(write_run: WriteRun) -> None:
     other = read_finished(write_run("other", metric="miou", last_miou=41.0, best_miou=42.0))
     assert (other.metric, other.last, other.best) == ("miou", 41.0, 42.0)
     assert [title_of(run.metric) for run in (usual, other)] == ["top-1", "mIoU"]
+    assert metric_of([other, replace(usual, result={})]) == "miou"
+    with pytest.raises(UserError, match="judged by top-1 and mIoU; show them one by one"):
+        metric_of([usual, other])
 
 
 @pytest.mark.parametrize(

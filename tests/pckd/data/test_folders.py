@@ -4,6 +4,7 @@ import shutil
 import struct
 import unicodedata
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -60,6 +61,41 @@ def test_val_serves_as_test_and_training_needs_neither(tmp_path):
     (nested.parent / "0.png").rename(nested / "0.png")
     assert load("imagefolder", tmp_path / "a", train=False).labels.tolist() == [0, 1, 2]
     assert len(load("imagefolder", make(tmp_path / "b", ("train",)))) == 12
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_images_without_labels_lie_anywhere(root, memory):
+    """Without ``unlabeled/`` they are those of ``train/``, and without that all but the test images."""
+    read = partial(load, "imagefolder", root, unlabeled=True, memory=memory)
+    test = read(train=False)
+    assert test.labels.tolist() == test.neighbors.labels.tolist() == LABELS
+    assert test.classes == test.neighbors.classes == ("blue", "green", "red")
+    assert torch.equal(items(test.neighbors), items(load("imagefolder", root, memory=memory)))
+    assert (test.neighbors.mean, test.neighbors.std) == (test.mean, test.std) == (read().mean, read().std)
+    assert (len(read()), read().labeled, read().classes) == (12, False, ())
+    deep = root / "unlabeled" / "2026" / "test"
+    deep.mkdir(parents=True)
+    shutil.move(root / "train" / "red" / "3.png", deep / "a.png")
+    Image.new("RGB", (12, 12), "white").save(root / "unlabeled" / "b.png")
+    assert items(read())[:, 0, 0, 0].tolist() == [237, 255]
+    assert len(read(train=False).neighbors) == 11
+    shutil.rmtree(root / "train")
+    assert read(train=False).neighbors is None
+    shutil.move(deep / "a.png", root)
+    shutil.rmtree(root / "unlabeled")
+    assert (len(read()), read().labels.tolist()) == (1, [-1])
+    for name in COLORS:
+        shutil.move(root / "test" / name / "0.png", root / "test" / f"{name}.png")
+        shutil.rmtree(root / "test" / name)
+    assert read(train=False).labels.tolist() == [-1] * 3
+    shutil.rmtree(root / "test")
+    with pytest.raises(UserError, match=r"no folder test/ or val/ .*; or hold out some .*val_fraction"):
+        read(train=False)
+    (root / "a.png").unlink()
+    with pytest.raises(UserError, match=r"^no images in"):
+        read()
+    with pytest.raises(UserError, match=r"^no folder .*nowhere: give the root"):
+        load("imagefolder", root / "nowhere", unlabeled=True)
 
 
 def test_statistics_are_those_of_the_training_images_or_of_imagenet_or_given(root):

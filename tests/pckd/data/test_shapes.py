@@ -189,3 +189,10 @@ def test_color_cue_paints_that_share_and_changes_nothing_else() -> None:
         [draw(400, noise=0, occlusion=0, contrast=1).images[:, :, 14:18, 14:18].float().mean((2, 3)).std(0).mean()]
     )
     assert spread.max() < 0.8 * anyway.min()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_labels_can_be_hidden(train: bool) -> None:
+    shown, hidden = (shapes(train=train, train_size=6, test_size=6, labels=labels) for labels in (True, False))
+    assert torch.equal(shown.images, hidden.images)
+    assert (hidden.labels.tolist(), hidden.classes, hidden.labeled) == ([-1] * 6, (), False)

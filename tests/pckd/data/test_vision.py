@@ -171,7 +171,7 @@ def stl(monkeypatch, tmp_path):
     for part, count in (("train", 4), ("test", 3)):
         (files / f"{part}_X.bin").write_bytes(pixels(count, 3, 96, 96).tobytes())
         (files / f"{part}_y.bin").write_bytes(bytes(range(1, count + 1)))
-    (files / "unlabeled_X.bin").write_bytes(b"")
+    (files / "unlabeled_X.bin").write_bytes(pixels(5, 3, 96, 96).tobytes())
     give_sums(monkeypatch, source, files)
     monkeypatch.setattr(source, "url", NOWHERE + source.filename)
     return partial(build, DATASETS, "stl10", str(tmp_path / "root"))
@@ -196,6 +196,14 @@ def test_stl10_can_be_resized(stl):
     assert small.images.float().std() < 0.6 * full.images.float().std()
     torch.testing.assert_close(small.images.float().mean(), full.images.float().mean(), atol=1.5, rtol=0)
     fails(lambda: stl(True, image_size=0), "image_size=0")
+
+
+def test_stl10_without_labels(stl):
+    train, test = (stl(part, unlabeled=True, image_size=32) for part in (True, False))
+    assert (train.labels.tolist(), train.classes, train.neighbors) == ([-1] * 5, (), None)
+    assert test.labels.tolist() == [0, 1, 2]
+    assert torch.equal(test.neighbors.images, stl(True, image_size=32).images)
+    assert test.neighbors.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_stl10_that_is_damaged(stl, tmp_path):
