@@ -27,7 +27,7 @@ from pckd.arguments import check_arguments
 from pckd.data.load import Data, as_data, limited, load_data, read_split
 from pckd.data.loader import Balance
 from pckd.device import Device
-from pckd.display import Display, Silent, choose_display
+from pckd.display import Display, Silent, choose_display, tell
 from pckd.distributed import alone
 from pckd.engine.cache import TeacherCache, cache_key
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
@@ -365,7 +365,7 @@ def distill(
                 known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
             save_weights(network, folder.path / FINAL_MODEL, **known)
             folder.write_result(record)
-        display.result(record)
+        tell(display, "result", record)
     return Result(network, history.rows, record)
 
 

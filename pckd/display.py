@@ -18,7 +18,7 @@ from registry import TASKS, UserError
 
 T = TypeVar("T")
 
-__all__ = ["Display", "Plain", "Rich", "Silent", "choose_display", "make_display", "watch"]
+__all__ = ["Display", "Plain", "Rich", "Silent", "choose_display", "make_display", "tell", "watch"]
 
 ACCURACIES = {name for name, tag in ENTRIES.items() if tag.startswith("accuracy/")} - {"test_loss"}
 UNSAID = {"epoch", "test_loss", *ACCURACIES} - {METRIC, f"train_{METRIC}"}
@@ -41,6 +41,11 @@ class Display:
 
     def result(self, record: dict[str, Any]) -> None:
         """What result.json says of a training that has come to its end."""
+
+
+def tell(display: Any, what: str, value: dict[str, Any]) -> None:
+    """Tell a display its arguments or its result; one that does not derive from :class:`Display` may not take them."""
+    getattr(display, what, lambda _: None)(value)
 
 
 class Silent(Display):

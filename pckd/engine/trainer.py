@@ -13,7 +13,7 @@ from torch import nn
 
 from pckd.data import prefetch
 from pckd.device import Device
-from pckd.display import Display
+from pckd.display import Display, tell
 from pckd.engine.compiling import prepare, resolve_compile
 from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.memory import kept_for
@@ -119,7 +119,7 @@ class Trainer:
                 f"the method asks for {optimization.initial} initial epochs before its schedule of "
                 f"{optimization.epochs}"
             )
-        self.display.arguments(self.arguments)
+        tell(self.display, "arguments", self.arguments)
         self.display.begin(self.title, optimization.all_epochs, self.steps, history.epoch - 1)
         with contextlib.ExitStack() as ends:
             # Whatever ends the loop, a terminal is left as it was.

@@ -11,7 +11,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
-from pckd.display import Display, choose_display
+from pckd.display import Display, choose_display, tell
 from pckd.runs import BY_TRUTH, ENTRIES
 from registry import TRACKERS, UserError, build, parse
 
@@ -78,7 +78,7 @@ class Tracker(Display):
 
     def arguments(self, values: dict[str, Any]) -> None:
         self.settings = values
-        self.display.arguments(values)
+        tell(self.display, "arguments", values)
 
     def begin(self, title: str, epochs: int, steps: int, done: int) -> None:
         self._end()
@@ -109,7 +109,7 @@ class Tracker(Display):
     def result(self, record: dict[str, Any]) -> None:
         self._try(lambda: self.record(record))
         self._end()
-        self.display.result(record)
+        tell(self.display, "result", record)
 
     def _end(self) -> None:
         self._try(self.close)
