@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -243,9 +242,8 @@ def _say_missing(name: str, part: str, split: Any) -> None:
     """Say which classes have no image in a split."""
     if not isinstance(split, DataSplit) or not isinstance(split.labels, Tensor):
         return
-    there = torch.zeros(split.num_classes, dtype=torch.bool)
-    there[split.labels[(split.labels >= 0) & (split.labels < split.num_classes)].long()] = True
-    missing = [str(split.classes[k]) for k in (~there).nonzero()[:, 0].tolist()]
+    there = set(split.labels.unique().tolist())
+    missing = [str(name) for k, name in enumerate(split.classes) if k not in there]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         say_once(f"{name}: {len(missing)} of {split.num_classes} classes have no {part} image ({shown})")

@@ -173,7 +173,10 @@ def test_a_loss_says_whether_it_reads_maps(name: str) -> None:
     assert says(name, "reads_maps") == bool(facts(name) & {"maps", "preacts"})
 
 
-NOT_BLIND_TO_SHIFTS = {"srrl": "compares the logits themselves, as released"}
+NOT_BLIND_TO_SHIFTS = {
+    "srrl": "compares the logits themselves, as released",
+    **dict.fromkeys(("binary_cross_entropy", "binary_kd"), "each class has a probability of its own"),
+}
 
 
 @for_each(LOSS_NAMES, NOT_BLIND_TO_SHIFTS)

@@ -788,7 +788,7 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"views": 5}, "views must be a whole number from 1 to 4, not 5"),
     ({"output": 5}, "output must be a path, not 5"),
     ({"student": 8}, "the student must be an nn.Module or the name of a network, not int"),
-    ({"data": 8}, "cannot read 8: expected text"),
+    ({"data": 8}, "data must be a name, a pckd.Data, a pair"),
     ({"method": []}, "the method has no term"),
     ({"method": [Term("cross_entropy", float("nan"))]}, "its weight must be a finite number, not nan"),
     ({"method": [Term("cross_entropy", "1")]}, "must be a finite number, not '1'"),  # type: ignore[arg-type]
