@@ -52,6 +52,7 @@ DATA = f"shapes(image_size=8, train_size=24, test_size=12, num_classes={CLASSES}
 RUN = ["--epochs", "1", "--batch-size", "8", "--precision", "fp32", "--device", "cpu"]
 TAUGHT = "--teacher resnet8 --teacher-weights {weights} --method"
 KD, PCKD = f"{TAUGHT} kd", f"{TAUGHT} pckd"
+FILE = "--method kd --teacher resnet8 --teacher-weights"
 FOLDER = "--batch-size 4 --dataset imagefolder --data-root"
 STREAM = "--batch-size 4 --dataset imagefolder(memory=False) --data-root"
 GOOD = f"{FOLDER} {{good}} --dataset"
@@ -74,7 +75,8 @@ BASE = {
         *("--num-classes", "5", "--num-samples", "40", "--rounds", "0", "--precision", "fp32", "--device", "cpu"),
     ],
 }
-"""Command lines that work, and what each case's arguments are added to: of an option given twice, the last counts."""
+"""Command lines that work, and what each case's arguments are added to: of an option given twice, the last counts,
+but for teachers and their weights."""
 
 
 class Case(NamedTuple):
@@ -212,12 +214,12 @@ FOLDERS = [
 ]
 # What else is wrong with weights: tests/model_zoo/test_checkpoints.py.
 FILES = [
-    says(f"{KD} --teacher-weights {LONG}", "xxx: no such file"),
-    says(f"{KD} --teacher-weights ''", "teacher_weights must be a path, not ''"),
-    says(f"{KD} --teacher-weights {{code}}", "code.pth: refused as unsafe", "state_dict() alone"),
-    says(f"{KD} --teacher-weights {{resnet14}}", "the file fits resnet14", "unexpected"),
-    says(f"{KD} --teacher-weights {{seven}}", "the file has 7 classes, the network 4", "teacher_classes"),
-    says(f"{KD} --teacher-weights {{seven}} --teacher-classes no.txt", "'no.txt': No such file or directory"),
+    says(f"{FILE} {LONG}", "xxx: no such file"),
+    says(f"{FILE} ''", "teacher_weights must be a path, not ''"),
+    says(f"{FILE} {{code}}", "code.pth: refused as unsafe", "state_dict() alone"),
+    says(f"{FILE} {{resnet14}}", "the file fits resnet14", "unexpected"),
+    says(f"{FILE} {{seven}}", "the file has 7 classes, the network 4", "teacher_classes"),
+    says(f"{FILE} {{seven}} --teacher-classes no.txt", "'no.txt': No such file or directory"),
     says("--output {weights}", "weights.pth: File exists; choose another --output"),
     says(f"--output {LONG}", "File name too long; choose another --output"),
     says("--output ''", "output must be a path, not ''", "leave output out"),
