@@ -304,12 +304,12 @@ def list_files(split: Path, training: Path | None = None, skip: bool = False) ->
 
 def find_unlabeled(root: str | Path) -> tuple[Path, Path, Path | None, Path | None]:
     """The root; where it has its images without labels: ``unlabeled/``, or else ``train/``, or else itself; its test
-    split; and a training split of class folders beside the unlabeled images.
+    split; and a training split of class folders.
     """
     base = root_of(root)
     folders = [entry.name for entry in scan(base) if _is_folder(entry)]
     training, others, tests = (named(folders, names) for names in (("unlabeled",), TRAINING, TESTING))
-    labeled = base / others[0] if training and others and has_classes(base / others[0]) else None
+    labeled = base / others[0] if others and has_classes(base / others[0]) else None
     images = next((base / name for name in (*training, *others)), base)
     return base, images, base / tests[0] if tests else None, labeled
 

@@ -92,7 +92,9 @@ def _unlabeled(root: str, train: bool, options: ImageOptions) -> DataSplit:
     if train:
         return split(source, training)
     if test is None:
-        raise UserError(f"{no_split(base, 'folder test/ or val/')}; or measure on some of the images (val_fraction)")
+        raise UserError(
+            f"{no_split(base, 'folder test/ or val/')}; or hold out some of the training images (val_fraction)"
+        )
     if not has_classes(test):
         return split(list_unlabeled(test), test)
     measured = split(list_files(test), test)

@@ -152,7 +152,7 @@ def test_a_pretrained_name_teaches_as_it_is_where_its_classes_are_named(monkeypa
     options: dict[str, Any] = {"task": make_task(None, data), "data": data, "student": "resnet8", "method": "kd"}
     run = plan(teacher=name, teacher_classes=["goldfish", "3", "tench"], **options)
     assert isinstance(run.teacher, nn.Module)
-    teacher, images = run.freeze(run.teacher, print), torch.randn(2, 3, 8, 8)
+    teacher, images = run.freeze([run.teacher], print), torch.randn(2, 3, 8, 8)
     expected = donor(teacher.renormalized(F.interpolate(images, (224, 224), mode="bilinear", antialias=True)))
     torch.testing.assert_close(teacher(images).logits, expected[:, [1, 3, 0]], rtol=1e-4, atol=1e-4)
     assert describe(run.teacher) == name

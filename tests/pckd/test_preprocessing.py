@@ -340,7 +340,7 @@ def test_the_rows_of_a_teacher_of_more_classes(
         teacher_classes=classes,
     )
     assert isinstance(run.teacher, nn.Module)
-    teacher, images, expected = run.freeze(run.teacher, print), torch.randn(4, 3, 8, 8), of_five()
+    teacher, images, expected = run.freeze([run.teacher], print), torch.randn(4, 3, 8, 8), of_five()
     whole = expected(images)
     for prepared in (False, True):
         torch.testing.assert_close(teacher(images).logits, whole.logits[:, rows], rtol=1e-4, atol=1e-4)
