@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -32,22 +33,22 @@ from pckd.distributed import alone
 from pckd.engine.cache import TeacherCache, cache_key
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from pckd.engine.gradient_report import GradientReport
-from pckd.engine.optimization import MILESTONES, Optimization
+from pckd.engine.optimization import MILESTONES, Grouping, Optimization, named_optimizer
 from pckd.engine.progress import History, own_random_state
 from pckd.engine.ranks import Ranks
-from pckd.engine.record import FINAL_MODEL, FolderInUse, RunFolder
+from pckd.engine.record import BEST_MODEL, EMA_MODEL, FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.session import session
 from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.engine.trainer import Report, Trainer
 from pckd.given import copy_of
-from pckd.objective import Metric, Objective, Scheduler
+from pckd.objective import Metric, Objective, Predictor, Scheduler
 from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import Plan, class_list, load_trained, make_task, plan, said_of
 from pckd.saved import load_with_task
 from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import Teachers, Weights, describe, paired
-from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build
+from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build, options_of
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -81,6 +82,8 @@ class Result:
     """One dictionary an epoch: every term of the objective, scores, learning rate."""
     record: dict[str, Any]
     """All else, with the exact arguments and versions: the content of result.json."""
+    ema: nn.Module | None = None
+    """The network with the running average of the weights, where one was asked for."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -114,6 +117,11 @@ def distill(
     lr_decay: float = 0.1,
     schedule: str | Callable[[float, int], float] | None = None,
     clip_grad: float | None = None,
+    optimizer: str | Callable[..., torch.optim.Optimizer] | None = None,
+    accumulate: int = 1,
+    label_smoothing: float = 0.0,
+    ema: float | None = None,
+    patience: int | None = None,
     difficulty: str | Metric = "cross_entropy",
     scheduler: str | Scheduler | None = None,
     centers: str | CenterRule = "classifier",
@@ -134,6 +142,7 @@ def distill(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_every: int | Literal["epoch"] = "epoch",
+    keep_best: bool = False,
     on_nonfinite: Literal["stop", "skip"] = "stop",
     on_bad_image: Literal["stop", "skip"] = "stop",
     display: Display | Literal["auto"] | None = "auto",
@@ -183,6 +192,15 @@ def distill(
         momentum, weight_decay: of SGD. milestones: shares of the run after which lr is multiplied by ``lr_decay``.
         schedule: a name of ``LR_SCHEDULES`` or a function, in the place of milestones. clip_grad: largest norm of the
             gradient of all parameters together; the metrics then have the norm before, ``grad_norm``.
+        optimizer: a name of ``OPTIMIZERS`` or a function of the parameter groups and the learning rate, of the student
+            in the place of SGD; its weight decay and momentum are its options. A named one says its usual ``lr``.
+        accumulate: batches that are seen one after the other and make one step by their mean gradient. It is that of
+            one larger batch where a loss is a mean over samples; batch norms, difficulty, and losses that compare rows,
+            look at each batch by itself.
+        label_smoothing: of the cross entropy with the labels: share of the probability that all classes have alike.
+        ema: decay, below 1, of a running average of the student's weights, which is measured, too: ``ema_top1`` and so
+            on, and model_ema.pth.
+        patience: end the run after so many epochs that were no better. Needs ``val_fraction``, as ``keep_best`` does.
         difficulty: a name of ``DIFFICULTY_METRICS`` or a function.
         scheduler: a name of ``DIFFICULTY_SCHEDULERS`` or a function. By default ``"preview"``, for the terms that the
             method previews; where it previews none, a scheduler given here weights all its per-sample losses.
@@ -213,6 +231,7 @@ def distill(
         resume: continue from the output folder's checkpoint, if there is one. Other arguments, other data (also at the
             same place), another teacher and other starting weights are refused; their files may lie elsewhere.
         checkpoint_every: steps between two checkpoints, or ``"epoch"``; there is always one at the end of an epoch.
+        keep_best: also write the network of the best epoch, as model_best.pth, judged by held-out training images.
         on_nonfinite: what a term that is not finite does: ``"stop"`` the run before its step, or ``"skip"`` the step.
         display: what is told meanwhile (:class:`pckd.display.Display`). ``"auto"`` shows progress on a terminal and in
             a notebook, and nothing elsewhere; None shows nothing.
@@ -229,6 +248,10 @@ def distill(
     teacher, teacher_weights = paired(teacher, teacher_weights)
     arguments = {key: describe(value) for key, value in locals().items() if key != "display"}
     check_arguments(**{name: value for name, value in arguments.items() if name != "student"})
+    if optimizer is not None and (momentum, weight_decay) != (OPTIONS["momentum"], OPTIONS["weight_decay"]):
+        raise UserError("momentum and weight_decay are of the usual SGD; give them as options of the optimizer")
+    if keep_best and output is None:
+        raise UserError("keep_best writes model_best.pth: it needs an output folder")
     if view_pool == 0 and teacher_cache is not None:
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
     display = choose_display(display)
@@ -238,6 +261,10 @@ def distill(
             folder = _open_folder(output, resume, held) if ranks.first else None
         limits: dict[str, Any] = {"limit_train": limit_train, "limit_test": limit_test, "val_fraction": val_fraction}
         loaded = load_data(data, root=data_root, on_bad_image=on_bad_image, **limits)
+        if (keep_best or patience is not None) and loaded.measured_on == "test":
+            raise UserError(
+                "keep_best and patience choose an epoch, which must not be done on test images; give val_fraction"
+            )
         fingerprints: dict[str, Any] = {}
         if folder is not None:
             fingerprints = _fingerprints(loaded, data, "train", "test")
@@ -255,7 +282,13 @@ def distill(
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
         classes = class_list(teacher_classes)
-        of_run: dict[str, Any] = {"epochs": epochs, "lr": lr, "cached": cached, "teacher_weights": teacher_weights}
+        of_run: dict[str, Any] = {
+            "epochs": epochs,
+            "lr": lr,
+            "optimizer": optimizer,
+            "label_smoothing": label_smoothing,
+        }
+        of_run |= {"cached": cached, "teacher_weights": teacher_weights}
         if teacher_weights is None or isinstance(teacher, nn.Module):
             # How many classes a file has is known when it is read.
             of_run["teacher_classes"] = classes
@@ -278,6 +311,7 @@ def distill(
             rate(0.0, epochs)  # refuses its options before anything is trained
         optimization = Optimization(epochs, batch_size, run.lr, momentum, weight_decay, tuple(milestones), lr_decay)
         optimization = replace(optimization, schedule=rate, clip_grad=clip_grad)
+        make, grouping = named_optimizer(optimizer) if isinstance(optimizer, str) else (optimizer, Grouping())
         frozen = _obtain_teacher(
             run,
             teacher_weights,
@@ -321,12 +355,30 @@ def distill(
         preprocessing = run.task.preprocessing(loaded)
         set_preprocessing(run.student, preprocessing)
         held.callback(ranks.synchronize_statistics(run.student, place.target))
+
+        def save(name: str, network: nn.Module) -> None:
+            """Write a network of the run, with all that its file says of it, to the run's folder."""
+            known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
+            if preprocessing is not None and not preprocessing.classes:
+                known["num_classes"] = loaded.train.num_classes
+            if isinstance(network, Predictor):
+                known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
+            set_preprocessing(network, preprocessing)
+            if folder is not None:
+                save_weights(network, folder.path / name, **known)
+
         trainer = Trainer(
             DistillationTask(run.task, run.reading(run.student, "student"), objective),
             members if objective.needs_teacher else [],
             train_loader,
             test_loader,
-            optimization=replace(optimization, initial=objective.initial_epochs(epochs)),
+            optimization=replace(
+                optimization,
+                initial=objective.initial_epochs(epochs),
+                make=make,
+                grouping=grouping,
+                accumulate=accumulate,
+            ),
             device=place,
             seed=seed,
             arguments=arguments,
@@ -339,6 +391,9 @@ def distill(
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
             reports=reports,
+            decay=ema,
+            patience=patience,
+            on_best=partial(save, BEST_MODEL) if keep_best and folder is not None else None,
         )
         history = trainer.fit()
         record = _record(run, history, objective, score, place, ranks)
@@ -357,16 +412,18 @@ def distill(
         _compare_with_teacher(record[f"best_{run.task.metric}"], run, score, display)
         network = objective.predictor(run.student).eval()
         set_preprocessing(network, preprocessing)
+        averaged = None if trainer.ema is None else trainer.ema.module.eval()
         if folder is not None:
-            known: dict[str, Any] = {"student": arguments["student"], "dataset": loaded.name, "task": run.task.name}
-            if preprocessing is not None and not preprocessing.classes:
-                known["num_classes"] = loaded.train.num_classes
-            if network is not run.student:
-                known["head"] = {name: describe(getattr(run, name)) for name in ("method", "teacher", "centers")}
-            save_weights(network, folder.path / FINAL_MODEL, **known)
+            save(FINAL_MODEL, network)
+            if averaged is not None:
+                save(EMA_MODEL, averaged)
             folder.write_result(record)
         tell(display, "result", record)
-    return Result(network, history.rows, record)
+    return Result(network, history.rows, record, averaged)
+
+
+OPTIONS = options_of(distill)
+"""Its arguments and their defaults."""
 
 
 def train(
@@ -620,7 +677,8 @@ def _obtain_teacher(
         # Only now: a file that cannot be read is refused before another teacher is trained.
         run.task.check_teachable(str(run.teachers[at]), run.data)
         run.refuse_impossible()
-        settings = {key: value for key, value in vars(optimization).items() if key not in ("lr", "initial", "schedule")}
+        unsaid = ("lr", "initial", "schedule", "make", "grouping", "accumulate")
+        settings = {key: value for key, value in vars(optimization).items() if key not in unsaid}
         networks[at] = train_teacher(
             teacher=str(run.teachers[at]),
             task=run.task.name,
@@ -738,6 +796,8 @@ def _record(
     """What result.json says of a run, but for what only the caller knows."""
     metric, last = run.task.metric, history.rows[-1]
     others = {f"last_{name}": last[name] for name in run.task.columns if name != metric}
+    if f"ema_{metric}" in last:
+        others[f"last_ema_{metric}"] = last[f"ema_{metric}"]
     return {
         "student": describe(run.student_name),
         "task": run.task.name,
@@ -758,6 +818,7 @@ def _record(
         f"teacher_{metric}": score,
         f"last_{metric}": last[metric],
         f"best_{metric}": max(row[metric] for row in history.rows),
+        "best_epoch": history.best(metric),
         **others,
         "images_per_second": history.images / history.seconds if history.seconds else None,
         "train_seconds": history.seconds,

@@ -19,8 +19,8 @@ from registry import DATASETS, METHODS, REGISTRIES, TRACKERS, Registry, Term, Us
 from registry.errors import is_out_of_memory
 
 KINDS = (
-    *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "centers", "datasets", "tasks"),
-    "trackers",
+    *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "optimizers", "centers"),
+    *("datasets", "tasks", "trackers"),
 )
 LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 

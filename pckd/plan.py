@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ from registry import (
     DATASETS,
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
+    OPTIMIZERS,
     TASKS,
     CenterRule,
     NotApplicable,
@@ -394,6 +395,8 @@ def plan(
     batch_size: int = 64,
     epochs: int = PUBLISHED_EPOCHS,
     lr: float | None = None,
+    optimizer: Any = None,
+    label_smoothing: float = 0.0,
     seed: int = 0,
     cached: bool = False,
     teacher_classes: Sequence[int | str] | None = None,
@@ -402,7 +405,8 @@ def plan(
     """Resolve what a caller has named. Nothing is trained or written.
 
     Args:
-        student, teacher, method, difficulty, scheduler, centers, batch_size, epochs, lr: see :func:`pckd.distill`.
+        student, teacher, method, difficulty, scheduler, centers: see :func:`pckd.distill`.
+        batch_size, epochs, lr, optimizer, label_smoothing: likewise.
         cached: there is a teacher cache.
         teacher_classes: of a teacher that is given, or whose name says that it is pretrained (:func:`pckd.distill`).
         teacher_weights: of named teachers, for what they say of the classes.
@@ -442,8 +446,16 @@ def plan(
     if isinstance(centers, str):
         name, given = parse(centers)
         check_options(f"{CENTER_RULES.name}: {name}", CENTER_RULES.get(name), given, ("setup",))
+    if label_smoothing:
+        terms = _smoothed(terms, label_smoothing)
     task.check(data, terms)
-    lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
+    if optimizer is None:
+        lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
+    else:
+        usual = OPTIMIZERS.facts(parse(optimizer)[0]).get("lr") if isinstance(optimizer, str) else None
+        lr, said = float(lr or usual or 0.0), []
+        if not lr:
+            raise UserError("nobody says at which learning rate this optimizer is started; give lr")
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     if isinstance(teacher, str) and teacher_classes is not None:
@@ -557,6 +569,22 @@ def choose(
         terms = task.terms(method_terms(method, student, teacher))
     terms = placed(terms, teacher)
     return Choice(teacher, *schedule_terms(terms, scheduler), published)
+
+
+def _smoothed(terms: Sequence[Term], label_smoothing: float) -> list[Term]:
+    """The terms with the label smoothing, where it has none of its own, in the cross entropy with the labels.
+
+    Raises:
+        UserError: there is no such term.
+    """
+    supervised = [isinstance(term.loss, str) and parse(term.loss)[0] == "cross_entropy" for term in terms]
+    if not any(supervised):
+        raise UserError("label_smoothing: no term is a cross entropy with the labels; leave it out")
+    given = {"label_smoothing": label_smoothing}
+    return [
+        replace(term, options={**given, **term.options}) if is_one else term
+        for term, is_one in zip(terms, supervised, strict=True)
+    ]
 
 
 def _learning_rate(

@@ -21,6 +21,7 @@ from pckd.data.annotated import AnnotatedLoader, AnnotatedSplit
 from pckd.data.load import DATA_SEED, Data, load_data
 from pckd.device import Device, ready_to_train
 from pckd.display import Display, choose_display, watch
+from pckd.engine.optimization import named_optimizer
 from pckd.engine.progress import own_random_state
 from pckd.engine.record import RunFolder
 from pckd.given import copy_of
@@ -93,6 +94,8 @@ def _check(display: Display, options: dict[str, Any]) -> None:
             # As at the start of the whole run: a warm-up is longer than the one epoch of the step.
             rate, epochs = build(LR_SCHEDULES, options["schedule"]), options.get("epochs", PUBLISHED_EPOCHS)
             step["schedule"] = lambda progress, _: rate(progress / epochs, epochs)
+        # A step of one batch, which chooses nothing.
+        step.update(accumulate=1, patience=None, keep_best=False)
         for done in ("data_root", "limit_train", "limit_test", "val_fraction", "on_bad_image"):
             step.pop(done, None)
         files = weights if isinstance(weights, list) else [weights] * len(teachers_of(teacher))
@@ -183,6 +186,13 @@ def _checks(
     if isinstance(options.get("schedule"), str):
         schedule, epochs = options["schedule"], options.get("epochs", PUBLISHED_EPOCHS)
         checks.append((f"schedule {schedule}", partial(testing.check_lr_schedule, schedule, epochs=epochs)))
+    if isinstance(options.get("optimizer"), str):
+        checks.append(
+            (
+                f"optimizer {options['optimizer']}",
+                partial(testing.check_optimizer, named_optimizer(options["optimizer"])[0]),
+            )
+        )
     centers = options.get("centers", "classifier")
     if not isinstance(centers, nn.Module):
         checks.append((f"center rule {centers}", partial(testing.check_center_rule, centers)))

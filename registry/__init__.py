@@ -101,6 +101,17 @@ LR_SCHEDULES = Registry(
     packages=("pckd.lr_schedules",),
     kind="function",
 )
+OPTIMIZERS = Registry(
+    "OPTIMIZERS",
+    """Optimizers: ``fn(groups: list[dict], lr: float, **options) -> torch.optim.Optimizer``.
+
+    ``groups`` are parameter groups with ``params``, and where it is not the optimizer's own with ``weight_decay``. The
+    schedule sets each group's ``lr`` before each step. ``register(lr=1e-3)`` says at which rate it is usually started.
+    All take the options of :class:`pckd.engine.optimization.Grouping`, too.
+    """,
+    packages=("pckd.optimizers",),
+    kind="function",
+)
 CENTER_RULES = Registry(
     "CENTER_RULES",
     """What the category centers are: ``factory(setup: Setup, **options) -> CenterRule``, an nn.Module.
@@ -145,6 +156,7 @@ REGISTRIES: tuple[Registry, ...] = (
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
     LR_SCHEDULES,
+    OPTIMIZERS,
     CENTER_RULES,
     DATASETS,
     TASKS,
@@ -161,6 +173,7 @@ __all__ = [
     "LOSSES",
     "LR_SCHEDULES",
     "METHODS",
+    "OPTIMIZERS",
     "REGISTRIES",
     "TASKS",
     "TRACKERS",

@@ -1,4 +1,4 @@
-"""Every registered loss, method, metric, scheduler, schedule and center rule against the contract of its kind.
+"""Every registered loss, method, metric, scheduler, schedule, optimizer and center rule held to its kind's contract.
 
 Whoever registers something is tested: the names are read from the registries, and what is asked of them is in
 ``pckd.testing``. Networks are held to theirs in model_zoo/test_networks.py, data sets in pckd/data/test_contract.py.
@@ -20,9 +20,19 @@ from pckd.testing import (
     check_loss,
     check_lr_schedule,
     check_method,
+    check_optimizer,
     check_scheduler,
 )
-from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, LOSSES, LR_SCHEDULES, METHODS, Registry
+from registry import (
+    CENTER_RULES,
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    LOSSES,
+    LR_SCHEDULES,
+    METHODS,
+    OPTIMIZERS,
+    Registry,
+)
 
 LONGEST_PLUGIN = 100
 """Lines of code: a plug-in is one short file, with its mathematics."""
@@ -33,6 +43,7 @@ CHECKS: dict[Registry, Callable[..., None]] = {
     DIFFICULTY_METRICS: check_difficulty,
     DIFFICULTY_SCHEDULERS: check_scheduler,
     LR_SCHEDULES: check_lr_schedule,
+    OPTIMIZERS: check_optimizer,
     CENTER_RULES: check_center_rule,
 }
 each = pytest.mark.parametrize(
@@ -48,6 +59,8 @@ INDEPENDENT = (
 
 @each
 def test_contract(registry: Registry, name: str) -> None:
+    if extra := registry.facts(name).get("needs"):
+        pytest.importorskip(extra)
     claims = {"independent_rows": True} if registry is LOSSES and name in INDEPENDENT else {}
     CHECKS[registry](name, **claims)
 

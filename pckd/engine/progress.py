@@ -35,6 +35,11 @@ class History:
     step: int = 0
     """How many of its steps are done."""
 
+    def best(self, metric: str) -> int:
+        """The first epoch, counted from 1, with the highest ``metric``."""
+        scores = [row[metric] for row in self.rows]
+        return scores.index(max(scores)) + 1
+
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 

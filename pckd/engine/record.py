@@ -31,7 +31,7 @@ from registry.files import append_whole, cannot_write, remove_temporaries, write
 
 CHECKPOINT = "checkpoint.pth"
 PREVIOUS = "checkpoint.previous.pth"
-FINAL_MODEL = "model_final.pth"
+FINAL_MODEL, EMA_MODEL, BEST_MODEL = "model_final.pth", "model_ema.pth", "model_best.pth"
 LOCK = ".lock"
 
 PARTS: Mapping[str, str] = MappingProxyType(
@@ -94,7 +94,7 @@ class RunFolder:
 
     def refuse_finished_work(self) -> None:
         """Keep an earlier run from being overwritten."""
-        names = (CHECKPOINT, PREVIOUS, METRICS, RESULT, FINAL_MODEL)
+        names = (CHECKPOINT, PREVIOUS, METRICS, RESULT, FINAL_MODEL, EMA_MODEL, BEST_MODEL)
         held = [name for name in names if (self.path / name).exists()]
         if held:
             raise UserError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model_zoo.probe import copied
 from pckd.data import prefetch
 from pckd.device import Device
 from pckd.display import Display, tell
 from pckd.engine.compiling import prepare, resolve_compile
 from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.memory import kept_for
-from pckd.engine.optimization import Optimization, reset_momentum
+from pckd.engine.optimization import SCALE, Optimization, reset_momentum, set_rate
 from pckd.engine.progress import History, Meter, OwnBuffers, RandomState, seed_everything
 from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
@@ -80,15 +82,25 @@ class Trainer:
     checkpoint_every: int | Literal["epoch"] = "epoch"
     on_nonfinite: InitVar[Literal["stop", "skip"]] = "stop"
     reports: Mapping[str, Report] = field(default_factory=dict)
+    decay: float | None = None
+    """Of the running average of the student's weights, where there is one."""
+    patience: int | None = None
+    on_best: Callable[[nn.Module], None] | None = None
+    """Told the network after each epoch that is the best so far."""
 
     def __post_init__(self, resume: bool, on_nonfinite: Literal["stop", "skip"]) -> None:
         device, target = self.device, self.device.target
         student, objective = self.model.student, self.model.objective
-        self.ranks, self.steps = these(), len(self.train_loader)
+        self.ranks, batches = these(), len(self.train_loader)
+        self.steps = batches // self.optimization.accumulate
+        if not self.steps:
+            raise UserError(
+                f"accumulate={self.optimization.accumulate}: an epoch has {batches} batches only; take smaller batches"
+            )
         device.place(student)
         objective.to(target)
         self.ranks.synchronize_statistics(objective, target)
-        self.optimizer = self.optimization.optimizer((student, objective), target)
+        self.optimizer = self.optimization.optimizer(student, objective, target)
         self.history, self.meter, self.guard = History(), Meter(target), FiniteGuard(target, on_nonfinite)
         self.parts: dict[str, Stateful] = {
             "student": student,
@@ -97,6 +109,12 @@ class Trainer:
             "guard": self.guard,
             "history": self.history,
         }
+        self.ema: AveragedModel | None = None
+        if self.decay is not None:
+            # Batch statistics are averaged like weights.
+            average = get_ema_multi_avg_fn(self.decay)
+            self.ema = AveragedModel(copied(objective.predictor(student)), multi_avg_fn=average, use_buffers=True)
+            self.parts["ema"] = self.ema.requires_grad_(False)
         self.own_parts: dict[str, Stateful] = {
             "meter": self.meter,
             "buffers": OwnBuffers(objective, self.ranks.size),
@@ -129,6 +147,9 @@ class Trainer:
             signals = ends.enter_context(Signals(enabled=self.ranks.same(self.folder is not None)))
             ends.enter_context(dead_readers_named(signals))
             for epoch in range(history.epoch, optimization.all_epochs + 1):
+                if self._rests():
+                    self.display.note(f"stopped after epoch {epoch - 1}: {self.patience} epochs without a better one")
+                    break
                 progress, seconds = self._train_epoch(epoch, running, signals)
                 self._measure(epoch, progress, seconds)
                 history.epoch, history.step = epoch + 1, 0
@@ -154,13 +175,15 @@ class Trainer:
         # Of the last step, where a resumed run has none left in this epoch.
         progress, _ = self.optimization.at(epoch, self.steps - 1, self.steps)
         started = time.perf_counter()
-        for number, batch in enumerate(prefetch(self.train_loader, epoch, history.step), history.step):
+        together = self.optimization.accumulate
+        read = prefetch(self.train_loader, epoch, history.step * together)
+        # What is left at an epoch's end, fewer than make a step, is dropped, as an incomplete batch is.
+        for number, batches in enumerate(zip(*[read] * together, strict=False), history.step):
             progress, rate = self.optimization.at(epoch, number, self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self.optimizer, rate)
             guard.before(running)
-            step = train_step(
-                batch,
+            steps = train_step(
+                *batches,
                 model=running,
                 teachers=self.teachers,
                 optimizer=self.optimizer,
@@ -170,10 +193,13 @@ class Trainer:
                 check=partial(guard.check, optimizer=self.optimizer, epoch=epoch, step=number),
             )
             guard.after(running)
-            with device.autocast():
-                observed = self.model.task.observe(batch, step.student.detach(), self.model.objective)
-            self.meter.add({**step.values, **observed}, guard.valid)
-            history.images += len(batch) * self.ranks.size
+            if self.ema is not None:
+                self.ema.update_parameters(self.model.objective.predictor(self.model.student))
+            for batch, step in zip(batches, steps, strict=True):
+                with device.autocast():
+                    observed = self.model.task.observe(batch, step.student.detach(), self.model.objective)
+                self.meter.add({**step.values, **observed}, guard.valid)
+                history.images += len(batch) * self.ranks.size
             history.step = number + 1
             self.display.advance(epoch, number + 1)
             stop = signals.pending(device.target, number)
@@ -191,15 +217,29 @@ class Trainer:
         """Close an epoch: its means, what the student reaches, and the reports."""
         model, history = self.model, self.history
         # Nothing in a row depends on the clock: the same seed gives the same line.
-        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], **self.meter.means()}
+        first = self.optimizer.param_groups[0]
+        row = {"epoch": epoch, "lr": first["lr"] / first.get(SCALE, 1.0), **self.meter.means()}
         history.seconds += seconds
-        row.update(model.task.evaluate(model.objective.predictor(model.student), self.test_loader, self.device))
+        network = model.objective.predictor(model.student)
+        row.update(model.task.evaluate(network, self.test_loader, self.device))
+        if self.ema is not None:
+            averaged = model.task.evaluate(self.ema.module, self.test_loader, self.device)
+            row.update({f"ema_{name}": averaged[name] for name in (model.task.metric, *model.task.columns)})
         for name, report in self.reports.items():
             row[name] = report(model, self.teachers, progress)
         history.rows.append(row)
+        if self.on_best is not None and history.best(model.task.metric) == len(history.rows):
+            self.on_best(network)
         self.display.epoch({**row, "seconds": seconds})
         if self.folder is not None:
             self.folder.append_metrics(row)
+
+    def _rests(self) -> bool:
+        """Whether so many epochs were no better than one before that the run ends."""
+        rows = self.history.rows
+        if self.patience is None or not rows:
+            return False
+        return len(rows) - self.history.best(self.model.task.metric) >= self.patience
 
     def _prepare(self) -> nn.Module:
         """Make the networks ready; returns the module that runs, with the same weights as ``model``."""

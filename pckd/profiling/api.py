@@ -260,7 +260,7 @@ def _workload(
         if not frozen.prepared and images is not None:
             frozen.prepare(images[:4], device)
     # A rate of 0 costs what any costs, and the weights stay what they are however many steps are taken.
-    optimizer = Optimization(1, run.batch_size, lr=0.0).optimizer((model.student, objective), device.target)
+    optimizer = Optimization(1, run.batch_size, lr=0.0).optimizer(model.student, objective, device.target)
     return Workload(model, teachers, optimizer, batch, device)
 
 

@@ -53,7 +53,7 @@ class Workload:
 
     def step(self, stage: Literal["initial", "main"] = "main") -> None:
         """The engine's step, finite check included: on the CPU the engine looks at every step."""
-        step = train_step(
+        (step,) = train_step(
             self.batch,
             model=self.model,
             teachers=self.teachers,

@@ -20,6 +20,7 @@ from pckd.testing.difficulty import check_difficulty
 from pckd.testing.losses import check_loss
 from pckd.testing.lr_schedules import check_lr_schedule
 from pckd.testing.methods import check_method
+from pckd.testing.optimizers import check_optimizer
 from pckd.testing.schedulers import check_scheduler
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "check_loss",
     "check_lr_schedule",
     "check_method",
+    "check_optimizer",
     "check_scheduler",
 ]

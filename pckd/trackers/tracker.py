@@ -147,7 +147,8 @@ def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     the accuracies by thirds of the true difficulty."""
     for name, value in row.items():
         if name != "epoch":
-            yield from _numbers(ENTRIES.get(name, name if isinstance(value, Mapping) else f"loss/{name}"), value)
+            kind = "accuracy" if name.startswith("ema_") else "loss"
+            yield from _numbers(ENTRIES.get(name, name if isinstance(value, Mapping) else f"{kind}/{name}"), value)
 
 
 def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -50,7 +50,7 @@ def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = 
     for module in (student, objective):
         if prepare is not None:
             prepare(module, CPU)
-    optimizer = Optimization(1, IMAGES, 0.0, momentum=0.0, weight_decay=0.0).optimizer((student, objective), CPU)
+    optimizer = Optimization(1, IMAGES, 0.0, momentum=0.0, weight_decay=0.0).optimizer(student, objective, CPU)
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(IMAGES, VIEWS, 3, SIDE, SIDE, generator=generator)
     labels, index = torch.tensor([0, 1, 2, 0, 1, 3, 4, 0]), torch.arange(IMAGES)
@@ -61,14 +61,15 @@ def gradients(loss: str, size: int, rank: int, wrap: Any = None, prepare: Any = 
     if wrap is not None:
         model = wrap(model, CPU)
     torch.manual_seed(2)
-    values = train_step(
+    (step,) = train_step(
         Batch(images[own], labels[own], index[own]),
         model=model,
         teachers=[teacher],
         optimizer=optimizer,
         device=Device(CPU),
         progress=Progress(120, 240, 0.5),
-    ).values
+    )
+    values = step.values
     named = [*student.named_parameters(), *objective.named_parameters()]
     return {
         "gradients": {name: p.grad.clone() for name, p in named if p.grad is not None},

@@ -69,7 +69,7 @@ class Run:
         self.objective: Objective = make_objective(
             terms, setup, difficulty="cross_entropy", scheduler=scheduler, centers="classifier"
         )
-        self.optimizer = Optimization(1, IMAGES, 1e-3, weight_decay=0.0).optimizer((self.student, self.objective), CPU)
+        self.optimizer = Optimization(1, IMAGES, 1e-3, weight_decay=0.0).optimizer(self.student, self.objective, CPU)
 
     def batch(self, number: int) -> Batch:
         generator = torch.Generator().manual_seed(100 + number)
@@ -86,7 +86,7 @@ class Run:
         self.student.train()
         self.objective.train()
         torch.manual_seed(number)
-        step = train_step(
+        (step,) = train_step(
             self.batch(number),
             model=DistillationTask(Classification(), self.student, self.objective),
             teachers=[self.teacher],

@@ -162,13 +162,22 @@ STATEFUL: dict[str, Any] = {
     "initial epochs": "ft",
     "initial epochs alone": "fsp",
     "global generators": [Term("cross_entropy"), Term(function_loss(drawn), name="draws")],
+    "moments and averages": {
+        "method": "pckd",
+        "optimizer": "adamw(layer_decay=0.9, decay_norms=False)",
+        "lr": 1e-3,
+        "ema": 0.9,
+        "batch_size": 8,
+        "accumulate": 2,
+    },
 }
 
 
 @pytest.mark.parametrize("method", STATEFUL.values(), ids=STATEFUL)
 def test_a_run_cut_anywhere_goes_on_bit_by_bit(method: Any, tiny_data: pckd.Data, tmp_path: Path) -> None:
     """Three times: in the middle of an epoch, at the border of two (of the two stages, where there are), and beyond."""
-    options: dict[str, Any] = {"epochs": 3, "method": method, "centers": "ema", "checkpoint_every": 2, "views": 1}
+    options: dict[str, Any] = {"epochs": 3, "centers": "ema", "checkpoint_every": 2, "views": 1}
+    options |= method if isinstance(method, dict) else {"method": method}
     whole = run(tiny_data, output=tmp_path / "whole", **options)
     for place in ((1, 3), (2, 1), (2, 3)):
         with pytest.raises(Interrupted):
@@ -180,6 +189,8 @@ def test_a_run_cut_anywhere_goes_on_bit_by_bit(method: Any, tiny_data: pckd.Data
     assert f"resuming after step 2 of epoch 2 of {len(whole.history)}" in display.notes
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert same_run(whole, resumed)
+    if whole.ema is not None and resumed.ema is not None:
+        assert same_run(replace(whole, student=whole.ema), replace(resumed, student=resumed.ema))
 
 
 class Ticking(StopAt):

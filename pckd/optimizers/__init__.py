@@ -1,0 +1,1 @@
+"""Optimizers; every module here is found by the registry OPTIMIZERS."""
