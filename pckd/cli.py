@@ -19,8 +19,13 @@ from registry import DATASETS, METHODS, REGISTRIES, TRACKERS, Registry, Term, Us
 from registry.errors import is_out_of_memory
 
 KINDS = (
+<<<<<<< HEAD
     *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "optimizers", "centers"),
     *("datasets", "tasks", "trackers"),
+=======
+    *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "optimizers"),
+    *("augmentations", "centers", "datasets", "tasks"),
+>>>>>>> 1c6022b (Augmentations by name: functions of images and of the random numbers that they are given, with their contract)
 )
 LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 

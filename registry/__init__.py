@@ -112,6 +112,20 @@ OPTIMIZERS = Registry(
     packages=("pckd.optimizers",),
     kind="function",
 )
+AUGMENTATIONS = Registry(
+    "AUGMENTATIONS",
+    """Augmentations of training images: ``fn(images, drawn, **options) -> images``, registered with ``draws=R``.
+
+    ``images`` are uint8 [B, C, H, W], on any device, and so is what is returned. ``drawn`` are R random numbers of
+    [0, 1) for each image, float64 [B, R] on the CPU. Pure: all that is random comes from ``drawn``, and an image's
+    result does not depend on the others.
+
+    With ``mixes=True``: ``fn(views, others, drawn, **options) -> (views, share)``. It mixes normalized views, float [B,
+    V, C, H, W], with those of other images; ``share`` [B], float64 on the CPU, is the weight of each image's own label.
+    """,
+    packages=("pckd.augmentations",),
+    kind="function",
+)
 CENTER_RULES = Registry(
     "CENTER_RULES",
     """What the category centers are: ``factory(setup: Setup, **options) -> CenterRule``, an nn.Module.
@@ -157,6 +171,7 @@ REGISTRIES: tuple[Registry, ...] = (
     DIFFICULTY_SCHEDULERS,
     LR_SCHEDULES,
     OPTIMIZERS,
+    AUGMENTATIONS,
     CENTER_RULES,
     DATASETS,
     TASKS,
@@ -164,6 +179,7 @@ REGISTRIES: tuple[Registry, ...] = (
 )
 
 __all__ = [
+    "AUGMENTATIONS",
     "BACKBONES",
     "CENTER_RULES",
     "DATASETS",

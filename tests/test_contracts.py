@@ -1,4 +1,4 @@
-"""Every registered loss, method, metric, scheduler, schedule, optimizer and center rule held to its kind's contract.
+"""Every registered plug-in but networks and data sets, held to the contract of its kind.
 
 Whoever registers something is tested: the names are read from the registries, and what is asked of them is in
 ``pckd.testing``. Networks are held to theirs in model_zoo/test_networks.py, data sets in pckd/data/test_contract.py.
@@ -15,6 +15,7 @@ import pytest
 from torch import nn
 
 from pckd.testing import (
+    check_augmentation,
     check_center_rule,
     check_difficulty,
     check_loss,
@@ -24,6 +25,7 @@ from pckd.testing import (
     check_scheduler,
 )
 from registry import (
+    AUGMENTATIONS,
     CENTER_RULES,
     DIFFICULTY_METRICS,
     DIFFICULTY_SCHEDULERS,
@@ -44,6 +46,7 @@ CHECKS: dict[Registry, Callable[..., None]] = {
     DIFFICULTY_SCHEDULERS: check_scheduler,
     LR_SCHEDULES: check_lr_schedule,
     OPTIMIZERS: check_optimizer,
+    AUGMENTATIONS: check_augmentation,
     CENTER_RULES: check_center_rule,
 }
 each = pytest.mark.parametrize(

@@ -11,6 +11,7 @@ name is a :class:`registry.UserError`. They need neither pytest nor files, take 
 numbers of the caller as they were.
 """
 
+from pckd.testing.augmentations import check_augmentation
 from pckd.testing.backbones import check_backbone
 from pckd.testing.centers import check_center_rule
 from pckd.testing.contract import ContractError
@@ -25,6 +26,7 @@ from pckd.testing.schedulers import check_scheduler
 
 __all__ = [
     "ContractError",
+    "check_augmentation",
     "check_backbone",
     "check_center_rule",
     "check_dataset",
