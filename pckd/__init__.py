@@ -16,6 +16,7 @@ from pckd.engine.guard import Interrupted
 from pckd.objective import Objective
 from pckd.preflight import check
 from pckd.profiling import profile
+from pckd.recipes import recipe
 from pckd.saved import load
 from pckd.transfer import Transfer, transfer
 
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "load_data",
     "profile",
+    "recipe",
     "train",
     "train_teacher",
     "transfer",

@@ -13,19 +13,27 @@ from typing import Any, TextIO
 from model_zoo import METHOD_OPTIONS, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
+from pckd.recipes import recipe
 from pckd.runs import grouped
 from pckd.tables import print_columns
-from registry import DATASETS, METHODS, REGISTRIES, TRACKERS, Registry, Term, UserError, build, load_plugin, options_of
+from registry import (
+    DATASETS,
+    METHODS,
+    RECIPES,
+    REGISTRIES,
+    TRACKERS,
+    Registry,
+    Term,
+    UserError,
+    build,
+    load_plugin,
+    options_of,
+)
 from registry.errors import is_out_of_memory
 
 KINDS = (
-<<<<<<< HEAD
-    *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "optimizers", "centers"),
-    *("datasets", "tasks", "trackers"),
-=======
     *("backbones", "losses", "methods", "difficulty", "schedulers", "lr_schedules", "optimizers"),
-    *("augmentations", "centers", "datasets", "tasks"),
->>>>>>> 1c6022b (Augmentations by name: functions of images and of the random numbers that they are given, with their contract)
+    *("augmentations", "centers", "datasets", "tasks", "trackers", "recipes"),
 )
 LISTS = dict(zip(KINDS, REGISTRIES, strict=True))
 
@@ -65,6 +73,17 @@ class Parser(argparse.ArgumentParser):
         add("--plugin", action="append", default=[], metavar="FILE|MODULE", help="load a plug-in; repeatable")
         add("--list", type=_listed, metavar="KIND[:NAME]", help="print the known names, or all about one, and exit")
         add("--debug", action="store_true", help="show the traceback of an error")
+
+    def given(self, argv: Sequence[str] | None) -> set[str]:
+        """The options that a command line gives, by the names of their values."""
+        usual = {action: action.default for action in self._actions}
+        try:
+            for action in usual:
+                action.default = argparse.SUPPRESS
+            return set(vars(self.parse_args(argv)))
+        finally:
+            for action, default in usual.items():
+                action.default = default
 
 
 def _listed(text: str) -> str:
@@ -156,6 +175,9 @@ def print_registry(registry: Registry, stream: TextIO | None = None) -> None:
     if registry is METHODS:
         header = ["name", "year", "terms", "what it is"]
         rows = [[name, str(registry.facts(name).get("year", "")), _labels(name), _title(name)] for name in names]
+    elif registry is RECIPES:
+        header = ["name", "what it is", "sets"]
+        rows = [[name, registry.summary(name), _values(recipe(name))] for name in names]
     else:
         header = ["name", "what it is", "options"]
         rows = [[name, registry.summary(name), ", ".join(_defaults(registry, name))] for name in names]
@@ -177,6 +199,8 @@ def print_entry(registry: Registry, name: str, stream: TextIO | None = None) -> 
     if registry is METHODS:
         facts["terms"] = map(_term, _terms(name))
         facts["published"] = _published(name)
+    if registry is RECIPES:
+        facts["sets"] = (f"{key} = {value!r}" for key, value in recipe(name).items())
     facts["options"] = (f"{option} = {default!r}" for option, default in _defaults(registry, name).items())
     facts["defined in"] = [registry.origin(name)]
     rows = [["" if at else key, text] for key, texts in facts.items() for at, text in enumerate(texts)]

@@ -135,6 +135,14 @@ CENTER_RULES = Registry(
     """,
     packages=("pckd.centers",),
 )
+RECIPES = Registry(
+    "RECIPES",
+    """Recipes: ``fn(**options) -> dict``, arguments of :func:`pckd.distill` that hold where a run does not give them.
+
+    ``register(source="...")`` says where they are from.
+    """,
+    packages=("pckd.recipes",),
+)
 DATASETS = Registry(
     "DATASETS",
     """Data sets: ``fn(root: str | None, train: bool, **options) -> DataSplit``: images, labels, classes, mean, std.
@@ -176,6 +184,7 @@ REGISTRIES: tuple[Registry, ...] = (
     DATASETS,
     TASKS,
     TRACKERS,
+    RECIPES,
 )
 
 __all__ = [
@@ -190,6 +199,7 @@ __all__ = [
     "LR_SCHEDULES",
     "METHODS",
     "OPTIMIZERS",
+    "RECIPES",
     "REGISTRIES",
     "TASKS",
     "TRACKERS",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from model_zoo import recipe_for
@@ -15,6 +16,7 @@ from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Display, Silent, make_display
 from pckd.engine.ranks import launched
 from pckd.preflight import check
+from pckd.recipes import recipe
 from pckd.runs import title_of
 from pckd.tables import Table, fixed, print_tables
 from pckd.terms import teachers_of
@@ -36,6 +38,7 @@ def make_parser() -> Parser:
     defaults = {**DEFAULTS, **dict.fromkeys(("student", "data", "epochs", "batch_size"))}
     groups = add_arguments(parser, [name for name in ARGUMENTS if name not in UNSAID], defaults)
     add = groups["output"].add_argument
+    groups["schedule"].add_argument("--recipe", metavar="NAME", help="sets whatever is not given here")
     add(
         "--track",
         action="append",
@@ -52,14 +55,23 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(make_parser(), run, argv, interrupted=_how_to_continue)
+    parser = make_parser()
+    return run_tool(parser, partial(run, given=parser.given(argv)), argv, interrupted=_how_to_continue)
 
 
 def _how_to_continue(args: argparse.Namespace) -> str:
     return f"; continue with the same command and --resume (--output {args.output})" if args.output else ""
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, given: Collection[str] = ()) -> int:
+    """
+    Args:
+        given: names of the options that the command line has.
+    """
+    settings = recipe(args.recipe) if args.recipe else {}
+    for name, value in settings.items():
+        if (name := "dataset" if name == "data" else name) not in given:
+            setattr(args, name, value)
     if not args.student:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:
@@ -100,10 +112,10 @@ def run(args: argparse.Namespace) -> int:
         options["teacher_weights"] = [None if file in ("", "-") else file for file in args.teacher_weights]
     # The recipe of a pair is that of its student.
     teacher = None if isinstance(args.teacher, list) else args.teacher
-    recipe = recipe_for(args.student, teacher, TASKS.get(parse(task)[0]).recipe)
+    usual_recipe = recipe_for(args.student, teacher, TASKS.get(parse(task)[0]).recipe)
     for option in ("epochs", "batch_size"):
         if getattr(args, option) is None:
-            options[option] = getattr(recipe, option)
+            options[option] = getattr(usual_recipe, option)
     if args.check:
         check(**options)
         return 0
