@@ -128,6 +128,7 @@ def distill(
     views: int | None = None,
     view_statistics: ViewStatistics = "joint",
     flip: bool = True,
+    augment: str | None = None,
     balance: Balance = "none",
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -209,6 +210,9 @@ def distill(
         view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
             published, or ``"own"``, each view by itself; evaluation is then by the upright view's.
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
+        augment: names of ``AUGMENTATIONS`` with options, joined by ``+``, in the place of ``"crop+flip"``; the same
+            pixels for student and teacher, of which a teacher that is trained first sees none but crop and flip. Mixed
+            images have soft labels, which the cross entropy takes; what needs one label takes that of the larger share.
         balance: what is done about classes with more images than others: ``"none"``; ``"weights"`` in the cross
             entropy, inverse to the size of the class, with mean 1 over the images; or a ``"sampler"`` that draws each
             class equally often.
@@ -275,6 +279,7 @@ def distill(
             "views": views,
             "view_statistics": view_statistics,
             "flip": flip,
+            "augment": augment,
             "view_pool": view_pool,
         }
         options["balance"] = balance

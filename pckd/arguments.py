@@ -138,6 +138,7 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "limit_test": _count("measure on N images, likewise", DATA, metavar="N"),
         "val_fraction": Argument("hold out this share of the training set and measure on it", DATA, kind=float),
         "flip": _switch("random horizontal flips in training", DATA),
+        "augment": Argument("augmentations of training images, joined by + (default: crop+flip)", DATA, "NAMES"),
         "balance": Argument(
             "classes of unequal size: as they are, by weights in the cross entropy, or drawn equally often",
             DATA,
@@ -170,7 +171,6 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             below=True,
         ),
         "patience": _count("stop after N epochs without a better one; needs --val-fraction", SCHEDULE, metavar="N"),
-        "keep_best": _switch("also keep the best epoch's network; needs --val-fraction", OUTPUT),
         "clip_grad": _number("largest norm of the gradient; above it, it is scaled down", SCHEDULE, above=True),
         "teacher_epochs": _count("length of the teacher's training, where it is trained (default: --epochs)", SCHEDULE),
         "teacher_lr": _number("its learning rate at the start, likewise (default: its recipe's)", SCHEDULE, above=True),
@@ -199,6 +199,7 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "checkpoint_every": Argument(
             "how often, with --output", OUTPUT, "STEPS|epoch", kind=steps_or_epoch, low=1, **FREE
         ),
+        "keep_best": _switch("also keep the best epoch's network; needs --val-fraction", OUTPUT, before=False),
         "on_nonfinite": Argument(
             "what a term that is not finite does: stop the run, or leave the step out",
             OUTPUT,
@@ -283,7 +284,7 @@ class Several(argparse.Action):
     """Keeps one value as it is, and several as a list."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        before = getattr(namespace, self.dest)
+        before = getattr(namespace, self.dest, None)
         listed = before if isinstance(before, list) else [] if before is None else [before]
         setattr(namespace, self.dest, [*listed, values] if listed else values)
 

@@ -18,6 +18,7 @@ from pckd.api import distill
 from pckd.arguments import check_arguments
 from pckd.data import Loader, limit
 from pckd.data.annotated import AnnotatedLoader, AnnotatedSplit
+from pckd.data.augment import USUAL
 from pckd.data.load import DATA_SEED, Data, load_data
 from pckd.device import Device, ready_to_train
 from pckd.display import Display, choose_display, watch
@@ -30,7 +31,18 @@ from pckd.ops import PUBLISHED_EPOCHS
 from pckd.plan import choose, make_task
 from pckd.tasks import Task
 from pckd.terms import paired, teachers_of
-from registry import DATASETS, LR_SCHEDULES, BadImages, DataSplit, Term, UserError, build, options_of, parse
+from registry import (
+    DATASETS,
+    LR_SCHEDULES,
+    BadImages,
+    DataSplit,
+    Term,
+    UserError,
+    build,
+    options_of,
+    parse,
+    split_specs,
+)
 
 __all__ = ["check"]
 
@@ -193,6 +205,9 @@ def _checks(
                 partial(testing.check_optimizer, named_optimizer(options["optimizer"])[0]),
             )
         )
+    for name in split_specs(options.get("augment") or ""):
+        if name and name not in USUAL.split("+"):
+            checks.append((f"augmentation {name}", partial(testing.check_augmentation, name)))
     centers = options.get("centers", "classifier")
     if not isinstance(centers, nn.Module):
         checks.append((f"center rule {centers}", partial(testing.check_center_rule, centers)))

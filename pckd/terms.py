@@ -14,7 +14,7 @@ from model_zoo import method_options, method_recipe
 from model_zoo.recipes import LEFT_OUT
 from pckd.data.load import Data
 from pckd.objective import Scheduler, is_shared, preview_all, says
-from registry import METHODS, PluginError, Term, UserError, ask, build, parse
+from registry import METHODS, PluginError, Term, UserError, ask, build, parse, split_specs
 
 __all__ = [
     "Teachers",
@@ -26,7 +26,6 @@ __all__ = [
     "paired",
     "placed",
     "schedule_terms",
-    "split_methods",
     "teachers_of",
 ]
 
@@ -53,7 +52,7 @@ def method_terms(
         return list(method)
     options = pair_options(method, student, teacher)
     terms: list[Term] = []
-    for part in split_methods(method):
+    for part in split_specs(method):
         if not part:
             raise UserError(f"method {method!r}: a name is missing; see --list methods")
         spec, at = _split_teacher(part)
@@ -82,7 +81,7 @@ def pair_options(
     if not (isinstance(method, str) and isinstance(student, str) and teachers):
         return {}
     found = {}
-    for spec, at in map(_split_teacher, split_methods(method)):
+    for spec, at in map(_split_teacher, split_specs(method)):
         own = teachers[0] if len(teachers) == 1 else None if at is None else teachers[_position(at, teachers) - 1]
         name, given = parse(spec)
         if isinstance(own, str):
@@ -163,7 +162,7 @@ def _position(named: str | int, teachers: Sequence[str | nn.Module]) -> int:
 
 def _split_teacher(part: str) -> tuple[str, str | None]:
     """``"crd(nce_k=5)@resnet20"`` to the method and the teacher that its terms look at."""
-    spec, *named = split_methods(part, "@")
+    spec, *named = split_specs(part, "@")
     if named and (len(named) > 1 or not named[0]):
         raise UserError(f"method {part!r}: after the @ stands one teacher, its name or its position, as in 'crd@2'")
     return spec, named[0] if named else None
@@ -176,22 +175,10 @@ def _labeled(name: str, at: str | None) -> str:
 def method_lr(method: str | Sequence[Term], student: str | nn.Module) -> float | None:
     """The learning rate that a named method asks for (the first that does, of several together); None: the usual."""
     name = student if isinstance(student, str) else None
-    for part in split_methods(method) if isinstance(method, str) else ():
+    for part in split_specs(method) if isinstance(method, str) else ():
         if "lr" in (changes := method_recipe(parse(_split_teacher(part)[0])[0], name)):
             return float(changes["lr"])
     return None
-
-
-def split_methods(method: str, separator: str = "+") -> list[str]:
-    """``"dkd(beta=2)+crd"`` to ``["dkd(beta=2)", "crd"]``: split at each separator outside parentheses."""
-    parts, depth = [""], 0
-    for character in method:
-        depth += (character == "(") - (character == ")")
-        if character == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
 
 
 def schedule_terms(terms: Sequence[Term], scheduler: str | Scheduler | None) -> tuple[list[Term], str | Scheduler]:

@@ -29,7 +29,7 @@ from registry.errors import BadImages, NameTaken, NotApplicable, PluginError, Un
 from registry.functions import INPUTS, function_loss, loss_factory, metric_function
 from registry.plugins import load_entry_points, load_plugin
 from registry.registry import Registry
-from registry.spec import build, check_options, options_of, parse
+from registry.spec import build, check_options, options_of, parse, split_specs
 
 BACKBONES = Registry(
     "BACKBONES",
@@ -235,4 +235,5 @@ __all__ = [
     "load_plugin",
     "options_of",
     "parse",
+    "split_specs",
 ]

@@ -53,6 +53,18 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     return match["name"], options
 
 
+def split_specs(text: str, separator: str = "+") -> list[str]:
+    """``"dkd(beta=2)+crd"`` to ``["dkd(beta=2)", "crd"]``: split at each separator outside parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
 def options_of(obj: Any) -> dict[str, Any]:
     """The named options of a registered object and their defaults (``inspect.Parameter.empty`` where there is none)."""
     parameters = inspect.signature(obj).parameters.values()

@@ -62,8 +62,8 @@ INDEPENDENT = (
 
 @each
 def test_contract(registry: Registry, name: str) -> None:
-    if extra := registry.facts(name).get("needs"):
-        pytest.importorskip(extra)
+    if library := registry.facts(name).get("library"):
+        pytest.importorskip(library)
     claims = {"independent_rows": True} if registry is LOSSES and name in INDEPENDENT else {}
     CHECKS[registry](name, **claims)
 

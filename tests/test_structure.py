@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("registry", "model_zoo", "pckd")
-PLUGIN_FOLDERS = ("losses", "difficulty", "schedulers", "centers", "methods")
+PLUGIN_FOLDERS = ("losses", "difficulty", "schedulers", "centers", "methods", "augmentations", "optimizers")
 CORE = {"torch", "torchvision", "fvcore", "iopath", "numpy", "rich"}
 TOP_LEVEL = {"pyproject.toml", "pckd", "registry", "model_zoo", "tools", "tests", "README.md", "LICENSE"}
 
@@ -93,7 +93,7 @@ FLOORS = (
     ("registry",),
     ("model_zoo",),
     ("pckd.ops", "pckd.distributed", "pckd.arguments", "pckd.device", "pckd.tables"),
-    ("pckd.data", "pckd.losses", "pckd.difficulty", "pckd.schedulers", "pckd.centers", "pckd.methods"),
+    ("pckd.data", "pckd.recipes", *(f"pckd.{folder}" for folder in PLUGIN_FOLDERS)),
     ("pckd.objective",),
     ("pckd.given", "pckd.runs"),
     ("pckd.display", "pckd.tasks"),

@@ -17,8 +17,7 @@ from pckd.profiling import Comparison, Profile, compare, compare_pairs, plot
 from pckd.profiling.picture import require_matplotlib
 from pckd.profiling.render import comparison_tables, pairs_tables, profile_tables
 from pckd.tables import markdown, print_tables
-from pckd.terms import split_methods
-from registry import UserError
+from registry import UserError, split_specs
 from registry.files import write_atomically
 
 SIDE_BY_SIDE = "kd,pckd,pckd@1"
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     refuse_early(args)
     options = {name: getattr(args, name) for name in OPTIONS}
-    methods = split_methods(args.compare or SIDE_BY_SIDE, ",")
+    methods = split_specs(args.compare or SIDE_BY_SIDE, ",")
     drawn: Profile | Comparison | None = None
     if args.pairs:
         pairs = compare_pairs(methods, **options)

@@ -19,8 +19,16 @@ from pckd.device import Device
 from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
 from pckd.plan import Plan, load_trained, make_task, plan
 from pckd.runs import grouped
-from pckd.terms import split_methods
-from registry import BACKBONES, CENTER_RULES, DIFFICULTY_METRICS, NotApplicable, UserError, options_of, parse
+from registry import (
+    BACKBONES,
+    CENTER_RULES,
+    DIFFICULTY_METRICS,
+    NotApplicable,
+    UserError,
+    options_of,
+    parse,
+    split_specs,
+)
 
 DEFAULTS = options_of(distill)
 """What :func:`pckd.distill` takes, and what it does where nothing is given."""
@@ -68,7 +76,7 @@ class Job:
 def parse_pairs(text: str) -> list[tuple[str, str]]:
     """``"resnet20>resnet8,resnet20>vgg8"`` as (teacher, student) each."""
     pairs = []
-    for part in split_methods(text, ","):
+    for part in split_specs(text, ","):
         teacher, arrow, student = (piece.strip() for piece in part.partition(">"))
         if not (teacher and arrow and student):
             raise UserError(f"--pairs: cannot read {part!r}: give TEACHER>STUDENT, several with commas between")
@@ -91,7 +99,7 @@ def parse_weights(text: str | None, networks: Sequence[str], role: str = "teache
     if text is None:
         return {}
     names = list(dict.fromkeys(networks))
-    parts = split_methods(text, ",")
+    parts = split_specs(text, ",")
     split = [part.partition("=") for part in parts if "=" in part]
     named = {name.strip(): file.strip() for name, _, file in split}
     if len(named) == len(parts) and set(named) <= set(names):
@@ -217,9 +225,9 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
 
 def _plan(job: Job, data: Data) -> Plan:
     options, cached = job.arguments, job.arguments["teacher_cache"] is not None
-    of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "view_pool")}
+    of_task = {name: options[name] for name in ("views", "view_statistics", "flip", "augment", "view_pool")}
     of_task["balance"] = options.get("balance", "none")
-    names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr")
+    names = ("difficulty", "scheduler", "centers", "batch_size", "epochs", "lr", "optimizer", "label_smoothing")
     run = plan(
         task=make_task(options["task"], data, cached=cached, **of_task),
         data=data,

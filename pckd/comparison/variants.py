@@ -7,8 +7,17 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from pckd.terms import method_terms, split_methods
-from registry import CENTER_RULES, DIFFICULTY_METRICS, DIFFICULTY_SCHEDULERS, METHODS, UserError, options_of, parse
+from pckd.terms import method_terms
+from registry import (
+    CENTER_RULES,
+    DIFFICULTY_METRICS,
+    DIFFICULTY_SCHEDULERS,
+    METHODS,
+    UserError,
+    options_of,
+    parse,
+    split_specs,
+)
 
 ABLATIONS = ("pckd", "difficulty", "centers")
 GRIDS = ("one", "full")
@@ -36,7 +45,7 @@ class Variant:
 
 def method_variants(text: str) -> list[Variant]:
     """A variant for each method of ``--methods``: ``"kd,dkd(beta=2)+crd"``, or ``"all"``."""
-    names = METHODS.names() if text == "all" else [method for method in split_methods(text, ",") if method]
+    names = METHODS.names() if text == "all" else [method for method in split_specs(text, ",") if method]
     if not names:
         raise UserError(f"--methods {text!r} names none; give some with commas between, or all")
     for name in names:
@@ -103,7 +112,7 @@ def _parts(base: str, grid: str) -> list[Variant]:
 
 def _parts_of(base: str) -> list[str]:
     """The parts that a method has."""
-    if len(split_methods(base)) > 1:
+    if len(split_specs(base)) > 1:
         raise UserError(f"--base {base!r}: the parts of one method are switched off; give one, such as pckd")
     name, given = parse(base)
     weights = {**options_of(METHODS.get(name)), **given}

@@ -11,18 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, Dataset
 
 from pckd.arguments import LARGEST_POOL, MOST_WORKERS
-from pckd.data.check import check_alike, check_split, log, name_of
+from pckd.data.augment import augmentations
+from pckd.data.check import check_alike, check_split, first_item, log, name_of
 from pckd.data.strong import strong_augment
-from pckd.data.views import apply_views, as_bits, draw_pool, draw_views, mixed, seeded
+from pckd.data.views import apply_views, as_bits, draw_numbers, draw_pool, draw_views, mixed, seeded
 from registry import Absent, BadImages, Batch, DataSplit, Output, UserError, ask
 
 __all__ = ["Balance", "Loader", "balanced_order", "balanced_weights", "check_loading"]
 
 # What a random number is for: streams of one seed that never meet.
-_ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL = 1, 2, 3, 4, 5
+_ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL, _AUGMENT = 1, 2, 3, 4, 5, 7
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
@@ -96,6 +98,8 @@ class Loader:
         world_size: how many processes share the data.
         resident: keep a copy of in-memory images on ``device``; by default where it is an accelerator and they take
             less than 4 GiB.
+        augment: names of ``AUGMENTATIONS``, joined by ``+`` (:func:`pckd.data.augment.augmentations`), all views alike;
+            by default the random crop and the flip. Where images are mixed, ``targets`` has their soft labels.
         pool: P, in how many ways an image in memory is augmented in training, up to 65535; 0 draws each time anew.
         balance: ``"weights"``: training batches have ``sample_weights``, which are the larger the rarer the image's
             class is, with mean 1 over the split. ``"sampler"``: an epoch of as many images draws each class that has
@@ -119,6 +123,7 @@ class Loader:
         device: str | torch.device = "cpu",
         strong: bool = False,
         flip: bool = True,
+        augment: str | None = None,
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -146,7 +151,9 @@ class Loader:
         if balance != "none" and isinstance(split.labels, Absent):
             raise UserError(f"balance={balance}: {split.labels.reason}")
         self.split, self.batch_size, self.train, self.views = split, batch_size, train, views
-        self.seed, self.flip, self.rank, self.world_size = seed, flip, rank, world_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.augment = augmentations(augment, flip=flip)
+        self._check_augment(strong and train)
         self.device, self.num_workers = torch.device(device), num_workers
         self.strong = strong and train
         self.pool, self.recall = pool if train else 0, recall
@@ -187,6 +194,15 @@ class Loader:
             )
 
     balance: Balance = "none"
+
+    def _check_augment(self, strong: bool) -> None:
+        if self.augment.pixels and (kind := first_item(self.split).dtype) != torch.uint8:
+            raise UserError(
+                f"{name_of(self.split)}: augmentations of pixels are for uint8 images, and these are {str(kind)[6:]}; "
+                "use crop, flip and mixes alone"
+            )
+        if self.augment.mixes and strong:
+            raise UserError("mixed images have no strongly augmented view; leave out mixup and cutmix, or the method")
 
     def __len__(self) -> int:
         """Batches per epoch, for this rank."""
@@ -266,20 +282,28 @@ class Loader:
         }
         facts = {name: _on(self.device, fact) for name, fact in facts.items()}
         images, index = (_on(self.device, t) for t in (images, index))
-        draw, drawn, recalled = None, None, None
-        how: dict[str, Any] = {"padding": split.padding, "flip": self.flip}
+        draw, drawn, recalled, numbers = None, None, None, torch.empty(0)
+        how: dict[str, Any] = {"padding": split.padding * self.augment.crop, "flip": self.augment.flip}
         if self.pool:
             drawn = (self._first[share] + epoch - 1) % self.pool
             draw = draw_pool(share, drawn, self.views, **how)
+            numbers = draw_numbers(share, drawn, self.augment.numbers)
             recalled = self.recall and self.recall(share, drawn, self.views)
             recalled = recalled and recalled.apply(self._sent)
         elif self.train:
             # Drawn for the batches of all ranks, of which this rank takes its own.
             mine, generator = len(images), seeded(self.seed, _VIEWS, epoch, number)
             draw = draw_views(mine * self.world_size, self.views, generator=generator, **how)
-            draw = draw.rows(self.rank * mine, (self.rank + 1) * mine)
-        show = partial(apply_views, mean=split.mean, std=split.std, padding=split.padding)
-        views = show(images, views=self.views, draw=draw)
+            own = slice(self.rank * mine, (self.rank + 1) * mine)
+            draw = draw.rows(own.start, own.stop)
+            if self.augment.numbers:
+                size = mine * self.world_size, self.augment.numbers
+                generator = seeded(self.seed, _AUGMENT, epoch, number)
+                numbers = torch.rand(size, dtype=torch.float64, generator=generator)[own]
+        show = partial(apply_views, mean=split.mean, std=split.std, padding=how["padding"])
+        views = show(self.augment.change(images, numbers) if self.train else images, views=self.views, draw=draw)
+        if self.train and self.augment.mixes:
+            views, facts = self._mix(views, facts, numbers, show, how)
         if self.strong:
             generator = seeded(self.seed, _STRONG, epoch, number, self.rank)
             strong = strong_augment(images, generator=generator)
@@ -288,6 +312,29 @@ class Loader:
             both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
         return Batch(views, index=index, drawn=drawn, recalled=recalled, strong=self.strong, **facts)
+
+    def _mix(
+        self, views: Tensor, facts: dict[str, Any], numbers: Tensor, show: Callable[..., Tensor], how: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Mixed views and what is known of them: with the other images of the batch in reverse order, or, with a pool,
+        with any of the data set, so that an entry of the pool is the same whatever batch it is in.
+        """
+        pixels = self._pixels
+        if self.pool and pixels is not None:
+            partner, entry = self.augment.partners(numbers, len(self.split), self.pool)
+            there = partner.to(pixels.device, non_blocking=True)
+            images = as_bits(pixels).index_select(0, there).view(pixels.dtype).permute(0, 3, 1, 2)
+            images = self.augment.change(_on(self.device, images), draw_numbers(partner, entry, self.augment.numbers))
+            others = show(images, views=self.views, draw=draw_pool(partner, entry, self.views, **how))
+            theirs = {
+                name: f if isinstance(f, Absent) else _on(self.device, f.index_select(0, there))
+                for name, f in self._facts.items()
+            }
+        else:
+            others = views.flip(0)
+            theirs = {name: f if isinstance(f, Absent) else f.flip(0) for name, f in facts.items()}
+        views, share = self.augment.mix(views, others, numbers)
+        return views, mixed_facts(facts, theirs, _on(self.device, share), self.split)
 
     def _sent(self, tensor: Tensor) -> Tensor:
         # From memory that is not pinned, a copy may wait for the device.
@@ -367,6 +414,26 @@ class _Stream(Dataset):
         if tries > 1:
             raise BadImages(*bad.values())
         return None
+
+
+def mixed_facts(own: dict[str, Any], others: dict[str, Any], share: Tensor, split: DataSplit) -> dict[str, Any]:
+    """What is known of mixed images: soft labels; the label is that of the larger share.
+
+    Args:
+        own, others: of both images of each mixed one. share: float64 [B], of the own image.
+    """
+    facts, weight = dict(own), share.float()
+    if not isinstance(own["labels"], Absent):
+        facts["labels"] = torch.where(share >= 0.5, own["labels"], others["labels"])
+    if split.targets is not None or (split.labeled and not isinstance(own["labels"], Absent)):
+        both = [
+            known["targets"] if split.targets is not None else one_hot(known["labels"], split.num_classes).float()
+            for known in (own, others)
+        ]
+        facts["targets"] = torch.lerp(both[1], both[0], weight[:, None])
+    if "sample_weights" in own:
+        facts["sample_weights"] = torch.lerp(others["sample_weights"], own["sample_weights"], weight)
+    return facts
 
 
 def _on(device: torch.device, fact: Any) -> Any:

@@ -18,6 +18,7 @@ __all__ = [
     "Draw",
     "apply_views",
     "as_bits",
+    "draw_numbers",
     "draw_pool",
     "draw_views",
     "make_views",
@@ -86,6 +87,14 @@ def draw_pool(index: Tensor, entry: Tensor, views: int, *, padding: int, flip: b
     offsets = words[:, :8] * np.uint64(2 * padding + 1) >> np.uint64(32)
     chosen = torch.from_numpy(offsets.astype(np.int64)).view(-1, 4, 2)[:, :views].contiguous()
     return Draw(flips if flip else torch.zeros_like(flips), chosen)
+
+
+def draw_numbers(index: Tensor, entry: Tensor, count: int) -> Tensor:
+    """[B, ``count``] further random numbers of [0, 1), float64, of entries of images' pools, as :func:`draw_pool`."""
+    first = (index.numpy().astype(np.uint64) << np.uint64(16) | entry.numpy().astype(np.uint64)) << np.uint64(4)
+    start = _scrambled(first + np.uint64(15))
+    words = _scrambled(start[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
+    return torch.from_numpy(words.astype(np.float64)) / 2**53
 
 
 def _scrambled(counters: np.ndarray) -> np.ndarray:

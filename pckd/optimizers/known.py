@@ -63,13 +63,13 @@ def rmsprop(
     return torch.optim.RMSprop(groups, lr, alpha, eps, weight_decay, momentum)
 
 
-@OPTIMIZERS.register("lamb", lr=5e-3, needs="timm")
+@OPTIMIZERS.register("lamb", lr=5e-3, library="timm")
 def lamb(groups: Groups, lr: float, *, weight_decay: float = 0.02) -> Optimizer:
     """LAMB (You et al., arXiv 1904.00962), for large batches; timm's."""
     return _of_timm("lamb")(list(groups), lr=lr, weight_decay=weight_decay)
 
 
-@OPTIMIZERS.register("lion", lr=1e-4, needs="timm")
+@OPTIMIZERS.register("lion", lr=1e-4, library="timm")
 def lion(groups: Groups, lr: float, *, weight_decay: float = 0.5, beta1: float = 0.9, beta2: float = 0.99) -> Optimizer:
     """Lion (Chen et al., arXiv 2302.06675); timm's. Its rate is a tenth of AdamW's, its weight decay ten times."""
     return _of_timm("lion")(list(groups), lr=lr, weight_decay=weight_decay, betas=(beta1, beta2))

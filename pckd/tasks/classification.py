@@ -22,6 +22,7 @@ from model_zoo.adapting import NO_EMBEDDING, NO_LOGITS, Adapted, Picked, as_back
 from model_zoo.probe import evaluating
 from pckd.arguments import POOL
 from pckd.data import Loader
+from pckd.data.augment import augmentations
 from pckd.data.check import check_item, first_item
 from pckd.data.load import Data, preprocessing_for
 from pckd.data.loader import Balance
@@ -110,6 +111,7 @@ class Classification(Task):
         balance: what is done in training about classes that have more images than others: ``"none"``; ``"weights"`` in
             the cross entropy, inverse to the size of the class, with mean 1 over the images; or a ``"sampler"`` that
             draws each class equally often (:class:`pckd.data.Loader`).
+        augment: names of ``AUGMENTATIONS``, joined by ``+``; by default ``"crop+flip"``.
     """
 
     name = "classification"
@@ -140,7 +142,10 @@ class Classification(Task):
         view_pool: int | None = None,
         cached: bool = False,
         balance: Balance = "none",
+        augment: str | None = None,
     ) -> None:
+        augmentations(augment)  # refuses names before anything is trained
+        self.augment = augment
         self.views, self.view_statistics, self.flip, self.balance = views, view_statistics, flip, balance
         self.view_pool = (POOL if cached else 0) if view_pool is None else view_pool
 
@@ -340,6 +345,7 @@ class Classification(Task):
             views=self.views_of(objective.row_sets),
             strong="strong" in objective.row_sets,
             flip=self.flip,
+            augment=self.augment,
             pool=self.view_pool,
             balance=self.balance,
             **options,
@@ -382,7 +388,8 @@ class Classification(Task):
         return {"train_top1": 100 * (logits.argmax(1) == batch.labels).float().mean()}
 
     def cache_options(self) -> dict[str, Any]:
-        return {"pool": self.view_pool, "flip": self.flip}
+        named = {} if self.augment is None else {"augment": self.augment}
+        return {"pool": self.view_pool, "flip": self.flip, **named}
 
     def random_data(self, images: int, classes: int, shape: tuple[int, int, int]) -> Data:
         pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8)

@@ -212,7 +212,6 @@ def test_the_best_network_is_kept(tiny_data: pckd.Data, tmp_path: Any, monkeypat
         ({"patience": 1}, "must not be done on test images; give val_fraction"),
         ({"keep_best": True, "val_fraction": 0.5}, "needs an output folder"),
     ],
-    ids=str,
 )
 def test_bad_input_is_refused_in_one_line(options: dict[str, Any], message: str, tiny_data: pckd.Data) -> None:
     with pytest.raises(UserError, match=f"^.*{message}.*$"):

@@ -162,6 +162,7 @@ STATEFUL: dict[str, Any] = {
     "initial epochs": "ft",
     "initial epochs alone": "fsp",
     "global generators": [Term("cross_entropy"), Term(function_loss(drawn), name="draws")],
+    "mixed images": {"method": "pckd", "augment": "crop+flip+trivial_augment+mixup+cutmix"},
     "moments and averages": {
         "method": "pckd",
         "optimizer": "adamw(layer_decay=0.9, decay_norms=False)",

@@ -393,7 +393,7 @@ def test_images_show_their_entries_in_turn_from_a_place_that_the_seed_says():
 def test_an_entry_looks_the_same_in_every_epoch_of_every_run(options):
     split, loader = make_split(), pooled(**options)
     for batch in [*loader.epoch(1), *loader.epoch(7)]:
-        draw = draw_pool(batch.index, batch.drawn, loader.views, padding=2, flip=loader.flip)
+        draw = draw_pool(batch.index, batch.drawn, loader.views, padding=2, flip=loader.augment.flip)
         how = {"views": loader.views, "mean": split.mean, "std": split.std, "padding": 2, "draw": draw}
         assert torch.equal(batch.views, apply_views(split.images[batch.index], **how))
 
