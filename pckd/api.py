@@ -194,7 +194,8 @@ def distill(
         schedule: a name of ``LR_SCHEDULES`` or a function, in the place of milestones. clip_grad: largest norm of the
             gradient of all parameters together; the metrics then have the norm before, ``grad_norm``.
         optimizer: a name of ``OPTIMIZERS`` or a function of the parameter groups and the learning rate, of the student
-            in the place of SGD; its weight decay and momentum are its options. A named one says its usual ``lr``.
+            in the place of SGD; its weight decay and momentum are its options. A named one says its usual ``lr``. A
+            teacher that is trained first has SGD with ``milestones`` then, whatever the ``schedule``.
         accumulate: batches that are seen one after the other and make one step by their mean gradient. It is that of
             one larger batch where a loss is a mean over samples; batch norms, difficulty, and losses that compare rows,
             look at each batch by itself.
@@ -327,7 +328,7 @@ def distill(
             display,
             lr=teacher_lr,
             on_nonfinite=on_nonfinite,
-            schedule=schedule,
+            schedule=schedule if optimizer is None else None,
             compile=compile,
             num_workers=num_workers,
         )

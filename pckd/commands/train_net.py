@@ -103,7 +103,8 @@ def run(args: argparse.Namespace, given: Collection[str] = ()) -> int:
         )
     if quick:
         # Drawn data is for trying things out: what is not given is what the demonstration takes.
-        for option in usual.keys() - {"data"}:
+        # Its learning rate is that of SGD.
+        for option in usual.keys() - {"data", *(("lr",) if args.optimizer else ())}:
             if getattr(args, option) is None:
                 setattr(args, option, usual[option])
     options = {name: getattr(args, name) for name in DEFAULTS if hasattr(args, name)}
