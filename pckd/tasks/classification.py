@@ -189,6 +189,10 @@ class Classification(Task):
         if isinstance(data.train.labels, Absent):
             raise UserError(f"{data.name}: its images have no one label each; use task='multilabel'")
 
+    def settled(self, data: Data, *_: Any) -> tuple[Data, list[str]]:
+        mixed = "mixed images have soft labels: what needs one label an image takes that of the larger share"
+        return data, [mixed] if augmentations(self.augment).mixes else []
+
     def network_options(self, data: Data) -> dict[str, Any]:
         return {"in_channels": data.image_shape[0]}
 
