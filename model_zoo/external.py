@@ -6,12 +6,13 @@ Both libraries are imported only when one of their networks is built.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from model_zoo.adapting import pretrained_record
+from model_zoo.adapting import adapt, pretrained_record
 from model_zoo.detection import detector_of
 from model_zoo.preprocessing import Preprocessing, set_preprocessing
 from model_zoo.probe import evaluating
@@ -22,7 +23,8 @@ from registry.errors import closest
 __all__ = ["TimmBackbone", "TorchvisionBackbone", "timm_backbone", "torchvision_backbone"]
 
 
-NO_CLASSIFIER = "does not end in a linear classifier, which distillation needs; use another model"
+class _NoClassifier(UserError):
+    """A model that does not end in a linear classifier: hooks read it, as a network of the user's own."""
 
 
 class TorchvisionBackbone(nn.Module):
@@ -52,7 +54,7 @@ class TorchvisionBackbone(nn.Module):
         end = next(node for node in graph.nodes if node.op == "output")
         logits = end.args[0]
         if not (isinstance(logits, fx.Node) and logits.op == "call_module" and _is_linear(model, str(logits.target))):
-            raise UserError(f"{name} {NO_CLASSIFIER}")
+            raise _NoClassifier(f"{name} does not end in a linear classifier; use model_zoo.adapt")
         maps = _last_of_each_resolution(model, graph, image_size)
         end.args = ((logits, logits.args[0], tuple(maps)),)
         self.network = fx.GraphModule(model, graph)
@@ -127,7 +129,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, model: Any, name: str) -> None:
         super().__init__()
         if not isinstance(model.get_classifier(), nn.Linear):
-            raise UserError(f"{name} {NO_CLASSIFIER}")
+            raise _NoClassifier(f"{name} does not end in a linear classifier; use model_zoo.adapt")
         self.network = model
         stages = {info["reduction"]: index for index, info in enumerate(getattr(model, "feature_info", None) or [])}
         self._stages = list(stages.values()) if len(stages) > 1 and hasattr(model, "forward_intermediates") else []
@@ -168,7 +170,7 @@ def torchvision_backbone(
         options: further arguments of torchvision's function, for example ``image_size=32`` of its ViTs.
 
     Raises:
-        UserError: an unknown model, weights or option, or a model that does not end in a linear classifier.
+        UserError: an unknown model, weights or option, or no linear classifier that could be made anew.
     """
     _check_member("torchvision", "resnet18", name, num_classes, weights is not None)
     from torchvision import models
@@ -206,9 +208,9 @@ def torchvision_backbone(
         raise UserError(f"{label}: {' '.join(str(error).split())[:300]}") from error
     if in_channels != 3:
         _set_in_channels(label, model, in_channels)
-    network = TorchvisionBackbone(model, label, image_size)
-    network.image_size = image_size  # type: ignore[assignment]
-    own = num_classes is None or network.classifier.out_features == num_classes
+    network: Any = _backbone(TorchvisionBackbone, model, label, image_size)
+    network.image_size = image_size
+    own = num_classes is None or weights is None or network.classifier.out_features == num_classes
     if num_classes is not None and not own:
         _set_num_classes(network.classifier, num_classes)
     if weights is not None:
@@ -228,7 +230,7 @@ def torchvision_backbone(
 @BACKBONES.register("timm")
 def timm_backbone(
     name: str, num_classes: int | None = None, *, in_channels: int = 3, pretrained: bool = False, **options: Any
-) -> TimmBackbone:
+) -> nn.Module:
     """Any classification model of timm, as in ``timm:convnext_atto``; needs ``pip install 'pckd[timm]'``.
 
     One with pretrained weights carries the record of their preprocessing, which does not know the classes' names.
@@ -242,7 +244,7 @@ def timm_backbone(
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        UserError: timm is missing, or an unknown model or option, or a model that does not end in a linear classifier.
+        UserError: timm is missing, or an unknown model or option.
     """
     _check_member("timm", "convnext_atto", name, num_classes, pretrained)
     if num_classes is not None:
@@ -257,9 +259,16 @@ def timm_backbone(
         model = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:
         raise UserError(f"{label}: {' '.join(str(error).split())[:300]}") from error
-    network = TimmBackbone(model, label)
+    network = _backbone(TimmBackbone, model, label)
     set_preprocessing(network, pretrained_record(model) if pretrained else None)
     return network
+
+
+def _backbone(kind: Callable[..., nn.Module], model: nn.Module, label: str, *size: int) -> nn.Module:
+    try:
+        return kind(model, label, *size)
+    except _NoClassifier:
+        return adapt(model, name=label)
 
 
 def _check_member(family: str, example: str, name: object, num_classes: int | None, pretrained: bool) -> None:

@@ -337,7 +337,7 @@ def load_trained(
         UserError: unknown name, no such file, or weights of another network or of other classes.
     """
     data = task.settled(data, name, [name], [weights])[0]
-    network, file = task.make_network(name, data), os.fspath(weights)
+    network, file = task.make_network(name, data, "the teacher"), os.fspath(weights)
     try:
         load_weights(network, weights)
     except OtherClasses as error:

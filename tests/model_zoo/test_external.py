@@ -83,6 +83,20 @@ def test_timm_keeps_the_contract(name: str) -> None:
     check(build(BACKBONES, f"timm:{name}", 5), *TIMM[name])
 
 
+@pytest.mark.parametrize(
+    "spec", ["torchvision:squeezenet1_1", "timm:deit_tiny_distilled_patch16_224(img_size=32, depth=1)"]
+)
+def test_a_head_that_is_no_single_linear_layer_gives_logits(spec: str) -> None:
+    if spec.startswith("timm"):
+        pytest.importorskip("timm")
+    network, images = build(BACKBONES, spec, 5).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images).logits, network.network(images))
+    assert set(network.state_dict()) == set(network.network.state_dict())
+    with pytest.raises(UserError, match=rf"the logits of {spec.partition('(')[0]} are the output of no single"):
+        network.classifier.weight  # noqa: B018
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121"])
 def test_outputs_are_those_of_torchvision(name: str) -> None:
     from torchvision import models
@@ -222,7 +236,6 @@ def test_compiles_as_one_graph(spec: str) -> None:
     [
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean 'resnet18'"),
         ("torchvision:qqqqqq", "torchvision has no model 'qqqqqq'; see torchvision's list"),
-        ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1 does not end in a linear classifier"),
         ("torchvision:resnet18(colour=3)", "torchvision:resnet18: .*unexpected keyword argument 'colour'"),
         ("torchvision:resnet18(weights='best')", "has no weights 'best': use one of DEFAULT, IMAGENET1K_V1"),
         ("torchvision:resnet18(weights='DEFAULT', in_channels=1)", "the pretrained weights read 3 channels, not 1"),
@@ -245,7 +258,6 @@ def test_timm_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
     refused("resnet_18x", "timm has no model 'resnet_18x'; did you mean 'resnet18'")
     refused("test_resnet(colour=3)", r"timm:test_resnet: .*colour")
-    refused("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224 does not end in a linear classifier")
     refused("resnet10t", "num_classes must be at least 1", 0)
     monkeypatch.setitem(sys.modules, "timm", None)
     refused("resnet10t", r"pip install 'pckd\[timm\]'")

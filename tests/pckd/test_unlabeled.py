@@ -245,3 +245,19 @@ def test_fingerprint_knows_the_neighbors(tiny_data: pckd.Data) -> None:
     assert "neighbors" not in split_fingerprint(test)
     one, two = (dataclasses.replace(test, neighbors=n) for n in (tiny_data.train, test))
     assert split_fingerprint(one) != split_fingerprint(two)
+
+
+@pytest.mark.usefixtures("registries")
+def test_an_extractor_by_name_with_a_file_of_its_weights(pictures: pckd.Data, tmp_path: Path) -> None:
+    """What it returns is its embedding, as of one that is given as a module."""
+
+    @BACKBONES.register("extractor_of_five")
+    def extractor_of_five(num_classes: int, *, in_channels: int = 3) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(in_channels, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    torch.save(extractor_of_five(0).state_dict(), tmp_path / "x.pth")
+    taught: dict[str, Any] = {"teacher": "extractor_of_five", "teacher_weights": tmp_path / "x.pth", "data": pictures}
+    result = pckd.distill(student="resnet8", method="rkd", **taught, **SHORT)
+    assert "mutual_knn" in result.history[-1]
+    with pytest.raises(NotApplicable, match="has no classifier"):
+        pckd.distill(student="resnet8", method="kd", **taught, **SHORT)
