@@ -753,7 +753,7 @@ def _measure_teachers(
     for one, member in zip(run.teachers, teacher.members, strict=True):
         name = f"teacher {member.position}, {describe(one)}"
         scores.append(_measure_teacher(run, name, member, loader, device, display))
-    known = len([score for score in scores if score is not None])
+    known = sum(getattr(member.network, "gives_logits", True) for member in teacher.members)
     if not run.task.prepares or not known:
         return [*scores, None]
     name = "the mean of the teachers" if known == len(scores) else "the mean of the teachers that have a classifier"

@@ -129,7 +129,8 @@ def _card(network: nn.Module, record: Preprocessing, about: Mapping[str, Any], r
         dataset = {"name": result["dataset"], "type": _plain(result["dataset"]) or "custom"}
         results = [{"task": {"type": pipeline or about["task"]}, "dataset": dataset, "metrics": [figure]}]
         head["model-index"] = [{"name": name, "results": results}]
-        method = f"distilled from {taught} with the method `{run.method}`" if taught else f"trained by `{run.method}`"
+        teachers = " and ".join(map(str, listed(taught)))
+        method = f"distilled from {teachers} with the method `{run.method}`" if taught else f"trained by `{run.method}`"
         lines[-1] += f" It was {method} on `{result['dataset']}`."
         lines += ["", "## Figures", "", *_figures(run), "", "## Training", "", *_training(run)]
     else:
@@ -178,12 +179,13 @@ def _training(run: Run) -> list[str]:
 def command_line(run: Run) -> str:
     """The command of a run; "" where an argument cannot be given on a command line. Files are named without folders."""
     given, defaults = run.arguments, options_of(distill)
-    if any(given.get(name) is not None and _plain(given[name]) not in kind.names() for name, kind in NAMED.items()):
+    named = [(one, kind) for name, kind in NAMED.items() for one in listed(given.get(name)) if one is not None]
+    if any(_plain(one) not in kind.names() for one, kind in named):
         return ""
     words = ["pckd-train"]
     # Where data is drawn, the command line has other defaults.
     spelled = {**given, "lr": run.result.get("lr", given.get("lr"))}
-    if run.result.get("teacher") and not given.get("teacher_weights"):
+    if run.result.get("teacher") and not all(listed(given.get("teacher_weights"))):
         spelled["teacher_epochs"] = given.get("teacher_epochs") or given["epochs"]
     for name, value in spelled.items():
         default = defaults.get(name)
@@ -192,14 +194,22 @@ def command_line(run: Run) -> str:
         argument = ARGUMENTS[name]
         if value is None or (value == default and not always) or (argument.may_change and name != "epochs"):
             continue
-        if name in ("milestones", "lr_decay") or isinstance(value, list):
+        if name in ("milestones", "lr_decay") or (isinstance(value, list) and not argument.several):
             return ""
         flag = "--dataset" if name == "data" else f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            words += [flag, shlex.quote(Path(value).name if argument.path else str(value))]
+            for one in listed(value):
+                file = argument.path or name == "teacher_classes"
+                text = "-" if one is None else Path(one).name if file else str(one)
+                words += [flag, shlex.quote(text)]
     return " ".join(words)
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of an argument that may be given several times."""
+    return value if isinstance(value, list) else [value]
 
 
 def _plain(text: Any) -> str:

@@ -220,7 +220,8 @@ class Plan:
         for position, network in enumerate(networks, 1):
             alone, name = len(networks) == 1, describe(self.teachers[position - 1])
             with said_of(position, self.teachers):
-                tell = say if alone else lambda text, name=name: say(f"{name}: {text}")
+                called = f"teacher {position}, {name}"
+                tell = say if alone else lambda text, who=called: say(f"{who}{text.removeprefix('the teacher')}")
                 resizing = self.task.resizing("the teacher", network, self.data.train, tell)
                 shown = self.task.renormalization(network, self.data, tell)
                 asked = self.reading(network, "teacher", position=None if alone else position)

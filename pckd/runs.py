@@ -19,9 +19,9 @@ from registry import TASKS, UserError
 METRICS, RESULT, BENCHMARK = "metrics.jsonl", "result.json", "benchmark.json"
 
 TASK = "classification"
-OF_IMAGES = (TASK, "unlabeled")
-"""Tasks whose networks answer about whole images."""
 """The task of a run whose result does not name it."""
+OF_IMAGES = (TASK, "unlabeled", "multilabel")
+"""Tasks whose networks answer about whole images."""
 METRIC = "top1"
 """What a run is judged by, where its result does not name it: a percentage, and higher is better."""
 BY_TRUTH = "top1_by_truth"

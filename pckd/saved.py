@@ -16,7 +16,7 @@ from pckd.engine.progress import own_random_state
 from pckd.plan import make_task, plan
 from pckd.tasks.classification import Classification
 from pckd.terms import Teachers
-from registry import BACKBONES, UserError, parse
+from registry import BACKBONES, UnknownName, UserError, parse
 
 __all__ = ["load", "load_with_task", "with_head"]
 
@@ -69,7 +69,13 @@ def load_with_task(source: str | os.PathLike[str]) -> tuple[nn.Module, str]:
     head = meta.get("head")
     head = json.loads(head) if isinstance(head, str) else head  # the metadata of .safetensors are strings
     if isinstance(head, dict):
-        network = with_head(network, name, record, **head)
+        try:
+            network = with_head(network, name, record, **head)
+        except UnknownName as error:
+            raise UserError(
+                f"{file}: the student answers with a loss's head, built by the names of its training ({error}); load "
+                "their plug-in first, or build it and use model_zoo.load_weights"
+            ) from None
     load_weights(network, source)
     if not record.classes:
         log.warning("%s: its classifier was never trained; its embedding was (pckd.transfer)", file)

@@ -12,7 +12,7 @@ from numbers import Real
 from torch import Tensor, nn
 
 from registry.contracts import Absent, Centers, Context, Term
-from registry.errors import PluginError, UserError
+from registry.errors import NotApplicable, PluginError, UserError
 
 __all__ = ["check_centers", "check_per_row", "check_rule", "check_term", "check_values", "name_of"]
 
@@ -29,10 +29,11 @@ def check_term(label: str, term: Term, rows: Sequence[str]) -> None:
         rows: the task's sets of rows.
 
     Raises:
-        UserError: an unknown set of rows, or a weight that is not a finite number.
+        NotApplicable: a set of rows that the task does not have.
+        UserError: a weight that is not a finite number.
     """
     if term.rows not in rows:
-        raise UserError(f"term {label}: rows must be {', '.join(rows[:-1])} or {rows[-1]}, not {term.rows!r}")
+        raise NotApplicable(f"term {label}: rows must be {', '.join(rows[:-1])} or {rows[-1]}, not {term.rows!r}")
     for weight in (term.weight, term.initial_weight or 0.0):
         if not isinstance(weight, Real) or not math.isfinite(weight):
             raise UserError(f"term {label}: its weight must be a finite number, not {weight!r}")

@@ -23,7 +23,7 @@ from pckd.comparison.jobs import (
     refuse_early,
     settings_of,
 )
-from pckd.comparison.matrix import families_of, matrix
+from pckd.comparison.matrix import WORKS, families_of, matrix
 from pckd.comparison.presets import PRESETS, preset
 from pckd.comparison.results import MARKDOWN, Results
 from pckd.comparison.runner import fingerprints_of, finished, obtain_teachers, run_all, run_one_for_parent
@@ -37,7 +37,7 @@ from pckd.tables import Table, print_tables
 from registry import DATASETS, TASKS, UserError, options_of, parse
 
 UNSAID = (
-    *("student_weights", "teacher_weights", "teacher_classes", "method", "seed", "milestones", "lr_decay"),
+    *("student_weights", "teacher_weights", "method", "seed", "milestones", "lr_decay"),
     *("device", "precision", "debug", "output", "resume", "checkpoint_every", "profile"),
 )
 """Arguments of a run that have no flag here, or another one."""
@@ -92,7 +92,11 @@ def run(args: argparse.Namespace) -> int:
     variants = scheduled(chosen_variants(args), args.scheduler)
     if args.matrix:
         task = task_of(args)
-        print_tables([Table("", ["method", *families_of(task)], matrix(variants, task), numbers=False)])
+        rows = matrix(variants, task)
+        if args.methods in (None, "all"):
+            # Those that serve other tasks, and those that need options.
+            rows = [row for row in rows if WORKS in row]
+        print_tables([Table("", ["method", *families_of(task)], rows, numbers=False)])
         return 0
     if not args.output:
         raise UserError("--output is missing: give the folder for the runs")
@@ -123,6 +127,8 @@ def planned(args: argparse.Namespace, variants: Sequence[Variant], root: Path) -
     settings = {**settings_of(vars(args)), "data": args.dataset}
     check_settings(settings, seeds)
     weights = parse_weights(args.teacher_weights, [teacher for teacher, _ in pairs])
+    if args.teacher_classes is not None and not all(teacher in weights for teacher, _ in pairs):
+        raise UserError("--teacher-classes are those of the teachers' files: give --teacher-weights")
     starts = parse_weights(args.student_weights, [student for _, student in pairs], "student")
     return make_jobs(pairs, variants, seeds, settings, weights, root, starts), args.reference or "kd"
 

@@ -17,7 +17,7 @@ from pckd.comparison.variants import Variant
 from pckd.data.load import Data
 from pckd.device import Device
 from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
-from pckd.plan import Plan, load_trained, make_task, plan
+from pckd.plan import Plan, class_list, load_trained, make_task, plan
 from pckd.runs import grouped
 from registry import (
     BACKBONES,
@@ -203,14 +203,15 @@ def refuse_early(jobs: Sequence[Job], data: Data) -> tuple[dict[tuple[str, str],
     teachers: dict[str, FrozenTeacher | SeveralTeachers | None] = {}
     judged = ""
     for job in (of_row[0] for of_row in grouped(jobs, lambda job: job.row).values()):
-        run = _plan(job, data)
         weights = job.arguments["teacher_weights"]
-        if job.teacher not in teachers:
-            network = None if weights is None else load_trained(run.task, job.teacher, data, weights)
-            teachers[job.teacher] = (
-                run.untrained_teacher() if network is None else run.freeze([network], lambda _: None)
-            )
         try:
+            run = _plan(job, data)
+            if job.teacher not in teachers:
+                classes = class_list(job.arguments.get("teacher_classes"))
+                network = None if weights is None else load_trained(run.task, job.teacher, data, weights, classes)
+                teachers[job.teacher] = (
+                    run.untrained_teacher() if network is None else run.freeze([network], lambda _: None)
+                )
             missing = _left_out(run, teachers[job.teacher])
         except NotApplicable as error:
             refused[job.row] = str(error)

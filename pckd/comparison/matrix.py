@@ -14,6 +14,8 @@ from pckd.runs import TASK
 from pckd.tasks import Task
 from registry import NotApplicable, UserError, parse
 
+WORKS = "works"
+
 FAMILIES = {
     "resnet-resnet": ("resnet20", "resnet8"),
     "wrn-resnet": ("wrn_16_2", "resnet8"),
@@ -62,4 +64,4 @@ def _works(task: Task, data: Data, variant: Variant, teacher: str, student: str)
             run.objective(run.untrained_teacher())
     except NotApplicable as error:
         return str(error)
-    return "works"
+    return WORKS

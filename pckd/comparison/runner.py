@@ -25,7 +25,8 @@ from pckd.display import Display, make_display
 from pckd.engine.fingerprint import network_fingerprint, split_fingerprint
 from pckd.engine.guard import Interrupted, Signals
 from pckd.engine.record import find_changes
-from pckd.plan import load_trained, make_task, start_from
+from pckd.engine.teacher import FrozenTeacher
+from pckd.plan import class_list, load_trained, make_task, start_from
 from pckd.runs import METRICS, RESULT, Run, read_finished
 from registry import UserError
 from registry.errors import is_out_of_memory
@@ -45,8 +46,12 @@ def fingerprints_of(jobs: Sequence[Job], data: Data) -> dict[str, dict[str, Any]
         weights = job.arguments["teacher_weights"]
         found[teacher] = dict(splits)
         if weights is not None:
-            network = load_trained(make_task(job.arguments["task"], data), teacher, data, weights)
-            found[teacher]["teacher"] = network_fingerprint(network)
+            task = make_task(job.arguments["task"], data)
+            classes = class_list(job.arguments.get("teacher_classes"))
+            network = load_trained(task, teacher, data, weights, classes)
+            resizing = task.resizing("the teacher", network, data.train)
+            shown = FrozenTeacher(network, resizing=resizing).resizing_facts
+            found[teacher]["teacher"] = {**network_fingerprint(network), **shown}
     return found
 
 
@@ -64,7 +69,9 @@ def finished(job: Job, data: Data, fingerprints: Mapping[str, Any] | None = None
     advice = "choose another --output, or remove the folder"
     if (weights := job.arguments["student_weights"]) is not None:
         task = make_task(job.arguments["task"], data)
-        start = start_from(task, task.make_network(job.student, data), data, weights)
+        teacher = [job.teacher], [job.arguments["teacher_weights"]]
+        settled = task.settled(data, job.student, *teacher)[0]
+        start = start_from(task, task.make_network(job.student, settled), settled, weights)
         fingerprints = {**(fingerprints or {}), "student": start[2]}
     run = read_finished(job.path)
     if not run.rows or run.metric not in run.rows[-1]:

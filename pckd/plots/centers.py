@@ -61,6 +61,9 @@ def matrices(groups: Sequence[Group], workshop: Workshop) -> tuple[list[Matrix],
     reference = None if teacher is None else similarities(classifier_rows(teacher))
     found = []
     for (label, run), network in zip(chosen, networks, strict=True):
+        record = preprocessing_of(network)
+        if record is not None and record.mean and not record.classes:
+            raise UserError(f"{run.path}: the student's classifier was never trained, so that it has no centers")
         own = similarities(classifier_rows(network))
         title = f"{run.result['student']}, {label}"
         if reference is not None and len(chosen) > 1:

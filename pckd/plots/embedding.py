@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from model_zoo import preprocessing_of
 from pckd.data import Loader, limit
 from pckd.data.load import DATA_SEED
 from pckd.device import Device
@@ -50,7 +51,7 @@ class Panel(NamedTuple):
     labels: np.ndarray
     """[M]."""
     centers: np.ndarray | None
-    """[K, 2]; None where the classifier does not read the embedding."""
+    """[K, 2]; None where the classifier does not read the embedding, or has other classes."""
     shares: tuple[float, float]
 
 
@@ -129,7 +130,9 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
     name, teacher, more = workshop.teacher([run for _, run in chosen], networks[0][1])
     if teacher is not None:
         networks.append((f"teacher {name}", teacher))
-    if whole.num_classes != classes_of(networks[0][1]):
+    # Where no label was looked at, the student may have other classes than the images, or none that were trained.
+    other = chosen[0][1].task == "unlabeled" and _trained_classes(networks[0][1], whole) != whole.classes
+    if not other and whole.num_classes != classes_of(networks[0][1]):
         raise UserError(
             f"{chosen[0][1].path}: its student has {classes_of(networks[0][1])} classes, the data set "
             f"{whole.num_classes}; give its own with --data-root"
@@ -138,23 +141,34 @@ def draw_embedding(groups: Sequence[Group], workshop: Workshop) -> tuple[Any, li
     part = first_classes(whole, workshop.images)
     panels = []
     for title, network in networks:
-        own = other_preprocessing(title, network, part, more.append)
+        alike = dataclasses.replace(part, classes=_trained_classes(network, part)) if other else part
+        own = other_preprocessing(title, network, alike, more.append)
         shown = part if own is None else dataclasses.replace(part, mean=own.mean, std=own.std)
         resizing = Classification().resizing(title, network, part, more.append)
-        panels.append(_panel(title, network, resizing, shown, place))
-    if any(panel.centers is None for panel in panels):
+        panels.append(_panel(title, network, resizing, shown, place, centers=not other))
+    if other:
+        more.append("the student's classifier is not one of these classes, so that no centers are shown")
+    elif any(panel.centers is None for panel in panels):
         more.append("a student that answers with a loss's head has no centers among its embeddings")
     return _draw(panels, whole.classes, len(part)), [*notes, *more]
 
 
-def _panel(title: str, network: nn.Module, resizing: Any, part: DataSplit, device: Device) -> Panel:
+def _trained_classes(network: nn.Module, split: DataSplit) -> tuple[str, ...]:
+    """Those of a network's record, none where its classifier was never trained; without a record the split's."""
+    record = preprocessing_of(network)
+    return tuple(split.classes) if record is None else record.classes
+
+
+def _panel(
+    title: str, network: nn.Module, resizing: Any, part: DataSplit, device: Device, *, centers: bool = True
+) -> Panel:
     points, labels = embeddings(FrozenTeacher(network, resizing=resizing), part, device)
     plane = principal_plane(points)
-    centers = None
+    placed = None
     # The head of a loss does not read the embedding itself.
-    if not isinstance(network, Predictor):
-        centers = plane.project(placed_centers(classifier_rows(network), points)[:MOST_CLASSES])
-    return Panel(title, plane.project(points), labels, centers, plane.shares)
+    if centers and not isinstance(network, Predictor):
+        placed = plane.project(placed_centers(classifier_rows(network), points)[:MOST_CLASSES])
+    return Panel(title, plane.project(points), labels, placed, plane.shares)
 
 
 def _draw(panels: Sequence[Panel], classes: Sequence[str], images: int) -> Any:
@@ -165,7 +179,9 @@ def _draw(panels: Sequence[Panel], classes: Sequence[str], images: int) -> Any:
         _scatter(axes, panel, classes, columns)
     shown = min(len(classes), MOST_CLASSES)
     which = "" if shown == len(classes) else f" of the first {shown} of {len(classes)} classes"
-    title = f"Embeddings of {images} unseen images{which}, and the category centers (large; moved and scaled together)"
+    title = f"Embeddings of {images} unseen images{which}"
+    if any(panel.centers is not None for panel in panels):
+        title += ", and the category centers (large; moved and scaled together)"
     headline(figure, title)
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(shown, 5), markerscale=2.2, fontsize=9)

@@ -135,7 +135,7 @@ class Workshop:
         except OtherClasses:
             return names[0], None, [f"{source}: has more classes than the data, or others; the student alone is shown"]
         record = preprocessing_of(student)
-        if record is not None:
+        if record is not None and record.classes:
             check_classes(f"teacher {names[0]}", network, record.classes, "the student")
         known = [run.result["fingerprints"].get("teacher") for run in taught if run.result.get("fingerprints")]
         weights = network_fingerprint(network)["weights"]

@@ -92,11 +92,18 @@ class Unlabeled(Classification):
     def chance(self, data: Data) -> float:
         return 100 / data.test.num_classes if self.metric in ("top1", "knn") else 0.0
 
+    def check(self, data: Any, terms: Sequence[Term]) -> None:
+        super().check(data, terms)
+        if self.balance != "none":
+            raise UserError(
+                f"balance={self.balance} looks at labels, and the task unlabeled looks at none; leave it out"
+            )
+
     def terms(self, terms: Sequence[Term]) -> list[Term]:
         kept = [term for term in terms if not is_shared(term)]
         self._left_out = len(kept) < len(terms)
         if not any(term.main and term.weight for term in kept):
-            raise UserError(
+            raise NotApplicable(
                 f"without labels there is nothing to learn by {', '.join(term.label for term in terms)} alone; use "
                 "another method, such as kd, at or rkd, or several, such as kd+fsp"
             )
@@ -221,15 +228,19 @@ class Unlabeled(Classification):
         raise UserError("report_difficulty asks metrics that look at labels, and none are looked at; leave it out")
 
     def measure_teacher(self, teacher: Any, loader: Any, device: Device, say: Callable[[str], None]) -> float | None:
-        if not self._answering:
+        one_of_several = getattr(teacher, "position", None) is not None
+        if not self._answering and not one_of_several:
             say("no term trains the student's classifier: what it has learned is its embedding")
         if self.metric == "top1":
             return super().measure_teacher(teacher, loader, device, say)
         if self.metric == "knn":
-            if isinstance(teacher.classifier, Absent) and getattr(teacher.network, "gives_logits", True):
+            network = getattr(teacher, "network", teacher)
+            if isinstance(teacher.classifier, Absent) and getattr(network, "gives_logits", True):
                 say("not measured, because it has no embedding")
                 return None
             return self.evaluate(teacher, loader, device)["knn"]
+        if one_of_several:
+            return None
         say("the student is measured by it")
         if self.metric == "agreement":
             self._theirs = torch.zeros(len(loader.split), dtype=torch.int64, device=device.target)

@@ -161,6 +161,21 @@ def test_a_folder_for_a_model_hub(run: Path, tmp_path: Path) -> None:
     assert (result.metric_type, result.metric_value, result.dataset_type) == ("accuracy", 61.5, "shapes")
 
 
+def test_the_command_of_a_run_under_several_teachers(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    result = json.loads((run / "result.json").read_text())
+    known = {"teacher": ["resnet20", "resnet32"], "teacher_weights": ["/home/me/t.pth", None]}
+    known["teacher_classes"] = "/home/me/classes.txt"
+    changed = {**result, "teacher": known["teacher"], "arguments": {**result["arguments"], **known}}
+    (run / "result.json").write_text(json.dumps(changed))
+    text = (export(run / "model_final.pth", tmp_path / "hub") / "README.md").read_text()
+    assert "distilled from resnet20 and resnet32 with the method" in text
+    assert "--teacher resnet20 --teacher resnet32" in text
+    assert "--teacher-weights t.pth --teacher-weights - " in text
+    assert "--teacher-classes classes.txt" in text
+    assert "--teacher-epochs 3" in text
+
+
 @pytest.mark.parametrize(
     "change", [{"student": "mine"}, {"data": "my pictures"}, {"milestones": [0.5]}, {"method": ["1.0 * kd"]}], ids=str
 )

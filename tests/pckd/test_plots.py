@@ -354,6 +354,19 @@ def test_networks_are_shown_images_by_their_own_record(taught: Taught, monkeypat
 # Embedding
 
 
+def test_a_student_whose_classifier_was_never_trained_has_no_centers(taught: Taught) -> None:
+    folder, weights = taught()
+    with_record(weights)
+    with_record(folder / "model_final.pth", classes=())
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "task": "unlabeled"}))
+    picture = plots.draw("embedding", [folder], images=20)
+    assert [len(axes.collections) for axes in picture.figure.axes] == [4, 4]
+    assert "no centers are shown" in picture.notes[-1]
+    with pytest.raises(UserError, match="classifier was never trained, so that it has no centers"):
+        plots.draw("centers", [folder])
+
+
 def test_plane_of_points_on_known_axes() -> None:
     points = np.array([[5.0, 1, 0], [-5, 1, 0], [0, 1, 3], [0, 1, -3]])
     plane = principal_plane(points)

@@ -89,6 +89,9 @@ def test_a_network_that_is_not_known_here(tmp_path: Path) -> None:
     path = save_weights(network, tmp_path / "x.pth", student="MyNet")
     with pytest.raises(UserError, match="its network 'MyNet' is not known here: load its plug-in first, or build it"):
         pckd.load(path)
+    head = {"method": "simkd", "teacher": "Mine", "centers": "classifier"}
+    with pytest.raises(UserError, match=r"y\.pth: the student answers with a loss's head.*unknown name 'Mine'"):
+        pckd.load(saved(tmp_path / "y.pth", "resnet8", head=head))
 
 
 # What a network says

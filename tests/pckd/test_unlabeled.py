@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -110,6 +111,25 @@ def test_student_is_measured_by_its_agreement_with_the_teacher(
     assert record.classes == NAMES
 
 
+def test_several_teachers_are_measured_as_far_as_they_can_be(
+    pictures: pckd.Data, tiny_data: pckd.Data, teacher: nn.Module
+) -> None:
+    sure, unsure = copy.deepcopy(teacher), teacher
+    for network, bias in ((sure, [90.0, 0, 0]), (unsure, [0, 1.0, 0])):
+        network.fc.weight.data.zero_()  # type: ignore[operator, union-attr]
+        network.fc.bias.data = torch.tensor(bias)  # type: ignore[union-attr]
+    # The mean of their probabilities is (0.61, 0.29, 0.11), though the last one alone says class 1.
+    result = distilled(pictures, [sure, Extractor(), unsure], "kd@3+rkd@2")
+    with torch.no_grad():
+        answers = result.student((pictures.test.images.float() / 255 - 0.5) / 0.25).logits.argmax(1)
+    assert result.last_agreement == pytest.approx(100 * float((answers == 0).double().mean()))
+    assert [one["agreement"] for one in result.teachers] == [None] * 3
+    test = dataclasses.replace(tiny_data.test, neighbors=tiny_data.train)
+    among = distilled(pckd.Data(bare(tiny_data.train), test), [Extractor(), sure], "rkd@1")
+    assert among.teacher_knn is None
+    assert all(one["knn"] > 0 for one in among.teachers)
+
+
 def test_untrained_classifier_has_no_classes(
     pictures: pckd.Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,6 +212,7 @@ LABELS = "the images have no labels"
         ("kd", {"centers": "ema"}, f"center rule 'RunningMeanCenters': {LABELS}"),
         ("kd", {"task": "classification"}, "pictures has no labels: leave out the task"),
         ("kd", {"report_difficulty": True}, "report_difficulty asks metrics that look at labels"),
+        ("kd", {"balance": "weights"}, "balance=weights looks at labels"),
         ("kd", {"teacher": "resnet8"}, "teacher 'resnet8' cannot be trained first, because no label is looked at"),
         ("kd", {"teacher": Extractor()}, "loss 'kd': the teacher has no classifier"),
     ],

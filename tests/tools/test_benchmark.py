@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from model_zoo import load_weights, save_weights
+from model_zoo import Preprocessing, load_weights, save_weights
+from pckd.comparison.variants import Variant
 from pckd.data import limit
 from pckd.engine.record import FolderInUse, Lock
 from registry import BACKBONES, DATASETS, build
@@ -264,6 +265,31 @@ def test_matrix_names_works_and_reasons(tool: ModuleType, capsys: pytest.Capture
     header, _, kd, fsp, pckd = capsys.readouterr().out.strip().splitlines()
     assert header.endswith("| resnet-ShuffleV2 |")
     assert (kd.count("works"), fsp.count("needs maps of equal widths"), pckd.count("works")) == (6, 4, 6)
+
+
+def test_matrix_of_all_methods_leaves_out_those_of_other_tasks(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pckd.commands.benchmark.method_variants", lambda _: [Variant(m, m) for m in ("kd", "ld")])
+    assert tool.main(["--matrix"]) == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.strip().splitlines()[2:]] == ["kd"]
+    assert tool.main(["--matrix", "--methods", "ld"]) == 0
+    assert "not 'foreground'" in capsys.readouterr().out
+
+
+def test_a_teacher_of_other_classes_and_size_is_the_same_the_second_time(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = Preprocessing((0.5,) * 3, (0.25,) * 3, (12, 12), tuple("abcde")).as_metadata()
+    weights = save_weights(build(BACKBONES, "resnet8", 5), tmp_path / "teacher.pth", preprocessing=known)
+    (tmp_path / "classes.txt").write_text("d\na\nb\n")
+    data = ["--dataset", "shapes(num_classes=3, image_size=8, train_size=40, test_size=20)", *SMALL[2:]]
+    which = ["--teacher-classes", str(tmp_path / "classes.txt"), "--methods", "kd,ld", "--output", str(tmp_path / "o")]
+    command = [*data, *which, "--teacher-weights", str(weights)]
+    assert (tool.main(command), tool.main(command)) == (0, 0)
+    assert "1 runs, 1 of them done" in capsys.readouterr().out
+    assert tool.main([*data, *which]) == 2
+    assert "give --teacher-weights" in capsys.readouterr().err
 
 
 def test_what_the_command_line_gives_wins_over_the_preset(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
