@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
     variants = scheduled(chosen_variants(args), args.scheduler)
     if args.matrix:
         task = task_of(args)
-        rows = matrix(variants, task)
+        header, rows = ["method", *families_of(task)], matrix(variants, task)
         if args.methods in (None, "all"):
             # Those that serve other tasks, and those that need options.
             rows = [row for row in rows if WORKS in row]
-        print_tables([Table("", ["method", *families_of(task)], rows, numbers=False)])
+        print_tables([Table("", header, rows, numbers=False)])
         return 0
     if not args.output:
         raise UserError("--output is missing: give the folder for the runs")

@@ -50,8 +50,9 @@ def train_step(
                 step: Step = model(batch, teachers, progress)
             if not steps:
                 optimizer.zero_grad(set_to_none=True)
+            loss = step.values["loss"] if len(batches) == 1 else step.values["loss"] / len(batches)
             with record_function("pckd.backward"):
-                (step.values["loss"] / len(batches)).backward()
+                loss.backward()
         steps.append(step._replace(values={name: value.detach() for name, value in step.values.items()}))
     if clip_grad is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

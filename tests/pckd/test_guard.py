@@ -55,7 +55,7 @@ class Scale(nn.Module):
 
 
 def optimizer_of(module: nn.Module, momentum: float = 0.5) -> torch.optim.SGD:
-    return Optimization(1, 1, 0.1, momentum, weight_decay=0.0).optimizer([module], CPU)
+    return Optimization(1, 1, 0.1, momentum, weight_decay=0.0).optimizer(module, nn.Module(), CPU)
 
 
 def take(guard: FiniteGuard, module: Scale, optimizer: torch.optim.SGD, x: float, step: int, epoch: int = 1) -> None:

@@ -249,7 +249,7 @@ def work() -> Workload:
         method_terms("pckd"), setup, difficulty="cross_entropy", scheduler="preview", centers="classifier"
     )
     device = Device(torch.device("cpu"))
-    optimizer = Optimization(1, 4, 0.0, weight_decay=0.0).optimizer((student, objective), device.target)
+    optimizer = Optimization(1, 4, 0.0, weight_decay=0.0).optimizer(student, objective, device.target)
     batch = Batch(torch.randn(4, 4, 3, 8, 8), torch.arange(4), torch.arange(4))
     return Workload(DistillationTask(Classification(), student, objective), [teacher], optimizer, batch, device)
 
