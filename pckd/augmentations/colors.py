@@ -44,8 +44,9 @@ def grayscale(images: Tensor, drawn: Tensor, *, p: float = 0.2) -> Tensor:
     """A share ``p`` of the images without their colors."""
     if images.shape[1] != 3:
         return images
-    chosen = (drawn[:, 0] < p).view(-1, 1, 1, 1).to(images.device, non_blocking=True)
-    return torch.where(chosen, _gray(images.float()).round().to(images.dtype), images)
+    rows = (drawn[:, 0] < p).nonzero()[:, 0].to(images.device, non_blocking=True)
+    gray = _gray(images[rows].float()).round().to(images.dtype)
+    return images.index_copy(0, rows, gray.expand(-1, 3, -1, -1))
 
 
 def _gray(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as pixel
 
 from registry import AUGMENTATIONS, UserError
 
@@ -19,21 +20,23 @@ def resampled(images: Tensor, matrix: Tensor) -> Tensor:
 
 @AUGMENTATIONS.register("random_resized_crop", draws=4)
 def random_resized_crop(images: Tensor, drawn: Tensor, *, least: float = 0.08, ratio: float = 4 / 3) -> Tensor:
-    """A part of the image, enlarged to its size (Szegedy et al., arXiv 1409.4842), bilinearly.
+    """A part of the image, resized to all of it (Szegedy et al., arXiv 1409.4842): bilinearly, with antialiasing.
 
     Args:
         least: share of the area that is left, at the least; up to all of it. ratio: most that width is above height,
-            or height above width, where the image is a square.
+            or height above width, in shares of the image's sides.
     """
     if not (0 < least <= 1 <= ratio):
         raise UserError(f"random_resized_crop: least={least}, ratio={ratio}: least is in (0, 1], ratio 1 or more")
+    height, width = images.shape[2:]
     area = least + (1 - least) * drawn[:, 0]
     stretch = (math.log(ratio) * (2 * drawn[:, 1] - 1)).exp()
-    wide, tall = (area * stretch).sqrt().clamp(max=1), (area / stretch).sqrt().clamp(max=1)
-    matrix = torch.zeros(len(images), 2, 3, dtype=torch.float64)
-    matrix[:, 0, 0], matrix[:, 1, 1] = wide, tall
-    matrix[:, 0, 2], matrix[:, 1, 2] = ((1 - s) * (2 * u - 1) for s, u in ((wide, drawn[:, 2]), (tall, drawn[:, 3])))
-    return resampled(images, matrix)
+    tall = (height * (area / stretch).sqrt()).round().clamp(1, height)
+    wide = (width * (area * stretch).sqrt()).round().clamp(1, width)
+    top, left = (drawn[:, 2] * (height - tall + 1)).floor(), (drawn[:, 3] * (width - wide + 1)).floor()
+    boxes = torch.stack([top, left, tall, wide], 1).long().tolist()
+    cut = [pixel.resized_crop(image, *box, size=[height, width]) for image, box in zip(images, boxes, strict=True)]
+    return torch.stack(cut)
 
 
 @AUGMENTATIONS.register("rotate", draws=1)
@@ -56,14 +59,16 @@ def random_erasing(
         p: share of the images. least, most: of the area, drawn between. ratio: most that width is above height, or
             height above width.
     """
-    height, width = images.shape[2:]
+    chosen = (drawn[:, 0] < p).nonzero()[:, 0]
+    rows, drawn = chosen.to(images.device, non_blocking=True), drawn[chosen]
+    some, (height, width) = images[rows], images.shape[2:]
     area = (least + (most - least) * drawn[:, 1]) * height * width
     stretch = (math.log(ratio) * (2 * drawn[:, 2] - 1)).exp()
     tall, wide = (area / stretch).sqrt().clamp(max=height), (area * stretch).sqrt().clamp(max=width)
     inside = _between(height, drawn[:, 3], tall)[:, :, None] & _between(width, drawn[:, 4], wide)[:, None]
-    inside &= (drawn[:, 0] < p)[:, None, None]
-    color = images.float().mean((2, 3), keepdim=True).round().to(images.dtype)
-    return torch.where(inside[:, None].to(images.device, non_blocking=True), color, images)
+    color = some.float().mean((2, 3), keepdim=True).round().to(images.dtype)
+    painted = torch.where(inside[:, None].to(images.device, non_blocking=True), color, some)
+    return images.index_copy(0, rows, painted)
 
 
 def _between(size: int, place: Tensor, length: Tensor) -> Tensor:

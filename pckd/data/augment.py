@@ -19,6 +19,8 @@ __all__ = ["USUAL", "Augmentations", "augmentations"]
 USUAL = "crop+flip"
 _WHICH, _PARTNER, _ENTRY, _OWN = range(4)
 """Columns of the numbers for mixing: which of the mixes, the other image, the entry of its pool, and the mixes' own."""
+_AT_ONCE = 2**18
+"""Values that are changed together on a CPU."""
 
 Step = tuple[Callable[..., Any], int]
 """A function and how many random numbers it takes."""
@@ -53,9 +55,13 @@ class Augmentations:
         Args:
             images: uint8 [B, C, H, W]. drawn: float64 [B, R], on the CPU.
         """
+        # On the CPU a few at a time, which stay in its cache from one operation to the next.
+        few = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
         first = 0
         for function, count in self.pixels:
-            images = ask(f"augmentation {_name(function)!r}", function, images, drawn[:, first : first + count])
+            pieces = zip(images.split(few), drawn[:, first : first + count].split(few), strict=True)
+            asked = f"augmentation {_name(function)!r}"
+            images = torch.cat([ask(asked, function, piece, numbers) for piece, numbers in pieces])
             first += count
         return images
 
@@ -71,6 +77,10 @@ class Augmentations:
             views, others: normalized. drawn: float64 [B, R], on the CPU.
         """
         first = self._pixel_numbers
+        if len(self.mixes) == 1:
+            ((function, _),) = self.mixes
+            mixed = ask(f"augmentation {_name(function)!r}", function, views, others, drawn[:, first + _OWN :])
+            return mixed[0], mixed[1]
         which = (drawn[:, first + _WHICH] * len(self.mixes)).long()
         first += _OWN
         result, share = views.clone(), torch.ones(len(views), dtype=torch.float64)

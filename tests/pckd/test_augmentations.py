@@ -31,10 +31,13 @@ def apply(spec: str, images: Tensor, *numbers: float) -> Tensor:
 def test_a_crop_by_hand() -> None:
     # All of the area: the image itself. A quarter, from the left edge: columns 0 to 3, each drawn twice as wide.
     assert torch.equal(apply("random_resized_crop(ratio=1)", ramp(), 1 - 1e-12, 0.5, 0.3, 0.9), ramp())
-    left = apply("random_resized_crop(least=0.25, ratio=1)", ramp(), 0, 0.5, 0, 0.5)
-    assert left[0, 0, 4].tolist()[1:] == [2, 8, 12, 18, 22, 28, 32]
-    right = apply("random_resized_crop(least=0.25, ratio=1)", ramp(), 0, 0.5, 1, 0.5)
-    assert right[0, 0, 4].tolist()[:-1] == [38, 42, 48, 52, 58, 62, 68]
+    left = apply("random_resized_crop(least=0.25, ratio=1)", ramp(), 0, 0.5, 0.5, 0)[0, 0, 4].tolist()
+    assert left == pytest.approx([0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30], abs=0.51)
+    right = apply("random_resized_crop(least=0.25, ratio=1)", ramp(), 0, 0.5, 0.5, 1 - 1e-9)[0, 0, 4].tolist()
+    assert right == pytest.approx([40, 42.5, 47.5, 52.5, 57.5, 62.5, 67.5, 70], abs=0.51)
+    # Half the area, twice as wide as high: all columns, four rows.
+    wide = apply("random_resized_crop(least=0.5, ratio=2)", ramp().mT, 0, 1, 1 - 1e-9, 0.5)[0, 0, :, 4].tolist()
+    assert wide == pytest.approx([40, 42.5, 47.5, 52.5, 57.5, 62.5, 67.5, 70], abs=0.51)
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 9), (9, 15)])
