@@ -225,7 +225,7 @@ def fetch(
 
     Args:
         source: a path, or an address that begins with ``file://``, ``http://`` or ``https://``; of a folder with a
-            ``model.safetensors``, as on model hubs, this file.
+            ``model.safetensors`` or ``pytorch_model.bin``, as on model hubs, this file.
         sha256: the file's SHA-256 in hexadecimal; a download with another one is removed.
         cache_dir: where downloads are kept; ``pckd`` in PyTorch's hub folder by default.
 
@@ -244,7 +244,8 @@ def fetch(
     else:
         path = Path(text).expanduser()
         # A folder in the layout of model hubs.
-        inside = (path / name for name in ("model.safetensors", "model.safetensors.index.json"))
+        names = ("model.safetensors", "pytorch_model.bin")
+        inside = (path / f"{name}{ending}" for name in names for ending in ("", ".index.json"))
         path = next((file for file in inside if os.path.isfile(file)), path)
     # Unlike Path.is_file, os.path.isfile takes a name that no file can have for one that none has.
     if not os.path.isfile(path):

@@ -207,6 +207,17 @@ def test_shards_of_a_hub(tmp_path: Path) -> None:
             load_weights(target, path)
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_a_folder_of_a_model_hub_stands_for_its_file(file: str, tmp_path: Path) -> None:
+    source, target = Net(), Net()
+    torch.save(source.state_dict(), tmp_path / "pytorch_model.bin")
+    if file.endswith(".json"):
+        (tmp_path / "pytorch_model.bin").rename(tmp_path / "part.bin")
+        (tmp_path / file).write_text(json.dumps({"weight_map": dict.fromkeys(source.state_dict(), "part.bin")}))
+    load_weights(target, tmp_path)
+    assert torch.equal(source.fc.weight, target.fc.weight)
+
+
 def test_objects_of_libraries_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target, library, path = Net(), Net(), types.ModuleType("omegaconf_like"), tmp_path / "x.pth"
     library.Config = type("Config", (), {"__module__": library.__name__})  # type: ignore[attr-defined]
