@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,21 +56,20 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
-    return run_tool(parser, partial(run, given=parser.given(argv)), argv, interrupted=_how_to_continue)
+    return run_tool(parser, partial(run, given=partial(parser.given, argv)), argv, interrupted=_how_to_continue)
 
 
 def _how_to_continue(args: argparse.Namespace) -> str:
     return f"; continue with the same command and --resume (--output {args.output})" if args.output else ""
 
 
-def run(args: argparse.Namespace, given: Collection[str] = ()) -> int:
+def run(args: argparse.Namespace, given: Callable[[], Collection[str]] = tuple) -> int:
     """
     Args:
-        given: names of the options that the command line has.
+        given: says the names of the options that the command line has.
     """
-    settings = recipe(args.recipe) if args.recipe else {}
-    for name, value in settings.items():
-        if (name := "dataset" if name == "data" else name) not in given:
+    for name, value in recipe(args.recipe).items() if args.recipe else ():
+        if (name := "dataset" if name == "data" else name) not in given():
             setattr(args, name, value)
     if not args.student:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")

@@ -12,6 +12,7 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from PIL import Image
 from pckd import api
 from pckd.cli import LISTS
 from pckd.testing import check_loss
+from registry import RECIPES
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DATA = "shapes(image_size=8, train_size=40, test_size=20)"
@@ -99,6 +101,25 @@ def test_help_is_in_groups(tool: ModuleType) -> None:
     assert places == sorted(places)
     # Of those that every tool has, two are about speed.
     assert places[3] < text.index("--device DEVICE  ") < places[4]
+
+
+def test_a_recipe_sets_what_is_not_given(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], registries: None
+) -> None:
+    @RECIPES.register("mine")
+    def mine() -> dict[str, Any]:
+        """Mine."""
+        return {"epochs": 3, "lr": 0.3, "momentum": 0.5, "milestones": (0.5,), "clip_grad": 2.0}
+
+    arguments = [*TAUGHT, "--recipe", "mine", "--momentum", "0.7", "--output", str(tmp_path)]
+    assert tool.main(arguments) == 0
+    used = json.loads((tmp_path / "result.json").read_text())["arguments"]
+    # TAUGHT has epochs.
+    assert [used[name] for name in ("epochs", "lr", "momentum", "clip_grad")] == [2, 0.3, 0.7, 2.0]
+    assert used["milestones"] == [0.5]
+    with pytest.raises(SystemExit, match="0"):
+        tool.main(["--help"])
+    assert "(default: 0.9)" in capsys.readouterr().out
 
 
 def test_plugin_of_the_readme(tool: ModuleType, tmp_path: Path, registries: None) -> None:
