@@ -282,8 +282,8 @@ def distill(
             "flip": flip,
             "augment": augment,
             "view_pool": view_pool,
+            "balance": balance,
         }
-        options["balance"] = balance
         parts: dict[str, Any] = {"task": make_task(task, loaded, cached=cached, **options), "data": loaded}
         parts |= {"student": student, "method": method, "seed": seed}
         parts |= {"difficulty": difficulty, "scheduler": scheduler, "centers": centers}
@@ -293,8 +293,9 @@ def distill(
             "lr": lr,
             "optimizer": optimizer,
             "label_smoothing": label_smoothing,
+            "cached": cached,
+            "teacher_weights": teacher_weights,
         }
-        of_run |= {"cached": cached, "teacher_weights": teacher_weights}
         if teacher_weights is None or isinstance(teacher, nn.Module):
             # How many classes a file has is known when it is read.
             of_run["teacher_classes"] = classes

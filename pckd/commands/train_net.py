@@ -68,9 +68,11 @@ def run(args: argparse.Namespace, given: Callable[[], Collection[str]] = tuple) 
     Args:
         given: says the names of the options that the command line has.
     """
-    for name, value in recipe(args.recipe).items() if args.recipe else ():
-        if (name := "dataset" if name == "data" else name) not in given():
-            setattr(args, name, value)
+    if args.recipe:
+        kept = given()
+        for name, value in recipe(args.recipe).items():
+            if (name := "dataset" if name == "data" else name) not in kept:
+                setattr(args, name, value)
     if not args.student:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:

@@ -239,8 +239,7 @@ class Loader:
     def _from_memory(self, pixels: Tensor, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         for number, index in enumerate(shares, start):
             there = index.to(pixels.device, non_blocking=True)
-            images = as_bits(pixels).index_select(0, there).view(pixels.dtype).permute(0, 3, 1, 2)
-            yield self._batch(images, there, index, epoch, number)
+            yield self._batch(_taken(pixels, there), there, index, epoch, number)
 
     def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
@@ -277,10 +276,7 @@ class Loader:
     def _batch(self, images: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
         """One batch of the images at ``index``; ``share`` is the same on the CPU."""
         split = self.split
-        facts: dict[str, Any] = {
-            name: f if isinstance(f, Absent) else f.index_select(0, index) for name, f in self._facts.items()
-        }
-        facts = {name: _on(self.device, fact) for name, fact in facts.items()}
+        facts = self._facts_of(index)
         images, index = (_on(self.device, t) for t in (images, index))
         draw, drawn, recalled, numbers = None, None, None, torch.empty(0)
         how: dict[str, Any] = {"padding": split.padding * self.augment.crop, "flip": self.augment.flip}
@@ -313,6 +309,13 @@ class Loader:
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
         return Batch(views, index=index, drawn=drawn, recalled=recalled, strong=self.strong, **facts)
 
+    def _facts_of(self, index: Tensor) -> dict[str, Any]:
+        """What is known of the images at these positions, on the device of the batches."""
+        return {
+            name: fact if isinstance(fact, Absent) else _on(self.device, fact.index_select(0, index))
+            for name, fact in self._facts.items()
+        }
+
     def _mix(
         self, views: Tensor, facts: dict[str, Any], numbers: Tensor, show: Callable[..., Tensor], how: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -323,13 +326,10 @@ class Loader:
         if self.pool and pixels is not None:
             partner, entry = self.augment.partners(numbers, len(self.split), self.pool)
             there = partner.to(pixels.device, non_blocking=True)
-            images = as_bits(pixels).index_select(0, there).view(pixels.dtype).permute(0, 3, 1, 2)
-            images = self.augment.change(_on(self.device, images), draw_numbers(partner, entry, self.augment.numbers))
+            images = _on(self.device, _taken(pixels, there))
+            images = self.augment.change(images, draw_numbers(partner, entry, self.augment.numbers))
             others = show(images, views=self.views, draw=draw_pool(partner, entry, self.views, **how))
-            theirs = {
-                name: f if isinstance(f, Absent) else _on(self.device, f.index_select(0, there))
-                for name, f in self._facts.items()
-            }
+            theirs = self._facts_of(there)
         else:
             others = views.flip(0)
             theirs = {name: f if isinstance(f, Absent) else f.flip(0) for name, f in facts.items()}
@@ -434,6 +434,11 @@ def mixed_facts(own: dict[str, Any], others: dict[str, Any], share: Tensor, spli
     if "sample_weights" in own:
         facts["sample_weights"] = torch.lerp(others["sample_weights"], own["sample_weights"], weight)
     return facts
+
+
+def _taken(pixels: Tensor, index: Tensor) -> Tensor:
+    """Images [B, C, H, W] of pixels [M, H, W, C], at these positions."""
+    return as_bits(pixels).index_select(0, index).view(pixels.dtype).permute(0, 3, 1, 2)
 
 
 def _on(device: torch.device, fact: Any) -> Any:

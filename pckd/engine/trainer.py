@@ -109,11 +109,13 @@ class Trainer:
             "guard": self.guard,
             "history": self.history,
         }
+        self.network = objective.predictor(student)
+        """What is measured and kept: the student, or the student with the head of a loss."""
         self.ema: AveragedModel | None = None
         if self.decay is not None:
             # Batch statistics are averaged like weights.
             average = get_ema_multi_avg_fn(self.decay)
-            self.ema = AveragedModel(copied(objective.predictor(student)), multi_avg_fn=average, use_buffers=True)
+            self.ema = AveragedModel(copied(self.network), multi_avg_fn=average, use_buffers=True)
             self.parts["ema"] = self.ema.requires_grad_(False)
         self.own_parts: dict[str, Stateful] = {
             "meter": self.meter,
@@ -194,7 +196,7 @@ class Trainer:
             )
             guard.after(running)
             if self.ema is not None:
-                self.ema.update_parameters(self.model.objective.predictor(self.model.student))
+                self.ema.update_parameters(self.network)
             for batch, step in zip(batches, steps, strict=True):
                 with device.autocast():
                     observed = self.model.task.observe(batch, step.student.detach(), self.model.objective)
@@ -220,8 +222,7 @@ class Trainer:
         first = self.optimizer.param_groups[0]
         row = {"epoch": epoch, "lr": first["lr"] / first.get(SCALE, 1.0), **self.meter.means()}
         history.seconds += seconds
-        network = model.objective.predictor(model.student)
-        row.update(model.task.evaluate(network, self.test_loader, self.device))
+        row.update(model.task.evaluate(self.network, self.test_loader, self.device))
         if self.ema is not None:
             averaged = model.task.evaluate(self.ema.module, self.test_loader, self.device)
             row.update({f"ema_{name}": averaged[name] for name in (model.task.metric, *model.task.columns)})
@@ -229,7 +230,7 @@ class Trainer:
             row[name] = report(model, self.teachers, progress)
         history.rows.append(row)
         if self.on_best is not None and history.best(model.task.metric) == len(history.rows):
-            self.on_best(network)
+            self.on_best(self.network)
         self.display.epoch({**row, "seconds": seconds})
         if self.folder is not None:
             self.folder.append_metrics(row)
