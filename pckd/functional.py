@@ -33,6 +33,7 @@ from pckd.losses.crosskd import with_statistics_of as with_statistics_of
 from pckd.losses.cwd import channel_divergence as channel_divergence
 from pckd.losses.defeat import decoupled_imitation as decoupled_imitation
 from pckd.losses.defeat import object_masks as object_masks
+from pckd.losses.deit import hard_kd as hard_kd
 from pckd.losses.dist import inter_class_relation as inter_class_relation
 from pckd.losses.dist import intra_class_relation as intra_class_relation
 from pckd.losses.dkd import dkd as dkd

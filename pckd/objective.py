@@ -67,8 +67,10 @@ def layers_of(terms: Sequence[Term], role: str) -> list[str]:
     Args:
         role: "student" or "teacher".
     """
-    readers = [_options(term) for term in terms if term.weight and says(term, "reads_layers", False)]
-    return list(dict.fromkeys(str(options[role]) for options in readers if options.get(role)))
+    active = [term for term in terms if term.weight]
+    readers = [_options(term) for term in active if says(term, "reads_layers", False)]
+    paths = [str(options[role]) for options in readers if options.get(role)]
+    return list(dict.fromkeys(paths + [term.head for term in active if term.head and role == "student"]))
 
 
 def is_shared(term: Term) -> bool:
@@ -163,6 +165,12 @@ def _lacking(setup: Setup) -> list[str]:
     ]
 
 
+def _layer(layers: Any, path: str) -> Any:
+    if isinstance(layers, Absent) or path not in layers:
+        raise NotApplicable(f"the student's output has no layer {path!r}, which a term names as a head")
+    return layers[path]
+
+
 class _Layer(nn.Module):
     """Stands for the network that has given an output: it has a classifier, or it has not."""
 
@@ -185,6 +193,10 @@ def _made(label: str, term: Term, setup: Setup) -> nn.Module:
     """
     factory = partial(build, LOSSES, term.loss) if isinstance(term.loss, str) else LOSSES.adapt(term.loss)
     shown = setup.of(term.rows)
+    if term.head and (shape := _layer(setup.student.layers, term.head)) != (setup.student.num_classes,):
+        raise NotApplicable(
+            f"{label}: {term.head!r} returns {list(shape)} an image, and a head [{setup.student.num_classes}] logits"
+        )
     lacking = _lacking(setup) if shown is setup else []
     with warnings.catch_warnings():
         if lacking:
@@ -496,6 +508,8 @@ class Objective(nn.Module):
                 continue
             self._asked = f"loss {label!r}"
             given = shown[term.rows, _position(term)]
+            if term.head:
+                given = given[0]._replace(logits=_layer(given[0].layers, term.head)), *given[1:]
             rows = given[2].instances
             if len(rows) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
                 # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.

@@ -656,6 +656,7 @@ class Term:
     main: bool = True
     initial_weight: float | None = None
     teacher: str | int | None = None
+    head: str = ""
     views: InitVar[str | None] = None
     """Another name of ``rows``."""
 
@@ -673,9 +674,9 @@ class Term:
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """How the term acts where that is not the usual way: rows, warm-up, initial epochs, one of several teachers."""
+        """How the term acts where that is not the usual way: rows, warm-up, initial epochs, teacher, head."""
         usual = {f.name: f.default for f in fields(self)}
-        names = ("rows", "warmup", "initial", "initial_weight", "main", "teacher")
+        names = ("rows", "warmup", "initial", "initial_weight", "main", "teacher", "head")
         shown = {name: getattr(self, name) for name in names}
         return {name: value for name, value in shown.items() if value != usual[name]}
 

@@ -105,6 +105,35 @@ def test_lskd_by_hand(temperature: float) -> None:
     assert pf.standardize(T([[3.0, 3.0, 3.0]])).tolist() == [[0, 0, 0]]
 
 
+def test_hard_kd_by_hand() -> None:
+    likely = np.log(softmax(STUDENT))[[0, 1], [0, 1]]  # The teacher's classes.
+    assert pf.hard_kd(*BOTH).tolist() == pytest.approx((-likely).tolist())
+
+
+def test_deit_teaches_each_head_its_own() -> None:
+    """The class token's head learns the labels, the distillation token's what the teacher says."""
+    heads = {"a": T([[0.0, 2.0, 0.0]]), "b": T([[1.0, 0.0, 0.0]])}
+    student = Output(T([[0.5, 1.0, 0.0]]), T([[0.0]]), layers=heads)
+    teacher = Output(T([[0.0, 0.0, 3.0]]), T([[0.0]]))
+    context = make_context(T([1]), 3)
+    setup = Setup(Shapes.of(student), Shapes.of(teacher), 1, None)
+    of_labels = -math.log(math.e**2 / (math.e**2 + 2))
+    for temperature, of_teacher in (
+        (0, math.log(math.e + 2)),
+        (2, kd(heads["b"].numpy(), teacher.logits.numpy(), 2)[0]),
+    ):
+        terms = build(METHODS, "deit", head="a", token="b", temperature=temperature)
+        values = objective_of(terms, setup)(student, teacher, context)
+        assert [float(v) for v in values.values()][:2] == pytest.approx([of_labels / 2, float(of_teacher) / 2])
+    for head, reason in (
+        ("c", "the student's output has no layer 'c'"),
+        ("a", r"'a' returns \[3\] an image, and a head \[2\]"),
+    ):
+        few = setup._replace(student=setup.student._replace(num_classes=2)) if head == "a" else setup
+        with pytest.raises(NotApplicable, match=reason):
+            objective_of(build(METHODS, "deit", head=head), few)
+
+
 def test_dist_by_hand() -> None:
     temperature = 2.0
     s, t = (softmax(x, temperature) for x in (STUDENT, TEACHER))
