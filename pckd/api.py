@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from model_zoo import load_weights, recipe_for, save_weights, set_preprocessing
 from model_zoo.probe import borrowed, check_network
 from pckd import profiling
-from pckd.arguments import check_arguments
+from pckd.arguments import GRAPHS, check_arguments
 from pckd.data.load import Data, as_data, limited, load_data, read_split
 from pckd.data.loader import Balance
 from pckd.device import Device
@@ -133,7 +133,7 @@ def distill(
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    compile: bool | None = None,
+    compile: bool | Literal["reduce-overhead"] | None = None,
     num_workers: int = 0,
     teacher_cache: str | os.PathLike[str] | None = None,
     view_pool: int | None = None,
@@ -220,7 +220,8 @@ def distill(
         seed: of initialization, order and augmentation; the same seed on the same machine gives the same metrics.
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
-            where the run is long enough to repay it, and on a CPU the teacher alone.
+            where the run is long enough to repay it, and on a CPU the teacher alone; ``"reduce-overhead"`` also replays
+            them as CUDA graphs, for small networks on an accelerator that waits for launches.
         num_workers: processes that read a streamed data set.
         teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
             that look at its logits and embedding, and data in memory.
@@ -259,6 +260,10 @@ def distill(
         raise UserError("keep_best writes model_best.pth: it needs an output folder")
     if view_pool == 0 and teacher_cache is not None:
         raise UserError("a teacher cache needs a finite view_pool: view_pool=0 draws augmentations without end")
+    if compile == GRAPHS and accumulate > 1:
+        raise UserError(
+            f"compile={GRAPHS} keeps the gradient of one batch alone; leave out accumulate, or use --compile"
+        )
     display = choose_display(display)
     with session(Device.resolve(device, precision)) as (ranks, place, held):
         display = display if ranks.first else Silent()
@@ -469,7 +474,7 @@ def train_teacher(
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    compile: bool | None = None,
+    compile: bool | Literal["reduce-overhead"] | None = None,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
     display: Display | Literal["auto"] | None = "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -28,6 +28,8 @@ __all__ = [
 POOL = 16
 """Augmentations of each image where a teacher cache needs them to be finite; measured in pckd/engine/README.md."""
 LARGEST_POOL = 65535
+GRAPHS = "reduce-overhead"
+"""What ``compile`` may be beside yes and no."""
 MOST_WORKERS = 1024
 """More processes than any machine has use for, and fewer than bring one down."""
 
@@ -178,8 +180,13 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "seed": _count("of initialization, order and augmentation", SCHEDULE, -(2**63), 2**63 - 2, apart=False),
         "device": Argument("cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)", SPEED, **FREE),
         "precision": Argument("of the networks", SPEED, choices=("auto", "fp32", "bf16")),
-        "compile": _switch(
-            "run the networks through torch.compile (default: where the run is long enough to repay it)", SPEED, **FREE
+        "compile": Argument(
+            "run the networks through torch.compile (default: where the run is long enough to repay it); "
+            "reduce-overhead also replays them as CUDA graphs",
+            SPEED,
+            kind=bool,
+            choices=(True, False, GRAPHS),
+            **FREE,
         ),
         "num_workers": _count("processes that read a streamed data set", SPEED, 0, MOST_WORKERS, **FREE),
         "teacher_cache": Argument(
@@ -280,6 +287,20 @@ def _either(choices: Iterable[Any]) -> str:
     return f"{', '.join(first)} or {last}"
 
 
+class YesNoOr(argparse.BooleanOptionalAction):
+    """``--NAME`` and ``--no-NAME``, and ``--NAME VALUE`` of what else it may be."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, choices: Iterable[Any], **options: Any) -> None:
+        super().__init__(option_strings, dest, **options)
+        self.nargs, self.const, self.choices = "?", True, [value for value in choices if isinstance(value, str)]
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        no = str(option_string).startswith("--no-")
+        if no and values is not True:
+            parser.error(f"argument {option_string}: it takes no value, and not {values!r}")
+        setattr(namespace, self.dest, False if no else values)
+
+
 class Several(argparse.Action):
     """Keeps one value as it is, and several as a list."""
 
@@ -308,6 +329,8 @@ def add_arguments(
         if argument.kind is bool and default is True:
             flag, options["dest"] = f"--no-{flag[2:]}", name
             options.update(action="store_false", help=f"no {options['help']}")
+        elif argument.kind is bool and argument.choices:
+            options.update(action=YesNoOr, choices=argument.choices)
         elif argument.kind is bool:
             options["action"] = argparse.BooleanOptionalAction if default is None else "store_true"
         else:

@@ -32,6 +32,11 @@ def exact(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """The numbers as a tensor of the type and on the device of another, which the host does not wait for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 SEVERAL: Any = Absent(
     "there are several teachers, whose mean has logits alone: name one of them, as in 'crd@2' or Term('crd', teacher=2)"
 )

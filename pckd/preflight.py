@@ -101,7 +101,7 @@ def _check(display: Display, options: dict[str, Any]) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         step = {**options, "data": small, "epochs": 1, "batch_size": batch, "output": None, "resume": False}
-        step.update(teacher=teacher, profile=False, compile=bool(options.get("compile")))
+        step.update(teacher=teacher, profile=False, compile=options.get("compile") or False)
         if isinstance(options.get("schedule"), str):
             # As at the start of the whole run: a warm-up is longer than the one epoch of the step.
             rate, epochs = build(LR_SCHEDULES, options["schedule"]), options.get("epochs", PUBLISHED_EPOCHS)

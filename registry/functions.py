@@ -10,7 +10,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter
-from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -31,6 +30,18 @@ class Shown(NamedTuple):
     context: Context
 
 
+def _part(path: str) -> Callable[[Shown], Any]:
+    """An attribute, or one of an attribute: as operator.attrgetter, which torch.compile does not follow."""
+    names = path.split(".")
+
+    def read(shown: Any) -> Any:
+        for name in names:
+            shown = getattr(shown, name)
+        return shown
+
+    return read
+
+
 def _maps(side: str, part: int | slice) -> Callable[[Shown], Any]:
     return lambda shown: getattr(shown, side).maps[part]
 
@@ -39,18 +50,15 @@ _SIDES = ("student", "teacher")
 _MAPS = ("_maps", "_preacts", "_map", "_stages", "_layers")
 _CONTEXT = ("labels", "targets", "sample_weights", "index", "views", "centers", "group", "boxes", "pixels", "locations")
 INPUTS: dict[str, Callable[[Shown], Any]] = {
-    **{name: attrgetter(name) for name in Shown._fields},
+    **{name: _part(name) for name in Shown._fields},
     **{
-        f"{side}_{field}": attrgetter(f"{side}.{field}")
-        for side in _SIDES
-        for field in Output._fields
-        if field != "members"
+        f"{side}_{field}": _part(f"{side}.{field}") for side in _SIDES for field in Output._fields if field != "members"
     },
     **{f"{side}_map": _maps(side, -1) for side in _SIDES},
     **{f"{side}_stages": _maps(side, slice(1, None)) for side in _SIDES},
-    **{f"{side}_centers": attrgetter(f"context.centers.{side}") for side in _SIDES},
-    **{f"{side}_bias": attrgetter(f"context.centers.{side}_bias") for side in _SIDES},
-    **{name: attrgetter(f"context.{name}") for name in _CONTEXT},
+    **{f"{side}_centers": _part(f"context.centers.{side}") for side in _SIDES},
+    **{f"{side}_bias": _part(f"context.centers.{side}_bias") for side in _SIDES},
+    **{name: _part(f"context.{name}") for name in _CONTEXT},
 }
 """The inputs that a function may name.
 

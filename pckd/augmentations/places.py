@@ -14,7 +14,8 @@ from registry import AUGMENTATIONS, UserError
 
 def resampled(images: Tensor, matrix: Tensor) -> Tensor:
     """Each image [C, H, W] seen through a matrix [2, 3] of its own, in coordinates of -1 to 1; outside is black."""
-    grid = F.affine_grid(matrix.to(images.device, torch.float32), list(images.shape), align_corners=False)
+    matrix = matrix.to(images.device, torch.float32, non_blocking=True)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False).round().to(images.dtype)
 
 

@@ -25,12 +25,18 @@ def without_maps(output: Output) -> Output:
     return Output(output.logits, output.embedding, UNREAD, UNREAD, layers=UNREAD)
 
 
-def compiled(network: nn.Module, original: nn.Module, *, maps: bool) -> nn.Module:
-    """A network through torch.compile, with or without its feature maps, in the place of the ``original``."""
-    if maps:
-        return cast(nn.Module, torch.compile(network))
-    lean = network.without_maps() if isinstance(network, Adapted) else network
-    return WithoutMaps(cast(nn.Module, torch.compile(Head(lean))), original)
+def compiled(network: nn.Module, original: nn.Module, how: bool | str = True, *, maps: bool) -> nn.Module:
+    """A network through torch.compile, with or without its feature maps, in the place of the ``original``.
+
+    Args:
+        how: True, or a mode of torch.compile. The next replay of a CUDA graph writes over what the last one returned,
+            whatever network it is of. So answers are copied at once where there is a mode.
+    """
+    mode = how if isinstance(how, str) else None
+    if not maps:
+        network = Head(network.without_maps() if isinstance(network, Adapted) else network)
+    fast = cast(nn.Module, torch.compile(network, mode=mode))
+    return fast if maps and mode is None else Compiled(fast, original, copies=mode is not None)
 
 
 class Head(nn.Module):
@@ -45,12 +51,16 @@ class Head(nn.Module):
         return output.logits, output.embedding
 
 
-class WithoutMaps(nn.Module):
-    """A compiled :class:`Head` in the place of the network that is in it."""
+class Compiled(nn.Module):
+    """A compiled network, or a compiled :class:`Head`, in the place of the network.
 
-    def __init__(self, head: nn.Module, network: nn.Module) -> None:
+    Args:
+        copies: whether its answers are copied.
+    """
+
+    def __init__(self, fast: nn.Module, network: nn.Module, *, copies: bool = False) -> None:
         super().__init__()
-        self.head = head
+        self.fast, self.copies = fast, copies
         # Not a second time among the submodules.
         self._network = [network]
 
@@ -61,4 +71,6 @@ class WithoutMaps(nn.Module):
         return classifier
 
     def forward(self, x: Tensor) -> Output:
-        return without_maps(Output(*self.head(x)))
+        answer = self.fast(x)
+        output = answer if isinstance(answer, Output) else without_maps(Output(*answer))
+        return output.apply(Tensor.clone) if self.copies else output

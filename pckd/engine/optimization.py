@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pckd.ops import PUBLISHED_EPOCHS
 from registry import OPTIMIZERS, Progress, UserError, ask, build, check_options, parse
@@ -172,3 +173,32 @@ def named_optimizer(spec: str) -> tuple[Callable[..., torch.optim.Optimizer], Gr
         if not factor > 0:
             raise UserError(f"optimizer {name}: {option}={factor}: it must be above 0")
     return build(OPTIMIZERS, name, **given), Grouping(**shared)
+
+
+class RunningAverage(AveragedModel):
+    """The exponential running average of a network's weights and batch statistics.
+
+    Args:
+        network: of which it takes a copy. decay: share of the old average in the new one.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        average = get_ema_multi_avg_fn(decay)
+        super().__init__(network, multi_avg_fn=average, use_buffers=True)
+        self.average = average
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add what the weights are now; the first ones are taken as they are.
+
+        PyTorch's own would copy its count, of which this average does not ask, to an accelerator and wait for it.
+        """
+        if not self.n_averaged:
+            super().update_parameters(model)
+            return
+        both = [[*network.parameters(), *network.buffers()] for network in (self.module, model)]
+        for kind in {tensor.dtype for tensor in both[0]}:
+            old, new = ([tensor for tensor in tensors if tensor.dtype == kind] for tensors in both)
+            self.average(old, new, self.n_averaged)
+        self.n_averaged += 1

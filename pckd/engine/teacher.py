@@ -132,7 +132,7 @@ class FrozenTeacher(nn.Module):
         """Images [N, C, H, W] normalized as in the teacher's own training."""
         return x if self.scale is None or self.shift is None else x * self.scale + self.shift
 
-    def prepare(self, images: Tensor, device: Device, *, maps: bool = True, compile: bool = False) -> bool:
+    def prepare(self, images: Tensor, device: Device, *, maps: bool = True, compile: bool | str = False) -> bool:
         """Answer from here on with a copy that is faster: batch norms folded, weights cast, compiled.
 
         The copy is used only if it gives the same answers on some of ``images``; the network itself is left as it is.
@@ -141,7 +141,7 @@ class FrozenTeacher(nn.Module):
         Args:
             images: [N, C, H, W], as many as in a step, on the network's device. device: where and in which precision.
             maps: whether feature maps are in the answers; without them they need not be kept until the step's end.
-            compile: through torch.compile, with the weights as constants.
+            compile: through torch.compile, with the weights as constants; or how (:func:`compiled`).
 
         Returns:
             whether batch norms were folded.
@@ -165,7 +165,7 @@ class FrozenTeacher(nn.Module):
             log.debug("the teacher cannot answer with a faster copy (%s): %s", how, reason)
         return False
 
-    def _answer_with(self, prepared: nn.Module, images: Tensor, device: Device, compile: bool) -> None:
+    def _answer_with(self, prepared: nn.Module, images: Tensor, device: Device, compile: bool | str) -> None:
         """Lay a copy of the network out for speed, and let it answer; raises what its first answer raises."""
         if device.precision == "bf16":
             # The cast that autocast would make in every step. Batch norms that are left keep their statistics exact.
@@ -176,7 +176,7 @@ class FrozenTeacher(nn.Module):
         channels_last(prepared.eval())
         self.answering = prepared
         if compile:
-            self.answering = compiled(prepared, self.network, maps=self.maps)
+            self.answering = compiled(prepared, self.network, compile, maps=self.maps)
             # Compiled at the first call. The weights of a network that never changes become constants, which on the
             # CPU are laid out as the kernels like them; the setting is looked up before torch.compile's own options.
             with torch._inductor.config.patch(freezing=images.device.type == "cpu"), device.autocast():

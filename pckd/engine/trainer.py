@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_zoo.probe import copied
 from pckd.data import prefetch
@@ -19,7 +18,7 @@ from pckd.display import Display, tell
 from pckd.engine.compiling import prepare, resolve_compile
 from pckd.engine.guard import FiniteGuard, Interrupted, NonFinite, Signals, dead_readers_named
 from pckd.engine.memory import kept_for
-from pckd.engine.optimization import SCALE, Optimization, reset_momentum, set_rate
+from pckd.engine.optimization import SCALE, Optimization, RunningAverage, reset_momentum, set_rate
 from pckd.engine.progress import History, Meter, OwnBuffers, RandomState, seed_everything
 from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
@@ -78,7 +77,7 @@ class Trainer:
     display: Display
     title: str
     resume: InitVar[bool] = False
-    compile: bool | None = None
+    compile: bool | Literal["reduce-overhead"] | None = None
     checkpoint_every: int | Literal["epoch"] = "epoch"
     on_nonfinite: InitVar[Literal["stop", "skip"]] = "stop"
     reports: Mapping[str, Report] = field(default_factory=dict)
@@ -111,12 +110,9 @@ class Trainer:
         }
         self.network = objective.predictor(student)
         """What is measured and kept: the student, or the student with the head of a loss."""
-        self.ema: AveragedModel | None = None
+        self.ema: RunningAverage | None = None
         if self.decay is not None:
-            # Batch statistics are averaged like weights.
-            average = get_ema_multi_avg_fn(self.decay)
-            self.ema = AveragedModel(copied(self.network), multi_avg_fn=average, use_buffers=True)
-            self.parts["ema"] = self.ema.requires_grad_(False)
+            self.parts["ema"] = self.ema = RunningAverage(copied(self.network), self.decay)
         self.own_parts: dict[str, Stateful] = {
             "meter": self.meter,
             "buffers": OwnBuffers(objective, self.ranks.size),
@@ -264,7 +260,7 @@ class Trainer:
                 next(iter(self.train_loader.epoch(1))),
                 compile_teacher=compiled,
                 # Left to itself a CPU runs the student as it is: compiled, its backward pass takes longer there.
-                compile_student=compiled and (bool(self.compile) or device.type != "cpu"),
+                compile_student=compiled if self.compile or device.type != "cpu" else False,
                 device=device,
             )
         running = model if student is model.student else DistillationTask(model.task, student, model.objective)

@@ -21,8 +21,13 @@ def enqueue(queue: Tensor, pointer: Tensor, vectors: Tensor, valid: Tensor) -> N
     slots = queue.shape[1]
     number = valid.cumsum(0) - 1
     total = valid.sum(0)
-    row, label = (valid & (number >= total - slots)).nonzero(as_tuple=True)
-    queue[label, (pointer[label] + number[row, label]) % slots] = vectors[row, label].to(queue.dtype)
+    row, label = (torch.arange(count, device=queue.device) for count in valid.shape)
+    last = torch.where(valid, row[:, None], 0).amax(0)
+    # As many writes whatever is valid, so that an accelerator is not asked: those left over repeat their class's last.
+    source = torch.where(valid & (number >= total - slots), row[:, None], last)
+    slot = (pointer + number.gather(0, source)) % slots
+    new = vectors[source, label].to(queue.dtype)
+    queue[label, slot] = torch.where((total > 0)[:, None], new, queue[label, slot])
     pointer.copy_((pointer + total) % slots)
 
 

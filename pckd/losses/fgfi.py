@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pckd.losses.levels import Levels, in_cells, mean_where, on_images
+from pckd.ops import constant
 from registry import LOSSES, METHODS, Boxes, Context, Output, Setup, Term, UserError
 
 
@@ -16,7 +17,7 @@ def anchor_overlaps(boxes: Boxes, size: Sequence[int], anchor: float, ratios: Se
         size: (H, W). anchor: side of a square one, in cells. ratios: height over width of the others, of equal area.
     """
     corners = in_cells(boxes, size)[:, :, None, None]
-    stretch = corners.new_tensor(ratios).sqrt()
+    stretch = constant(ratios, corners).sqrt()
     inside, areas = [], []
     for side, sides, cells in ((1, anchor * stretch, size[0]), (0, anchor / stretch, size[1])):
         center = torch.arange(cells, device=corners.device) + 0.5

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pckd.losses.maps import Shape, matched, paired, paired_shapes
+from pckd.ops import constant
 from registry import Boxes, NotApplicable, Output, Setup
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Levels(nn.Module):
 def in_cells(boxes: Boxes, size: Sequence[int]) -> Tensor:
     """The boxes [n, 4], left, top, right, bottom, in cells of a grid of ``size`` (H, W)."""
     height, width = size
-    return boxes.xyxy * boxes.xyxy.new_tensor([width, height, width, height])
+    return boxes.xyxy * constant([width, height, width, height], boxes.xyxy)
 
 
 def cells_of(boxes: Boxes, size: Sequence[int]) -> Tensor:

@@ -86,7 +86,7 @@ def image_views(
         last = views - 1
         row = torch.arange(images * views, device=device).view(images, views)
         sets["all"] = Rows(row[:, :last].flatten(), last)
-        sets["strong"] = Rows(row[:, [0, last]].flatten() if views > 2 else slice(None), 2, strong=True)
+        sets["strong"] = Rows(row[:, ::last].flatten() if views > 2 else slice(None), 2, strong=True)
     image = torch.arange(images, device=device).repeat_interleave(views)
 
     def repeated(fact: Any) -> Any:

@@ -20,6 +20,7 @@ from pckd.data.annotated import AnnotatedBatch
 from pckd.data.load import Data
 from pckd.device import Device
 from pckd.objective import says
+from pckd.ops import constant
 from pckd.tasks.average_precision import DetectionScores, detection_scores
 from pckd.tasks.dense import NO_LABELS, DenseTask
 from pckd.tasks.task import Teacher
@@ -105,21 +106,19 @@ class Detection(DenseTask):
 
     def _instances(self, batch: AnnotatedBatch, regions: Regions) -> Instances:
         labels, device = regions.labels, regions.labels.device
-        counts = torch.tensor([len(objects) for objects in batch.objects], device=device)
+        # Counted on the CPU, so that an accelerator is not asked.
+        counts = torch.tensor([len(objects) for objects in batch.objects])
+        first = (counts.cumsum(0) - counts).to(device, non_blocking=True)
+        image = torch.arange(len(batch)).repeat_interleave(counts).to(device, non_blocking=True)
         objects = torch.cat([*batch.objects, torch.full((1,), -1, device=device)])
-        first = counts.cumsum(0) - counts
         foreground = labels > 0
         index = torch.where(foreground, objects[torch.where(foreground, first[regions.image] + regions.match, -1)], -1)
         height, width = batch.images.shape[2:]
-        extent = batch.images.new_tensor([width, height, width, height])
+        extent = constant([width, height, width, height], batch.images)
         images = Instances(
             labels=NO_LABELS,  # type: ignore[arg-type]
             index=batch.index,
-            boxes=Boxes(
-                torch.cat(batch.boxes) / extent,
-                torch.cat(batch.labels),
-                torch.arange(len(batch), device=device).repeat_interleave(counts),
-            ),
+            boxes=Boxes(torch.cat(batch.boxes) / extent, torch.cat(batch.labels), image),
             locations=regions.locations,
         )
         return Instances(

@@ -12,6 +12,31 @@ from pckd.runs import Run
 from registry import UserError
 
 
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ([], None),
+        (["--compile"], True),
+        (["--no-compile"], False),
+        (["--compile", "reduce-overhead"], "reduce-overhead"),
+        (["--compile=reduce-overhead", "--no-compile"], False),
+    ],
+)
+def test_a_switch_that_may_have_a_value(given: list[str], value: object) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ["compile"], {})
+    assert parser.parse_args(given).compile == value
+
+
+@pytest.mark.parametrize("given", [["--compile", "fast"], ["--no-compile", "reduce-overhead"]])
+def test_a_switch_refuses_another_value(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ["compile"], {})
+    with pytest.raises(SystemExit):
+        parser.parse_args(given)
+    assert f"argument --{'no-' * (given[0] == '--no-compile')}" in capsys.readouterr().err
+
+
 def test_an_argument_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     new = {
         "decay": Argument("of the average", "schedule", kind=float, low=0, high=1, below=True, before=0.5),

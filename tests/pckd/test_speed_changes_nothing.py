@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import pckd
 from pckd.device import Device
 from pckd.display import Display
+from pckd.engine import trainer
 from pckd.engine.compiling import WORTH_IT, resolve_compile
 from pckd.engine.lean import compiled
 from pckd.engine.teacher import FrozenTeacher, fold_batch_norms
@@ -196,7 +197,7 @@ def test_compiler_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiled_network_returns_maps_only_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
     network, images = teacher_net(), torch.randn(2, 3, 8, 8)
     assert compiled(network, network, maps=True) is network
     lean = compiled(network, network, maps=False)
@@ -204,6 +205,52 @@ def test_a_compiled_network_returns_maps_only_where_they_are_read(monkeypatch: p
     assert isinstance(lean(images).maps, Absent)
     assert lean.classifier is network.classifier
     assert len(list(lean.parameters())) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"compile": "reduce-overhead"}, "CUDA graphs, which cpu does not have; use --compile"),
+        (
+            {"compile": "reduce-overhead", "accumulate": 2},
+            "keeps the gradient of one batch alone; leave out accumulate",
+        ),
+        ({"compile": "max-autotune"}, "compile must be True, False or reduce-overhead, not 'max-autotune'"),
+    ],
+)
+def test_cuda_graphs_are_refused(options: dict[str, Any], said: str, tiny_data: pckd.Data) -> None:
+    with pytest.raises(UserError, match=said):
+        run(tiny_data, method="kd", epochs=1, **options)
+
+
+class Replayed(nn.Module):
+    """As a network whose CUDA graph is replayed: the next call, of any of them, writes over its answer."""
+
+    written: ClassVar[list[Tensor]] = []
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        for tensor in self.written:
+            tensor.data.fill_(torch.nan)
+        answer = self.network(x)
+        self.written[:] = [*answer[:2], *(answer.maps + answer.preacts if isinstance(answer, Output) else ())]
+        return answer
+
+
+@pytest.mark.parametrize("method", ["pckd+crd", "pckd+crd+at"])
+def test_nothing_is_kept_that_a_cuda_graph_writes_over(
+    method: str, tiny_data: pckd.Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"method": method, "centers": "ema", "epochs": 2, "lr": 0.01, "ema": 0.9}
+    plain = run(tiny_data, **options).history
+    modes: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: modes.append(mode) or Replayed(network))
+    monkeypatch.setattr(trainer, "resolve_compile", lambda compile, *_, **__: (compile, ""))
+    assert run(tiny_data, **{**options, "compile": "reduce-overhead"}).history == plain
+    assert modes == ["reduce-overhead"] * 2
 
 
 @pytest.mark.slow
