@@ -13,7 +13,8 @@ import torch
 
 from pckd.data import folder
 from pckd.data.check import check_on_bad_image, say_once
-from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles, Square
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles
+from pckd.data.frames import Square
 from pckd.data.vision import crop_padding
 from registry import BadImages, DataSplit, UserError
 
