@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pckd.arguments import LARGEST_POOL, MOST_WORKERS
 from pckd.data.augment import Augmentations, augmentations
@@ -482,8 +482,8 @@ class _Stream(Dataset):
         """The items at these positions as one value."""
         for item, position in zip(items, shown, strict=True):
             check_alike(item, items[0], position)
-        # Decoded images are [H, W, C] in memory, and stay so.
-        return torch.stack([item.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
+        # Decoded images are [H, W, C] in memory, and stay so; in a worker they are copied to where others see them.
+        return default_collate([item.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
 
     def _read(self, position: int, epoch: int, entry: int | None, bad: dict[int, str]) -> tuple[int, Any] | None:
         """A position and its item: the first from ``position`` on that can be read, or that one alone."""

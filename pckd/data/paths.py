@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,28 @@ class Paths(Sequence[str]):
         for path in paths:
             packed += pickle.dumps(path, -1) if isinstance(path, Stored) else b"/" + os.fsencode(path)
             ends.append(len(packed))
-        self._packed = torch.frombuffer(packed, dtype=torch.uint8) if packed else torch.empty(0, dtype=torch.uint8)
-        self._ends: Tensor = torch.tensor(ends)
+        self._hold(torch.frombuffer(packed, dtype=torch.uint8) if packed else torch.empty(0), torch.tensor(ends))
+
+    @classmethod
+    def of(cls, packed: np.ndarray, ends: np.ndarray) -> Paths:
+        """From the two tensors that another one has."""
+        made = cls(())
+        made._hold(torch.from_numpy(packed), torch.from_numpy(ends))
+        return made
+
+    def _hold(self, packed: Tensor, ends: Tensor) -> None:
+        self.packed, self.ends = packed, ends
+        # Far faster to look into than tensors; the memory is the same.
+        self._bytes, self._limits = packed.numpy(), ends.numpy()
+
+    def __getstate__(self) -> tuple[Tensor, Tensor]:
+        return self.packed, self.ends
+
+    def __setstate__(self, state: tuple[Tensor, Tensor]) -> None:
+        self._hold(*state)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._limits) - 1
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -39,8 +57,8 @@ class Paths(Sequence[str]):
             return [self[position] for position in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
             raise IndexError(at)
-        begin, end = self._ends[at % len(self) :][:2].tolist()
-        one = self._packed[begin:end].numpy().tobytes()
+        at %= len(self)
+        one = self._bytes[self._limits[at] : self._limits[at + 1]].tobytes()
         # A pickle does not begin with a slash.
         path: str = os.fsdecode(one[1:]) if one[:1] == b"/" else pickle.loads(one)
         return path

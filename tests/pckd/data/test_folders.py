@@ -1,4 +1,5 @@
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -12,9 +13,12 @@ import torch
 from PIL import Image, ImageOps, features
 from torchvision.transforms import v2
 
-from pckd.data import Loader, hold_out, limit
-from pckd.data.folder import image_size_of, read_image
+from pckd.data import Loader, hold_out, limit, listing
+from pckd.data import folder as folders
+from pckd.data.archive import Stored
+from pckd.data.folder import image_size_of, list_files, read_image
 from pckd.data.frames import RandomPart
+from pckd.data.paths import Paths
 from registry import DATASETS, BadImages, UserError, build
 
 COLORS = {"blue": (10, 20, 230), "green": (20, 220, 30), "red": (240, 15, 25)}
@@ -638,6 +642,47 @@ def test_imagenet_crops_at_random_in_training_and_the_center_in_evaluation(pictu
     # Held out images are read as in evaluation.
     _, held = hold_out(limit(train, 6), 0.34)
     assert torch.equal(items(held), items(held))
+
+
+def test_a_listing_is_kept_until_a_folder_changes(tmp_path, monkeypatch, caplog):
+    make(tmp_path / "data")
+    (tmp_path / "data" / "train" / "red" / "note.txt").touch()
+    monkeypatch.setattr(listing, "WORTH_IT", 1)
+    monkeypatch.setenv("PCKD_CACHE", str(tmp_path / "kept"))
+
+    def listed():
+        looked.clear()
+        files = list_files(tmp_path / "data" / "train")
+        return list(files.paths), files.labels.tolist(), files.classes
+
+    looked = []
+    scan = folders.scan
+    monkeypatch.setattr(folders, "scan", lambda place: looked.append(str(place)) or scan(place))
+    fresh = listed()
+    # Too young to be kept: another change would have the same time.
+    assert not (tmp_path / "kept").exists()
+    for place in (tmp_path / "data" / "train").iterdir():
+        os.utime(place, (1, 1))
+    assert listed() == fresh
+    (file,) = (tmp_path / "kept" / "listings").iterdir()
+    assert str(tmp_path / "data" / "train" / "red") in looked
+    assert listed() == fresh
+    assert str(tmp_path / "data" / "train" / "red") not in looked
+    file.write_bytes(file.read_bytes()[:100])
+    assert listed() == fresh
+    (tmp_path / "data" / "train" / "red" / "0.png").unlink()
+    assert len(listed()[0]) == len(fresh[0]) - 1
+
+
+def test_packed_names_are_the_names(tmp_path):
+    names = ["a", "/b/\udcff.jpg", Stored.at("p.zip/x.png", b"bytes"), "d" * 300]
+    for packed in (Paths(names), pickle.loads(pickle.dumps(Paths(names)))):
+        assert list(packed) == names == packed[:]
+        assert (packed[-1], packed[1:3]) == (names[-1], names[1:3])
+        assert packed[2].read() == b"bytes"
+        with pytest.raises(IndexError):
+            packed[4]
+    assert list(Paths([])) == []
 
 
 def test_a_random_part_by_hand(pictures):
