@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pckd.data.archive import Stored
+from pckd.data.archive import Stored, Stretch
 
 __all__ = ["Paths"]
 
@@ -23,7 +23,7 @@ class Paths(Sequence[str]):
         packed = bytearray()
         ends = [0]
         for path in paths:
-            packed += pickle.dumps(path, -1) if isinstance(path, Stored) else b"/" + os.fsencode(path)
+            packed += _packed(path) if isinstance(path, Stored) else b"/" + os.fsencode(path)
             ends.append(len(packed))
         self._hold(torch.frombuffer(packed, dtype=torch.uint8) if packed else torch.empty(0), torch.tensor(ends))
 
@@ -59,6 +59,14 @@ class Paths(Sequence[str]):
             raise IndexError(at)
         at %= len(self)
         one = self._bytes[self._limits[at] : self._limits[at + 1]].tobytes()
-        # A pickle does not begin with a slash.
-        path: str = os.fsdecode(one[1:]) if one[:1] == b"/" else pickle.loads(one)
-        return path
+        if one[:1] == b"/":
+            return os.fsdecode(one[1:])
+        name, _, rest = one[1:].partition(b"\0")
+        return Stored.at(os.fsdecode(name), Stretch(*json.loads(rest)) if one[:1] == b"[" else rest)
+
+
+def _packed(path: Stored) -> bytes:
+    """A mark, the name, a zero byte, and what says where it is: a list, or the bytes themselves."""
+    inside = isinstance(path.where, bytes)
+    where = path.where if isinstance(path.where, bytes) else json.dumps(path.where).encode()
+    return (b"=" if inside else b"[") + os.fsencode(path) + b"\0" + where
