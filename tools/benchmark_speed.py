@@ -4,6 +4,7 @@
 python tools/benchmark_speed.py                                          # four pairs; takes long on a CPU
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --rounds 3 --output speed.json
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --memory     # and the peak memory of three batch sizes
+python tools/benchmark_speed.py --data                                   # how fast images are read
 
 Each case is a process of its own, this program with --child. In turns each trains an epoch, so that what drifts on a
 machine drifts for all alike. The memory of all cases is in use at the same time.
@@ -81,6 +82,14 @@ def make_parser() -> Parser:
     add("--run", type=int, default=240 * 781, metavar="N", help="steps of the run, by which default decides to compile")
     add("--product", type=int, default=4096, metavar="N", help="the machine's peak is that of an N x N matrix product")
     add("--memory", nargs="?", const="32,64,128", metavar="SIZES", help="also measure peak memory, by batch size")
+    add(
+        "--data",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="measure how fast images are read: drawn ones, or DIR/train/*",
+    )
+    add("--workers", default="1,2", metavar="N,N,...", help="with --data: processes that read")
     add("--output", metavar="FILE", help="write everything as JSON")
     add("--child", help=argparse.SUPPRESS)  # the case that this process is
     parser.add_common()
@@ -94,6 +103,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str], args: argparse.Namespace) -> int:
     if args.child:
         return serve(args)
+    if args.data is not None:
+        from data_speed import measure
+
+        place = Device.resolve(args.device).target
+        print(f"{describe_machine(place)}\n", flush=True)
+        for table in measure(args.data or None, [int(count) for count in args.workers.split(",")], args.rounds, place):
+            print(markdown([table]), flush=True)
+        return 0
     pairs, cases = refuse_early(args)
     device = Device.resolve(args.device).target
     machine = describe_machine(device)

@@ -329,3 +329,22 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, refusal: Callable[[list[str]], str]
 ) -> None:
     assert message in refusal([*QUICK, *arguments])
+
+
+# Reading images
+
+
+def test_reading_is_timed_beside_a_reference(load_tool: Callable[[str], ModuleType], monkeypatch: Any) -> None:
+    """Both give batches of the same images, shape and normalization."""
+    tool = load_tool("data_speed")
+    monkeypatch.setattr(tool, "DRAWN", 128)
+    monkeypatch.setattr(tool, "COPIES", 1)
+    monkeypatch.setattr(tool, "IMAGENET", 60 * tool.BATCH)
+    monkeypatch.setattr(tool, "LARGE", (40, 48))
+    reading, waiting = tool.measure(None, [0], 1, CPU)
+    assert [row[0] for row in reading.rows] == [
+        "JPEG files to 224 pixels",
+        "the same in tar shards",
+        "64-pixel JPEG files",
+    ]
+    assert [row[0] for row in waiting.rows] == ["reference", "ours"]
