@@ -136,6 +136,7 @@ def distill(
     compile: bool | Literal["reduce-overhead"] | None = None,
     num_workers: int = 0,
     teacher_cache: str | os.PathLike[str] | None = None,
+    cache_logits: str = "float16",
     view_pool: int | None = None,
     report_difficulty: bool = False,
     report_gradients: bool = False,
@@ -224,7 +225,10 @@ def distill(
             them as CUDA graphs, for small networks on an accelerator that waits for launches.
         num_workers: processes that read a streamed data set.
         teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
-            that look at its logits and embedding, and data in memory.
+            that look at its logits and embedding.
+        cache_logits: how the cache writes logits: ``"float16"``, ``"float32"``, ``"uint8"`` (a byte each, off by half
+            of a 255th of the row's range at most), or ``"top50"`` with any number, for temperature 1: the largest, and
+            one value for the others.
         view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default
             16 where there is a teacher cache, else 0.
         report_difficulty: after each epoch also ask every difficulty metric about the training images
@@ -347,7 +351,7 @@ def distill(
         if teacher_cache is not None and run.cached:
             for member in members:
                 shapes = objective.setup.of_teacher(member.position).teacher
-                member.cache = _open_cache(teacher_cache, run, member, shapes, place, display)
+                member.cache = _open_cache(teacher_cache, run, member, shapes, place, display, cache_logits)
         run.start(objective, frozen, display.note)
 
         def loader(split: Any, size: int, **options: Any) -> BatchLoader:
@@ -713,6 +717,7 @@ def _open_cache(
     shapes: Shapes,
     device: Device,
     display: Display,
+    logits: str,
 ) -> TeacherCache:
     """The teacher's remembered answers; says how many there are."""
     key = cache_key(
@@ -732,7 +737,10 @@ def _open_cache(
         classes=shapes.num_classes,
         embedding=shapes.embedding,
         say=display.note,
+        logits=logits,
     )
+    if logits.startswith("top"):
+        display.note("the cache keeps the largest logits: for losses at temperature 1; at higher ones choose uint8")
     display.note(cache.describe())
     return cache
 

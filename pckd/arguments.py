@@ -192,6 +192,9 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "teacher_cache": Argument(
             "keep the teacher's answers there, for this run and later ones", SPEED, "DIR", path=True, apart=False
         ),
+        "cache_logits": Argument(
+            "how the cache writes logits: float16, float32, uint8 or topN", SPEED, "FORMAT", before="float16"
+        ),
         "view_pool": _count(
             f"augment each image in P ways (default: {POOL} with a cache)", SPEED, 0, LARGEST_POOL, metavar="P"
         ),

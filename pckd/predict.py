@@ -17,6 +17,7 @@ from model_zoo.probe import borrowed, evaluating
 from model_zoo.segmentation import Segmenter
 from pckd.data.annotated import prepare
 from pckd.data.folder import IMAGENET_MEAN, images_below, read_image
+from pckd.data.frames import Square
 from pckd.device import Device
 from pckd.tasks.segmentation_scores import BACKGROUND, pixel_classes
 from registry import BadImages, UserError
@@ -113,15 +114,21 @@ def _read(
     files: Sequence[str], record: Preprocessing, dense: bool, bad: Callable[[str], object] | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, image as the network takes it, and by which factors (x, y) it was resized."""
+    from PIL import Image
+
     for file in files:
         try:
-            pixels = read_image(file, None if dense else partial(_fit, record=record))
+            pixels = read_image(file)
         except (BadImages, UserError) as error:
             if bad is None:
                 raise
             bad(error.reasons[0] if isinstance(error, BadImages) else str(error))
             continue
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+        if not dense:
+            pixels = Square(record.image_size, record.interpolation)(pixels)
+        if len(record.mean) == 1:
+            pixels = torch.from_numpy(np.array(Image.fromarray(pixels.numpy()).convert("L")))[:, :, None]
+        image = pixels.permute(2, 0, 1)
         scale = torch.ones(2)
         if dense:
             fill = [round(255 * x) for x in IMAGENET_MEAN]
@@ -129,17 +136,7 @@ def _read(
             height, width, _ = pixels.shape
             scale = torch.tensor([*ratio[:2], round(height * float(ratio[1])), round(width * float(ratio[0]))])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (record.mean, record.std))
-        yield file, (image[: len(mean)].float() / 255 - mean) / std, scale
-
-
-def _fit(image: Any, record: Preprocessing) -> Any:
-    """Resize the shorter side and crop the center; gray where the network takes one channel (all three are alike)."""
-    from PIL import Image, ImageOps
-
-    size = record.image_size[::-1]
-    if image.size != size:
-        image = ImageOps.fit(image, size, method=Image.Resampling[record.interpolation.upper()])
-    return image.convert("L").convert("RGB") if len(record.mean) == 1 else image
+        yield file, (image.float() / 255 - mean) / std, scale
 
 
 def _classes(

@@ -688,7 +688,10 @@ class DataSplit:
     Args:
         images: uint8 tensor [M, C, H, W] for data that fits in memory; or, for data that is streamed, a map-style
             ``torch.utils.data.Dataset`` whose item i is a uint8 tensor [C, H, W] of one fixed size. Or uint16, of which
-            65535 is 1, or float, which is taken as it is.
+            65535 is 1, or float, which is taken as it is. Where an item is augmented as it is read, by the global
+            generators, these are seeded for each. A Dataset with an attribute ``draws``, a number, and a method
+            ``drawn(i, numbers)``, which gives item i as so many random numbers of [0, 1) say, needs none: it may have
+            a finite pool of augmentations and a teacher cache.
         labels: int64 [M], each in [0, K); all -1, where the images have no labels; None where ``targets`` say which
             classes an image shows.
         classes: K class names. ``""`` is one that nobody knows; without labels there may be none, ``()``: the teacher's

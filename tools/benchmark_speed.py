@@ -4,6 +4,7 @@
 python tools/benchmark_speed.py                                          # four pairs; takes long on a CPU
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --rounds 3 --output speed.json
 python tools/benchmark_speed.py --pairs 'resnet56>resnet20' --memory     # and the peak memory of three batch sizes
+python tools/benchmark_speed.py --data                                   # how fast images are read
 
 Each case is a process of its own, this program with --child. In turns each trains an epoch, so that what drifts on a
 machine drifts for all alike. The memory of all cases is in use at the same time.
@@ -51,6 +52,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "the step as programs of the field run it (tools/plain_step.py): float32, PIL images, two workers",
         {"precision": "fp32"},
     ),
+    "peer": (
+        "RepDistiller's own loop, networks, losses and loader, two workers (tools/peer_step.py)",
+        {"precision": "fp32"},
+    ),
     "default": ("pckd.distill with its own choices", {}),
     "cache": ("default, with the teacher's answers from a full cache", {"view_pool": 1}),
     "fp32": ("default in float32, not compiled", {"precision": "fp32", "compile": False}),
@@ -81,6 +86,15 @@ def make_parser() -> Parser:
     add("--run", type=int, default=240 * 781, metavar="N", help="steps of the run, by which default decides to compile")
     add("--product", type=int, default=4096, metavar="N", help="the machine's peak is that of an N x N matrix product")
     add("--memory", nargs="?", const="32,64,128", metavar="SIZES", help="also measure peak memory, by batch size")
+    add(
+        "--data",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="measure how fast images are read: drawn ones, or DIR/train/*",
+    )
+    add("--peer", metavar="DIR", help="beside RepDistiller's loop, of a checkout there; for kd, at, rkd and sp")
+    add("--workers", default="1,2", metavar="N,N,...", help="with --data: processes that read")
     add("--output", metavar="FILE", help="write everything as JSON")
     add("--child", help=argparse.SUPPRESS)  # the case that this process is
     parser.add_common()
@@ -94,6 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str], args: argparse.Namespace) -> int:
     if args.child:
         return serve(args)
+    if args.data is not None:
+        from data_speed import measure
+
+        place = Device.resolve(args.device).target
+        print(f"{describe_machine(place)}\n", flush=True)
+        for table in measure(args.data or None, [int(count) for count in args.workers.split(",")], args.rounds, place):
+            print(markdown([table]), flush=True)
+        return 0
     pairs, cases = refuse_early(args)
     device = Device.resolve(args.device).target
     machine = describe_machine(device)
@@ -129,6 +151,16 @@ def refuse_early(args: argparse.Namespace) -> tuple[list[str], list[str]]:
         if case not in CASES:
             raise UserError(f"--cases: unknown case {case!r}; known: {', '.join(CASES)}")
     method_terms(args.method)
+    if args.peer is not None:
+        from peer_step import METHODS, Peer
+
+        if args.method not in METHODS:
+            raise UserError(f"--peer runs {', '.join(METHODS)}, not {args.method}; give one of them as --method")
+        cases = ["peer", *(case for case in cases if case not in ("plain", "peer"))]
+        for pair in pairs:
+            Peer(args.peer, pair, args.method, args.batch_size, LR, workers=0)
+    elif "peer" in cases:
+        raise UserError("--cases: peer needs --peer, a checkout of RepDistiller")
     if "plain" in cases and args.method != "pckd":
         raise UserError(f"the plain step is written for pckd alone, not for {args.method}; leave plain out of --cases")
     try:
@@ -159,7 +191,8 @@ def serve(args: argparse.Namespace) -> int:
         say = partial(print, file=answers, flush=True)
         device = Device.resolve(args.device).target
         served = Served(device, args.batch_size, sys.stdin.readline, lambda answer: say(json.dumps(answer)))
-        (run_plain if args.child == "plain" else run_distill)(args, teacher, student, data, served)
+        runs = {"plain": run_plain, "peer": run_peer}
+        runs.get(args.child, run_distill)(args, teacher, student, data, served)
     return 0
 
 
@@ -191,6 +224,19 @@ def run_plain(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, 
             trainer.step(batch[0], batch[1], min(epoch, 240))
             batch = next(batches, None)
             served.advance(epoch, step)
+        served.epoch({})
+
+
+def run_peer(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, data: Data, served: Served) -> None:
+    """Another library's loop, which builds networks and data of its own."""
+    from peer_step import Peer
+
+    keep_freed(False)
+    peer = Peer(args.peer, args.pairs, args.method, args.batch_size, LR)
+    served.begin("", args.run, args.steps, 0)
+    for epoch in range(1, args.run):
+        peer.epoch(epoch, args.steps)
+        served.advance(epoch, args.steps)
         served.epoch({})
 
 
@@ -264,10 +310,10 @@ def measure_pair(
         reached = 2 * work / figures["step"]["seconds"] / peaks[precisions[case]]
         what = {"what": CASES[case][0], "precision": precisions[case]}
         found["cases"][case] = {**what, **figures, "macs": work, "of_peak": reached}
-    if "plain" in cases:
-        plain = found["cases"]["plain"]["samples"]
+    if (base := base_of(cases)) is not None:
+        beside = found["cases"][base]["samples"]
         for one in found["cases"].values():
-            one["faster"] = [base / own for base, own in zip(plain, one["samples"], strict=True)]
+            one["faster"] = [other / own for other, own in zip(beside, one["samples"], strict=True)]
     if "default" in cases:
         found |= {"recorded": samples["watch"], "outside": median(map(outside, samples["watch"]))}
         found |= {"run": args.run, "compiled": resolve_compile(None, args.run, device)[0]}
@@ -347,6 +393,11 @@ def outside(epoch: Answer) -> float:
 # Tables
 
 
+def base_of(cases: Sequence[str]) -> str | None:
+    """What the others are compared with."""
+    return next((case for case in ("plain", "peer") if case in cases), None)
+
+
 def ranged(values: Sequence[float]) -> str:
     """``4.20 x (4.10 to 4.31)``: median and range."""
     middle, low, high = (digits(value) for value in (median(values), min(values), max(values)))
@@ -357,8 +408,9 @@ def overview(pairs: Mapping[str, Any], setting: str) -> Table:
     """A row for each pair, as in pckd/profiling/README.md: plain and default, how much faster than plain each case is,
     how much of the machine's peak is reached, and what is outside the networks."""
     cases = next(iter(pairs.values()))["cases"]
-    shown = [case for case in ("plain", "default") if case in cases]
-    faster = [case for case in cases if case != "plain"] if "plain" in cases else []
+    base = base_of(list(cases))
+    shown = [case for case in ("plain", "peer", "default") if case in cases]
+    faster = [case for case in cases if case != base] if base else []
     header = ["teacher > student", *shown, *(f"{case} is faster" for case in faster)]
     header += [*(f"of the peak: {case}" for case in reversed(shown)), "outside the networks"]
     rows = []
@@ -371,7 +423,8 @@ def overview(pairs: Mapping[str, Any], setting: str) -> Table:
 
 
 def cases_sheet(found: Mapping[str, Any], title: str) -> Table:
-    header = ["case", "networks in", "step, median (quartiles)", "images/s", "plain / case, median (range)"]
+    base = base_of(list(found["cases"])) or "plain"
+    header = ["case", "networks in", "step, median (quartiles)", "images/s", f"{base} / case, median (range)"]
     header += ["of the peak", "ready after", "start in all", "peak memory"]
     rows = []
     for case, one in found["cases"].items():
@@ -385,7 +438,7 @@ def cases_sheet(found: Mapping[str, Any], title: str) -> Table:
         *(f"{case}: {one['what']}." for case, one in found["cases"].items()),
         "A step is taken with its data. Ready after: from the call to the first step. Start in all: that, and what the "
         "first steps take more than later ones. Peak memory: of the steps; on CUDA of the device's tensors, elsewhere "
-        "resident memory of the case's process, without plain's two workers.",
+        "resident memory of the case's process, without the two workers of plain and peer.",
         f"The peak is the best matrix product of {found['product']} x {found['product']} in the same rounds: {peaks}. "
         f"A step has {amount(sum(macs.values()))} multiply-adds, {amount(macs['teacher'])} of them the teacher's, "
         "which cache leaves out; each is two operations.",

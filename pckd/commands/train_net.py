@@ -14,6 +14,7 @@ from pckd import distill, plots
 from pckd.arguments import ARGUMENTS, add_arguments
 from pckd.cli import LISTS, Parser, run_tool
 from pckd.display import Display, Silent, make_display
+from pckd.engine.cache import check_caches
 from pckd.engine.ranks import launched
 from pckd.preflight import check
 from pckd.recipes import recipe
@@ -49,6 +50,7 @@ def make_parser() -> Parser:
     add("--tensorboard", action="append_const", dest="track", const="tensorboard", help="--track tensorboard")
     add = groups["reports"].add_argument
     add("--verbose", action="store_true", help="on a terminal, show every number of an epoch, not the main ones alone")
+    add("--check-cache", action="store_true", help="read every answer of the caches in --teacher-cache, and stop")
     add("--check", action="store_true", help="read every image, hold all to its contract, take one step, and stop")
     parser.add_common(groups["speed"])
     return parser
@@ -73,6 +75,10 @@ def run(args: argparse.Namespace, given: Callable[[], Collection[str]] = tuple) 
         for name, value in recipe(args.recipe).items():
             if (name := "dataset" if name == "data" else name) not in kept:
                 setattr(args, name, value)
+    if args.check_cache:
+        if not args.teacher_cache:
+            raise UserError("--check-cache needs --teacher-cache, the folder of the caches")
+        return int(check_caches(args.teacher_cache, partial(print, flush=True)) > 0)
     if not args.student:
         raise UserError("--student is missing; try --student resnet8x4, or --list backbones")
     if args.resume and not args.output:

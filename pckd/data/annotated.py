@@ -244,7 +244,7 @@ class AnnotatedLoader(Loader):
         self.bad, self._said, self._pixels, self._plan = {}, 0, None, _Plan()
         prepared = _Prepared(split, (augment or split.augment) if train else None)
         self._workers = DataLoader(
-            _JoinedStream(prepared, skip=split.on_bad_image == "skip", replace=train),
+            _JoinedStream(prepared, seed, skip=split.on_bad_image == "skip", replace=train),
             batch_sampler=self._plan,
             num_workers=num_workers,
             collate_fn=_as_is,

@@ -125,7 +125,7 @@ class _Files(ImageFiles):
         self.sizes = sizes
 
     def __getitem__(self, i: int) -> Tensor:
-        image = torch.tensor(read_image(self.paths[i])).permute(2, 0, 1)
+        image = read_image(self.paths[i]).permute(2, 0, 1)
         if self.sizes is not None and tuple(image.shape[1:]) != tuple(self.sizes[i]):
             height, width = self.sizes[i]
             seen = f"it is {image.shape[2]}x{image.shape[1]}, and its annotation says {width}x{height}"

@@ -44,6 +44,7 @@ def filelist(
     label: str | None = None,
     test: str | None = None,
     image_size: int | None = None,
+    min_area: float | None = None,
     memory: bool | Literal["auto"] = "auto",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -77,6 +78,7 @@ def filelist(
             of ``label``, ``labels``, ``class``, ``class_name``, ``category``, ``target``, ``cls``.
         test: the name of the split to measure on, where the first one has no labels (``"validation"``).
         image_size: pixels per side, see ``imagefolder``.
+        min_area: the least share of a random part, see ``imagefolder``.
         memory: decode everything once into memory, or not, see ``imagefolder``.
         mean: per-channel mean, see ``imagefolder``.
         std: per-channel standard deviation, likewise.
@@ -90,7 +92,7 @@ def filelist(
     """
     if not root:
         raise UserError("filelist: give the root folder that holds train.csv and test.csv, or another list")
-    options = ImageOptions("filelist", image_size, memory, mean, std, white, on_bad_image)
+    options = ImageOptions("filelist", image_size, memory, mean, std, white, on_bad_image, min_area)
     columns = _Columns(path, label)
     base, training, testing = _find_lists(root, TESTING if test is None else (test.lower(),))
     if not train and not testing:

@@ -13,7 +13,8 @@ import torch
 
 from pckd.data import folder
 from pckd.data.check import check_on_bad_image, say_once
-from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles, Square
+from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, Files, ImageFiles
+from pckd.data.frames import Frame, RandomPart, Square
 from pckd.data.vision import crop_padding
 from registry import BadImages, DataSplit, UserError
 
@@ -32,6 +33,7 @@ class ImageOptions:
     std: Sequence[float] | None
     white: float | None
     on_bad_image: Literal["stop", "skip"]
+    min_area: float | None = None
 
     def __post_init__(self) -> None:
         name, size, white = self.name, self.image_size, self.white
@@ -39,6 +41,13 @@ class ImageOptions:
             raise UserError(f"{name}: image_size={size}: it must be at least 1")
         if self.memory not in (True, False, "auto"):
             raise UserError(f'{name}: memory={self.memory!r}: it must be True, False or "auto"')
+        if self.min_area is not None:
+            if not 0 < self.min_area <= 1:
+                raise UserError(f"{name}: min_area={self.min_area}: it must be above 0 and at most 1")
+            if size is None or self.memory is True:
+                raise UserError(
+                    f"{name}: min_area cuts images as they are read: give image_size, too, and no memory=True"
+                )
         check_on_bad_image(self.on_bad_image)
         if white is not None and not (isinstance(white, Real) and 0 < white < math.inf):
             raise UserError(f"{name}: white={white!r}: it must be a finite number above 0")
@@ -63,8 +72,12 @@ def image_split(source: Files, files: Files, name: str, options: ImageOptions) -
     """
     side, memory, mean, std = options.image_size, options.memory, options.mean, options.std
     size, unreadable = ((side, side), []) if side else _common_size(source)
-    arrange = Square(side) if side else None
-    if memory == "auto":
+    arrange: Frame | None = Square(side) if side else None
+    shown = arrange
+    if side and options.min_area is not None:
+        memory = False
+        shown = RandomPart(side, options.min_area) if source is files else arrange
+    elif memory == "auto":
         memory = max(size) <= _SMALL_SIDE and len(source.paths) * size[0] * size[1] * 3 < _SMALL_TOTAL
     images: Any
     labels = files.labels
@@ -85,10 +98,14 @@ def image_split(source: Files, files: Files, name: str, options: ImageOptions) -
     else:
         if unreadable and not options.skip:
             raise BadImages(*unreadable)
-        images = ImageFiles(files.paths, size, arrange, white=options.white)
+        images = ImageFiles(files.paths, size, shown, arrange, white=options.white)
         if mean is None or std is None:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
-    others: dict[str, Any] = {"padding": crop_padding(min(size)), "name": name, "on_bad_image": options.on_bad_image}
+    others: dict[str, Any] = {
+        "padding": 0 if options.min_area is not None else crop_padding(min(size)),
+        "name": name,
+        "on_bad_image": options.on_bad_image,
+    }
     return DataSplit(images, labels, files.classes, tuple(mean), tuple(std), **others)
 
 

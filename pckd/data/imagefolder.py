@@ -18,6 +18,7 @@ def imagefolder(
     train: bool = True,
     *,
     image_size: int | None = None,
+    min_area: float | None = None,
     memory: bool | Literal["auto"] = "auto",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -49,6 +50,8 @@ def imagefolder(
         train: the training split, or else the test split.
         image_size: pixels per side: the shorter side is resized to it and the center cropped. Not needed where all
             images have one size.
+        min_area: in training a random part of each image, of at least this share of its area, is resized to the image
+            size as the files are read.
         memory: decode everything once into memory (True), or read the files as they are needed (False); ``"auto"``
             decodes where images have at most 64 pixels a side and the training split takes less than 2 GiB.
         mean: per-channel mean of images scaled to [0, 1]. By default that of (10,000 of) the training images in
@@ -71,7 +74,7 @@ def imagefolder(
     """
     if not root:
         raise UserError("imagefolder: give the root folder that holds train/ and test/ or val/")
-    options = ImageOptions("imagefolder", image_size, memory, mean, std, white, on_bad_image)
+    options = ImageOptions("imagefolder", image_size, memory, mean, std, white, on_bad_image, min_area)
     if unlabeled:
         return _unlabeled(root, train, options)
     training, split = find_split(root, train)

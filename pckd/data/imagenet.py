@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pckd.data.check import check_on_bad_image
 from pckd.data.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, find_split, list_files
+from pckd.data.frames import Center, RandomPart
 from registry import DATASETS, DataSplit, UserError
 
 
@@ -36,8 +37,6 @@ def imagenet(
     Raises:
         UserError: no such folder, a class without images, or one in ``val`` that ``train`` does not have.
     """
-    from torchvision.transforms import v2
-
     if not root:
         raise UserError("imagenet: give the root folder that holds train/ and val/")
     if image_size < 1:
@@ -47,8 +46,8 @@ def imagenet(
     check_on_bad_image(on_bad_image)
     training, split = find_split(root, train, ("val", "valid", "validation"))
     files = list_files(split, training, skip=on_bad_image == "skip")
-    plain: Any = v2.Compose([v2.Resize(round(image_size * 8 / 7)), v2.CenterCrop(image_size)])
-    crop: Any = v2.RandomResizedCrop(image_size, scale=(min_area, 1.0)) if train else plain
+    plain = Center(image_size, round(image_size * 8 / 7))
+    crop = RandomPart(image_size, min_area) if train else plain
     images = ImageFiles(files.paths, (image_size, image_size), crop, plain)
     options: dict[str, Any] = {"padding": 0, "name": f"imagenet {split.name}", "on_bad_image": on_bad_image}
     return DataSplit(images, files.labels, files.classes, IMAGENET_MEAN, IMAGENET_STD, **options)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pckd.arguments import LARGEST_POOL, MOST_WORKERS
-from pckd.data.augment import augmentations
+from pckd.data.augment import Augmentations, augmentations
 from pckd.data.check import check_alike, check_split, first_item, log, name_of
 from pckd.data.strong import strong_augment
 from pckd.data.views import apply_views, as_bits, draw_numbers, draw_pool, draw_views, mixed, seeded
@@ -133,7 +133,6 @@ class Loader:
         recall: Callable[[Tensor, Tensor, int], Output | None] | None = None,
     ) -> None:
         check_split(split)
-        label = name_of(split)
         check_loading(split, batch_size, train, num_workers, rank, world_size)
         if not 1 <= views <= 4:
             raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
@@ -143,9 +142,8 @@ class Loader:
         if pool and train and strong:
             advice = "leave out the pool, or the terms that look at that view"
             raise UserError(f"pool={pool}: the strongly augmented view is drawn anew each time; {advice}")
-        if pool and train and streamed:
-            advice = "leave out the pool, or use a data set that is held in memory"
-            raise UserError(f"pool={pool}: {label} is streamed and augmented anew as it is read; {advice}")
+        if pool and train:
+            check_pool(split)
         if recall is not None and not pool:
             raise TypeError("Loader(recall=...) needs a pool")
         if balance != "none" and isinstance(split.labels, Absent):
@@ -182,8 +180,19 @@ class Loader:
             self._facts = {name: _on(pixels.device, fact) for name, fact in self._facts.items()}
         else:
             self._plan = _Plan()
+            stream = _Stream(
+                split.images,
+                seed,
+                skip=split.on_bad_image == "skip",
+                replace=train,
+                pool=self.pool,
+                first=self._first if self.pool else None,
+                partners=partial(_partners, self.augment, len(split), pool)
+                if self.pool and self.augment.mixes
+                else None,
+            )
             self._workers: Any = DataLoader(
-                _Stream(split.images, skip=split.on_bad_image == "skip", replace=train),
+                stream,
                 batch_sampler=self._plan,
                 num_workers=num_workers,
                 collate_fn=_as_is,
@@ -244,7 +253,7 @@ class Loader:
     def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
         tag = epoch if self.train else 0
-        self._plan.batches = [[(i, mixed(self.seed, _SAMPLE, tag, i)) for i in share.tolist()] for share in shares]
+        self._plan.batches = [(tag, share) for share in shares]
         for number, read in enumerate(self._workers, start):
             if isinstance(read, UserError):
                 try:
@@ -256,12 +265,12 @@ class Loader:
             images, shown, bad = read
             self.bad.update(bad)
             if images is not None:
-                share = torch.tensor(shown)
-                yield self._arrived(images, share, epoch, number)
+                yield self._arrived(images, torch.tensor(shown), epoch, number)
 
     def _arrived(self, read: Any, share: Tensor, epoch: int, number: int) -> Any:
-        """The batch of what a worker has joined."""
-        return self._batch(read, share, share, epoch, number)
+        """The batch of what a worker has joined: the images of a batch, and those that they are mixed with."""
+        own = len(share) // 2 if self.pool and self.augment.mixes else len(share)
+        return self._batch(read[:own], share[:own], share[:own], epoch, number, (read[own:], share[own:]))
 
     def say_bad(self) -> None:
         """Log how many images could not be read, where there are more than when it was said last."""
@@ -273,8 +282,20 @@ class Loader:
             count = f"{self._said:,} of {len(self.split):,} images cannot be read"
             log.warning("%s%s: %s, and %s: %s", who, name_of(self.split), count, done, bad.listed())
 
-    def _batch(self, images: Tensor, index: Tensor, share: Tensor, epoch: int, number: int) -> Batch:
-        """One batch of the images at ``index``; ``share`` is the same on the CPU."""
+    def _batch(
+        self,
+        images: Tensor,
+        index: Tensor,
+        share: Tensor,
+        epoch: int,
+        number: int,
+        others: tuple[Tensor, Tensor] | None = None,
+    ) -> Batch:
+        """One batch of the images at ``index``; ``share`` is the same on the CPU.
+
+        Args:
+            others: of streamed images with a pool, those that they are mixed with, and their positions.
+        """
         split = self.split
         facts = self._facts_of(index)
         images, index = (_on(self.device, t) for t in (images, index))
@@ -299,7 +320,7 @@ class Loader:
         show = partial(apply_views, mean=split.mean, std=split.std, padding=how["padding"])
         views = show(self.augment.change(images, numbers) if self.train else images, views=self.views, draw=draw)
         if self.train and self.augment.mixes:
-            views, facts = self._mix(views, facts, numbers, show, how)
+            views, facts = self._mix(views, facts, numbers, show, how, others)
         if self.strong:
             generator = seeded(self.seed, _STRONG, epoch, number, self.rank)
             strong = strong_augment(images, generator=generator)
@@ -317,17 +338,27 @@ class Loader:
         }
 
     def _mix(
-        self, views: Tensor, facts: dict[str, Any], numbers: Tensor, show: Callable[..., Tensor], how: dict[str, Any]
+        self,
+        views: Tensor,
+        facts: dict[str, Any],
+        numbers: Tensor,
+        show: Callable[..., Tensor],
+        how: dict[str, Any],
+        read: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Mixed views and what is known of them: with the other images of the batch in reverse order, or, with a pool,
         with any of the data set, so that an entry of the pool is the same whatever batch it is in.
         """
-        pixels = self._pixels
-        if self.pool and pixels is not None:
+        if self.pool:
             partner, entry = self.augment.partners(numbers, len(self.split), self.pool)
-            there = partner.to(pixels.device, non_blocking=True)
-            images = _on(self.device, _taken(pixels, there))
-            images = self.augment.change(images, draw_numbers(partner, entry, self.augment.numbers))
+            if read is not None:
+                images, partner = read
+                there = partner
+            else:
+                assert self._pixels is not None
+                there = partner.to(self._pixels.device, non_blocking=True)
+                images = _taken(self._pixels, there)
+            images = self.augment.change(_on(self.device, images), draw_numbers(partner, entry, self.augment.numbers))
             others = show(images, views=self.views, draw=draw_pool(partner, entry, self.views, **how))
             theirs = self._facts_of(there)
         else:
@@ -360,35 +391,82 @@ def check_loading(split: Any, batch_size: int, train: bool, num_workers: int, ra
         )
 
 
+def check_pool(split: Any) -> None:
+    """Refuse images that a pool of augmentations cannot have: each time they are read they may be others.
+
+    Raises:
+        UserError: names the split.
+    """
+    if not isinstance(split.images, Tensor) and not hasattr(split.images, "drawn"):
+        raise UserError(
+            f"{name_of(split)} is streamed, and its images draw from random generators as they are read, so that they "
+            "have no finite pool of augmentations; leave out view_pool and the teacher cache, or give the images the "
+            "methods of registry.DataSplit.images"
+        )
+
+
+def _partners(augment: Augmentations, count: int, pool: int, index: Tensor, entry: Tensor) -> tuple[Tensor, Tensor]:
+    """The images that entries of pools are mixed with, of ``count``, and which entries these show; all [B]."""
+    return augment.partners(draw_numbers(index, entry, augment.numbers), count, pool)
+
+
 class _Plan:
-    """A batch sampler whose batches are set before each epoch: (position, seed) pairs."""
+    """A batch sampler whose batches are set before each epoch: the epoch, or 0, and positions [B]."""
 
-    batches: Sequence[list[tuple[int, int]]] = ()
+    batches: Sequence[tuple[int, Tensor]] = ()
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
 
 
 class _Stream(Dataset):
-    """Reads items of a data set, each with its own random seed, whatever process does it."""
+    """Reads items of a data set, each with its own random numbers, whatever process does it.
 
-    def __init__(self, images: Any, *, skip: bool, replace: bool) -> None:
-        self.images, self.skip, self.replace = images, skip, replace
+    Args:
+        images: the data set; its items follow from given numbers where it has a method ``drawn``, and otherwise from
+            the global generators, which are seeded for each.
+        seed: of the run. skip: leave out what cannot be read; replace: and show the next one.
+        pool: in how many ways an image is augmented. first: [M], the entry of its pool that each image shows first.
+        partners: from images and entries of pools to those that they are mixed with, which are then read, too.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        seed: int,
+        *,
+        skip: bool,
+        replace: bool,
+        pool: int = 0,
+        first: Tensor | None = None,
+        partners: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.images, self.seed, self.skip, self.replace = images, seed, skip, replace
+        self.pool, self.first, self.partners = pool, first, partners
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Any, list[int], dict[int, str]] | UserError:
+    def __getitems__(self, asked: tuple[int, Tensor]) -> tuple[Any, list[int], dict[int, str]] | UserError:
         """The items, or None where none is left, with their positions; positions and reasons of those not read."""
+        epoch, positions = asked
         items: list[Any] = []
         shown: list[int] = []
         bad: dict[int, str] = {}
-        try:
-            for position, seed in keys:
-                found = self._read(position, seed, bad)
+
+        def read(positions: Tensor, entries: Tensor | None) -> None:
+            wanted = [None] * len(positions) if entries is None else entries.tolist()
+            for position, entry in zip(positions.tolist(), wanted, strict=True):
+                found = self._read(position, epoch, entry, bad)
                 if found is not None:
                     shown.append(found[0])
                     items.append(found[1])
+
+        try:
+            read(positions, None)
+            if self.partners is not None:
+                own = torch.tensor(shown)
+                read(*self.partners(own, self._entries(own, epoch)))
             if bad and not self.skip:
                 raise BadImages(*bad.values())
             return (self.join(items, shown) if items else None), shown, bad
@@ -396,24 +474,44 @@ class _Stream(Dataset):
             # As a value: raised in a worker it would arrive wrapped in the worker's traceback.
             return error
 
+    def _entries(self, positions: Tensor, epoch: int) -> Tensor:
+        assert self.first is not None
+        return (self.first[positions] + epoch - 1) % self.pool
+
     def join(self, items: list[Any], shown: list[int]) -> Any:
         """The items at these positions as one value."""
         for item, position in zip(items, shown, strict=True):
             check_alike(item, items[0], position)
-        return torch.stack(items)
+        # Decoded images are [H, W, C] in memory, and stay so; in a worker they are copied to where others see them.
+        return default_collate([item.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
 
-    def _read(self, position: int, seed: int, bad: dict[int, str]) -> tuple[int, Any] | None:
+    def _read(self, position: int, epoch: int, entry: int | None, bad: dict[int, str]) -> tuple[int, Any] | None:
         """A position and its item: the first from ``position`` on that can be read, or that one alone."""
         tries = len(self) if self.skip and self.replace else 1
         for at in (step % len(self) for step in range(position, position + tries)):
             try:
-                with _seeded(seed):
-                    return at, ask(f"image {at} of the data set", self.images.__getitem__, at)
+                return at, ask(f"image {at} of the data set", self._item, at, epoch, entry)
             except BadImages as error:
                 bad[at] = error.reasons[0]
         if tries > 1:
             raise BadImages(*bad.values())
         return None
+
+    def _item(self, at: int, epoch: int, entry: int | None) -> Any:
+        """An item as an entry of its pool; by default the one that it shows in this epoch."""
+        if not hasattr(self.images, "drawn"):
+            with _seeded(mixed(self.seed, _SAMPLE, epoch, at)):
+                return self.images[at]
+        count = self.images.draws
+        if not count:
+            return self.images.drawn(at, ())
+        if not self.pool:
+            numbers = torch.rand(count, generator=seeded(self.seed, _SAMPLE, epoch, at), dtype=torch.float64)
+        else:
+            position = torch.tensor([at])
+            entries = self._entries(position, epoch) if entry is None else torch.tensor([entry])
+            numbers = draw_numbers(position, entries, count, of_item=True)[0]
+        return self.images.drawn(at, numbers.tolist())
 
 
 def mixed_facts(own: dict[str, Any], others: dict[str, Any], share: Tensor, split: DataSplit) -> dict[str, Any]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset
 
 from pckd.data.check import name_of
 from pckd.data.views import as_bits
 from registry import Absent, DataSplit, UserError
 
-__all__ = ["hold_out", "limit"]
+__all__ = ["Part", "hold_out", "limit"]
 
 
 def limit(split: DataSplit, n: int, seed: int = 0) -> DataSplit:
@@ -81,7 +82,7 @@ def _part(split: Any, index: Tensor, name: str, evaluation: bool = False) -> Any
         # Indexed as [M, H, W, C], so that the memory keeps that layout where it has it.
         images = as_bits(split.images).permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2).view(split.images.dtype)
     else:
-        images = _Part(split.images, index.tolist())
+        images = Part(split.images, index)
         images = images.evaluation() if evaluation else images
     difficulty = None if split.difficulty is None else split.difficulty[index]
     labels = split.labels if isinstance(split.labels, Absent) else split.labels[index]
@@ -90,9 +91,27 @@ def _part(split: Any, index: Tensor, name: str, evaluation: bool = False) -> Any
     return dataclasses.replace(split, name=name, **parts)
 
 
-class _Part(Subset):
-    """A subset that can still be asked for its images without augmentation."""
+class Part(Dataset):
+    """Some items of a data set; it can be asked for them without augmentation, or by given random numbers.
 
-    def evaluation(self) -> _Part:
-        whole: Any = self.dataset
-        return _Part(whole.evaluation() if hasattr(whole, "evaluation") else whole, self.indices)
+    Args:
+        dataset: the whole. indices: int64, a tensor, which the processes that read share.
+    """
+
+    def __init__(self, dataset: Any, indices: Tensor) -> None:
+        self.dataset, self.indices = dataset, indices
+        if hasattr(dataset, "drawn"):
+            self.draws, self.drawn = dataset.draws, self._drawn
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[int(self.indices[i])]
+
+    def _drawn(self, i: int, numbers: Sequence[float]) -> Any:
+        return self.dataset.drawn(int(self.indices[i]), numbers)
+
+    def evaluation(self) -> Part:
+        whole = self.dataset
+        return Part(whole.evaluation() if hasattr(whole, "evaluation") else whole, self.indices)

@@ -89,10 +89,14 @@ def draw_pool(index: Tensor, entry: Tensor, views: int, *, padding: int, flip: b
     return Draw(flips if flip else torch.zeros_like(flips), chosen)
 
 
-def draw_numbers(index: Tensor, entry: Tensor, count: int) -> Tensor:
-    """[B, ``count``] further random numbers of [0, 1), float64, of entries of images' pools, as :func:`draw_pool`."""
+def draw_numbers(index: Tensor, entry: Tensor, count: int, *, of_item: bool = False) -> Tensor:
+    """[B, ``count``] further random numbers of [0, 1), float64, of entries of images' pools, as :func:`draw_pool`.
+
+    Args:
+        of_item: those that a streamed image is read with, not those of the augmentations of batches.
+    """
     first = (index.numpy().astype(np.uint64) << np.uint64(16) | entry.numpy().astype(np.uint64)) << np.uint64(4)
-    start = _scrambled(first + np.uint64(15))
+    start = _scrambled(first + np.uint64(14 if of_item else 15))
     words = _scrambled(start[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
     return torch.from_numpy(words.astype(np.float64)) / 2**53
 

@@ -19,6 +19,7 @@ from model_zoo import Preprocessing, preprocessing_of
 from pckd.data.annotated import AnnotatedSplit
 from pckd.data.archive import read_bytes, size_of
 from pckd.data.folder import ImageFiles, spread
+from pckd.data.subset import Part
 from pckd.engine.progress import own_random_state, seed_everything
 from registry import Absent, BadImages, DataSplit, UserError, ask
 
@@ -115,7 +116,7 @@ def _printed(value: object) -> str:
 def _images(images: Any) -> str:
     if isinstance(images, Tensor):
         return digest({"images": images})
-    if isinstance(images, Subset):
+    if isinstance(images, (Part, Subset)):
         return digest({"indices": torch.as_tensor(list(images.indices)), "of": _images(images.dataset)})
     if isinstance(images, ImageFiles):
         return _files(images)

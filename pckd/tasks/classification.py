@@ -25,7 +25,7 @@ from pckd.data import Loader
 from pckd.data.augment import augmentations
 from pckd.data.check import check_item, first_item
 from pckd.data.load import Data, preprocessing_for
-from pckd.data.loader import Balance
+from pckd.data.loader import Balance, check_pool
 from pckd.device import Device
 from pckd.distributed import add_up
 from pckd.given import copy_of
@@ -174,11 +174,8 @@ class Classification(Task):
             raise UserError(
                 f"rotated views need square images, and those of {data.name} are {height}x{width}; use views=1"
             )
-        if self.view_pool and not isinstance(data.train.images, Tensor):
-            raise UserError(
-                f"view_pool={self.view_pool}: {data.name} is streamed and augmented anew as it is read; leave out the "
-                "pool (and the teacher cache), or use a data set that is held in memory"
-            )
+        if self.view_pool:
+            check_pool(data.train)
 
     def check_labels(self, data: Data) -> None:
         """Refuse data whose labels this task cannot learn.

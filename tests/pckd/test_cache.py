@@ -9,6 +9,7 @@ import pickle
 import random
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -18,8 +19,10 @@ import torch
 from torch import nn
 
 from model_zoo import Preprocessing, set_preprocessing
-from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key
+from pckd.engine.cache import NO_MAPS, TeacherCache, cache_key, check_caches
+from pckd.engine.logit_formats import logit_format
 from pckd.engine.teacher import FrozenTeacher
+from pckd.functional import kd
 from pckd.testing.cases import losses_of_views, make_case
 from registry import BACKBONES, LOSSES, Absent, DataSplit, NotApplicable, Output, Shapes, UserError, build
 
@@ -327,9 +330,99 @@ def test_the_address_of_a_function_that_a_module_prints_does_not_count():
     assert key_of(one) == key_of(other), held
 
 
-def test_streamed_data_cannot_be_cached():
-    with pytest.raises(UserError, match=r"streamed .* leave out the teacher cache, or use a data set that is held in"):
+def test_streamed_data_that_draws_by_itself_cannot_be_cached():
+    with pytest.raises(UserError, match=r"is streamed, and its images draw .*; leave out view_pool and the"):
         key_of(split=make_split(images=list(make_split().images), name="streamed"))
+
+
+# How logits are written
+
+
+LOGITS = torch.tensor([[0.0, 1.0, 2.0, 3.0, 51.0], [-1.0, -1.0, -1.0, -1.0, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("float16", LOGITS),
+        ("float32", LOGITS),
+        # Steps of 51 / 255 = 0.2: all five lie on one.
+        ("uint8", LOGITS),
+        # The others have the mean exponential of 0, 1, 2; of three equal ones it is theirs.
+        ("top2", [[1.309, 1.309, 1.309, 3.0, 51.0], [-1.0] * 5]),
+    ],
+)
+def test_logits_are_written_in_several_ways(tmp_path, name, expected):
+    output = answer(2)._replace(logits=LOGITS)
+    index, drawn = torch.tensor([1, 4]), torch.tensor([0, 2])
+    returned = open_cache(tmp_path, logits=name).store(index, drawn, 1, output)
+    found = open_cache(tmp_path, logits=name).recall(index, drawn, 1)
+    torch.testing.assert_close(found.logits, torch.as_tensor(expected), atol=1e-3, rtol=1e-3)
+    assert same(found, returned)
+    assert torch.equal(found.embedding, output.embedding)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "least", "most"),
+    [
+        ("float16", 4, 0, 0.001),
+        ("uint8", 1, 0, 0.015),
+        ("uint8", 4, 0, 0.015),
+        ("top50", 1, 0, 0.04),
+        ("top50", 4, 0.5, 2),
+    ],
+)
+def test_what_a_format_changes_in_a_distillation_loss(name, temperature, least, most):
+    """Of the gradient of kd with 1,000 classes, for images that the teacher is 40 % sure of in the mean."""
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    common, label = normal(200, 32) @ normal(32, 1000) / 4, torch.eye(200, 1000)
+    teacher, student = 2 * common + 8 * label, common + normal(200, 1000) + 6 * label
+    written = logit_format(name, 1000)
+
+    def gradient(logits):
+        leaf = student.clone().requires_grad_()
+        kd(leaf, logits, temperature).mean().backward()
+        return leaf.grad
+
+    whole = gradient(teacher)
+    share = (gradient(written.decode(written.encode(teacher))) - whole).norm() / whole.norm()
+    assert least <= share < most
+
+
+@pytest.mark.parametrize("name", ["half", "top", "top0", "top5"])
+def test_unknown_formats_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=rf"^cache_logits='{name}': "):
+        open_cache(tmp_path, logits=name)
+
+
+def test_a_large_cache_is_in_pieces(tmp_path, said, monkeypatch):
+    monkeypatch.setattr("pckd.engine.cache.UNDIVIDED", 1)
+    monkeypatch.setattr("pckd.engine.cache.PIECE", 2 * POOL * 4 * 18)
+    open_cache(tmp_path).store(INDEX, DRAWN, 4, answer())
+    cache = open_cache(tmp_path, said)
+    assert sorted(path.name for path in cache.path.glob("answers*")) == [f"answers-00{n}.f16" for n in range(3)]
+    assert torch.equal(cache.recall(INDEX, DRAWN, 4).logits, answer().logits)
+    flip(cache.path / "answers-002.f16", ((1 * POOL + 2) * 4 + 3) * 18, 1)  # the last view of image 5
+    assert cache.recall(INDEX, DRAWN, 3) is not None
+    assert cache.recall(INDEX, DRAWN, 4) is None
+
+
+def test_all_caches_of_a_folder_are_checked(tmp_path, said):
+    for name in ("float16", "top2"):
+        cache = open_cache(tmp_path, logits=name)
+        cache.store(INDEX, DRAWN, 2, answer(6))
+    flip(cache.path / "answers.f16", ((0 * POOL + 0) * 4 + 1) * 22, 1)
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "meta.json").write_text("{")
+    assert check_caches(tmp_path, said.append) == 1
+    assert sorted(line.rpartition("; ")[2] for line in said if "checked" in line) == [
+        "6 are checked, and 0 of them are damaged",
+        "6 are checked, and 1 of them are damaged and left out",
+    ]
+    assert any(line.endswith("gone: meta.json is damaged, so that a run makes it anew") for line in said)
+    assert check_caches(tmp_path, said.append) == 0
+    with pytest.raises(UserError, match="there is no teacher cache"):
+        check_caches(tmp_path / "gone", said.append)
 
 
 # Maps that are not there

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 import pckd
 from model_zoo import Preprocessing, set_preprocessing
 from pckd.data import limit
-from pckd.data.folder import Square
+from pckd.data.frames import Square
 from pckd.engine.fingerprint import SAMPLE, code_fingerprint, network_fingerprint, split_fingerprint
 from registry import BACKBONES, DATASETS, DataSplit, UserError, build, load_plugin
 

@@ -207,8 +207,10 @@ FOLDERS = [
     says("--dataset shapes(train_size=0)", "shapes: train_size=0: it must be at least 1"),
     # Said before the teacher is trained.
     says(f"{FOLDER} {{wide}} --method pckd --teacher resnet8", "need square images", "8x12", "use views=1"),
-    says(f"{STREAM} {{good}} {CACHED}", "is streamed", "the teacher cache", "held in memory"),
-    says(f"{STREAM} {{good}} --view-pool 4", "is streamed", "leave out the pool"),
+    says(f"{GOOD} 'imagefolder(min_area=0.5)'", "min_area cuts images as they are read: give image_size"),
+    says(f"{GOOD} 'imagefolder(min_area=2, image_size=8)'", "min_area=2: it must be above 0"),
+    says(f"{STREAM} {{good}} {CACHED} --cache-logits top9", "cache_logits='top9': there are 2 classes"),
+    says("--check-cache", "--check-cache needs --teacher-cache"),
     says("--dataset cifar10(download=False) --data-root {empty}", "cifar10: not found, or not whole, in", "by hand"),
 ]
 # What else is wrong with weights: tests/model_zoo/test_checkpoints.py.

@@ -314,6 +314,9 @@ def test_compiled_networks_are_timed_part_by_part(
         (["--pairs", "resnet9>resnet8"], "did you mean"),
         (["--cases", "plain,fast"], "unknown case 'fast'; known: plain, default, cache"),
         (["--method", "kd"], "the plain step is written for pckd alone"),
+        (["--method", "kd", "--peer", "nowhere"], "--peer nowhere: no helper/loops.py there"),
+        (["--method", "crd", "--peer", "nowhere"], "--peer runs kd, at, rkd, sp, not crd"),
+        (["--method", "kd", "--cases", "peer"], "--cases: peer needs --peer"),
         (["--method", "nothing"], "METHODS: unknown name 'nothing'"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--rounds", "100"], "--run must be at least 404, not 400"),
@@ -329,3 +332,60 @@ def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, refusal: Callable[[list[str]], str]
 ) -> None:
     assert message in refusal([*QUICK, *arguments])
+
+
+# Reading images
+
+
+def test_reading_is_timed_beside_a_reference(load_tool: Callable[[str], ModuleType], monkeypatch: Any) -> None:
+    """Both give batches of the same images, shape and normalization."""
+    tool = load_tool("data_speed")
+    monkeypatch.setattr(tool, "DRAWN", 128)
+    monkeypatch.setattr(tool, "COPIES", 1)
+    monkeypatch.setattr(tool, "IMAGENET", 60 * tool.BATCH)
+    monkeypatch.setattr(tool, "LARGE", (40, 48))
+    reading, waiting = tool.measure(None, [0], 1, CPU)
+    assert [row[0] for row in reading.rows] == [
+        "JPEG files to 224 pixels",
+        "the same in tar shards",
+        "64-pixel JPEG files",
+    ]
+    assert [row[0] for row in waiting.rows] == ["reference", "ours"]
+
+
+# Another library's loop
+
+CHECKOUT = {
+    "models/__init__.py": "import torch\nmodel_dict = {'tiny': lambda num_classes: torch.nn.Linear(3072, num_classes)}",
+    "distiller_zoo/__init__.py": "import torch\nclass Similarity(torch.nn.Module): pass\n"
+    "class DistillKL(torch.nn.Module):\n    def __init__(self, T): super().__init__()",
+    "dataset/cifar100.py": "from torch.utils.data import DataLoader\nfrom torchvision import datasets, transforms\n"
+    "class Own(datasets.CIFAR100): pass\n"
+    "def get_cifar100_dataloaders(batch_size, num_workers, is_instance):\n"
+    "    return DataLoader(Own('x', train=False, transform=transforms.ToTensor()), batch_size), None",
+    "helper/loops.py": "seen = []\n"
+    "def train_distill(epoch, loader, networks, losses, optimizer, options):\n"
+    "    seen.append((epoch, len(loader), [x.shape for x, _ in loader], len(networks), options.distill, options.beta))",
+}
+
+
+def test_the_peers_own_loop_is_run(load_tool: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: Any) -> None:
+    for name, text in CHECKOUT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    tool = load_tool("peer_step")
+    monkeypatch.setattr(tool.datasets, "CIFAR100", tool.datasets.CIFAR100)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("models", "distiller_zoo", "dataset", "helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    try:
+        peer = tool.Peer(str(tmp_path), "tiny>tiny", "sp", 40, 0.1, workers=0)
+        peer.epoch(7, 4)
+        # Images without end: of 100 the last 20 make a batch of their own.
+        shapes = [(40, 3, 32, 32), (40, 3, 32, 32), (20, 3, 32, 32), (40, 3, 32, 32)]
+        assert sys.modules["helper.loops"].seen == [(7, 4, shapes, 2, "similarity", 3000.0)]
+        with pytest.raises(UserError, match="RepDistiller has no network resnet9; it has tiny"):
+            tool.Peer(str(tmp_path), "tiny>resnet9", "sp", 40, 0.1)
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] in ("models", "distiller_zoo", "dataset", "helper")]:
+            del sys.modules[name]

@@ -256,7 +256,10 @@ def of_images(*shape, dtype=torch.uint8):
         ({"pool": -1}, "pool=-1: an image has 1 to 65535"),
         ({"pool": 65536}, "pool=65536: an image has 1 to 65535"),
         ({"pool": 2, "strong": True}, "pool=2: the strongly augmented view is drawn anew .*; leave out the pool"),
-        ({"pool": 2, "split": make_split(stream=True)}, "pool=2: made up is streamed .*; leave out the pool"),
+        (
+            {"pool": 2, "split": make_split(stream=True)},
+            "made up is streamed, and its images draw .*; leave out view_pool",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options, said):
@@ -396,6 +399,21 @@ def test_an_entry_looks_the_same_in_every_epoch_of_every_run(options):
         draw = draw_pool(batch.index, batch.drawn, loader.views, padding=2, flip=loader.augment.flip)
         how = {"views": loader.views, "mean": split.mean, "std": split.std, "padding": 2, "draw": draw}
         assert torch.equal(batch.views, apply_views(split.images[batch.index], **how))
+
+
+@pytest.mark.parametrize("augment", ["crop+flip", "crop+flip+rotate+mixup"])
+def test_a_pool_of_streamed_images_is_that_of_images_in_memory(augment):
+    images = make_split().images
+
+    class Read(Noisy):
+        draws = 0
+
+        def drawn(self, i, numbers):
+            return self[i]
+
+    splits = make_split(), make_split(images=Read(images, plain=True))
+    one, other = (Loader(split, 10, train=True, views=2, pool=3, augment=augment).epoch(2) for split in splits)
+    assert same(one, other, ("views", "labels", "index", "drawn"))
 
 
 def test_resuming_with_a_pool_continues_the_epoch():
