@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.transforms as T
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
@@ -42,6 +41,8 @@ IMAGENET = 1_281_167
 
 def draw_images(folder: Path, size: tuple[int, int], seed: int = 0) -> None:
     """JPEG files of noise whose amplitude falls with the frequency, as photographs' does, in two classes."""
+    from PIL import Image
+
     draw = np.random.default_rng(seed)
     height, width = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -148,6 +149,8 @@ class Listed(Dataset):
         return len(self.samples)
 
     def __getitem__(self, i: int) -> Any:
+        from PIL import Image
+
         path, label = self.samples[i]
         with Image.open(path) as image:
             return self.transform(image.convert("RGB")), label
