@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from pckd.losses.maps import matched, paired, paired_shapes
-from pckd.ops import unit
+from pckd.ops import exact, unit
 from registry import LOSSES, METHODS, Setup, Term, UserError
 
 
 def attention(feature_map: Tensor, p: float) -> Tensor:
-    return unit(feature_map.abs().pow(p).mean(1).flatten(1))
+    # As a norm over the channels, so that no power of a whole map is kept for the backward pass.
+    dtype = torch.promote_types(feature_map.dtype, torch.float32)
+    with exact(feature_map):
+        norms = torch.linalg.vector_norm(feature_map, p, dim=1, dtype=dtype)
+    return unit((norms.pow(p) / feature_map.shape[1]).flatten(1))
 
 
 def check(setup: Setup, *, p: float) -> None:

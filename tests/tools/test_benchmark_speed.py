@@ -312,7 +312,7 @@ def test_compiled_networks_are_timed_part_by_part(
     [
         (["--pairs", "resnet8"], "give TEACHER>STUDENT"),
         (["--pairs", "resnet9>resnet8"], "did you mean"),
-        (["--cases", "plain,fast"], "unknown case 'fast'; known: plain, default, cache"),
+        (["--cases", "plain,fast"], "unknown case 'fast'; known: plain, peer, default, cache"),
         (["--method", "kd"], "the plain step is written for pckd alone"),
         (["--method", "kd", "--peer", "nowhere"], "--peer nowhere: no helper/loops.py there"),
         (["--method", "crd", "--peer", "nowhere"], "--peer runs kd, at, rkd, sp, not crd"),
