@@ -39,6 +39,7 @@ from pckd.engine.ranks import Ranks
 from pckd.engine.record import BEST_MODEL, EMA_MODEL, FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.session import session
 from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
+from pckd.engine.threads import threads_for
 from pckd.engine.trainer import Report, Trainer
 from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Predictor, Scheduler
@@ -134,6 +135,7 @@ def distill(
     device: str | torch.device | None = None,
     precision: str = "auto",
     compile: bool | None = None,
+    threads: int | None = None,
     num_workers: int = 0,
     teacher_cache: str | os.PathLike[str] | None = None,
     view_pool: int | None = None,
@@ -221,6 +223,9 @@ def distill(
         device: by default the accelerator, if there is one. precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
             where the run is long enough to repay it, and on a CPU the teacher alone.
+        threads: of a training on the CPU, of each process; by default as many as there are cores that nothing else uses
+            when the run starts, or as the caller has set (``torch.set_num_threads``, ``OMP_NUM_THREADS``). A resumed
+            run goes on with its own number. Afterwards PyTorch has the number that it had before.
         num_workers: processes that read a streamed data set.
         teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
             that look at its logits and embedding, and data in memory.
@@ -262,6 +267,7 @@ def distill(
     display = choose_display(display)
     with session(Device.resolve(device, precision)) as (ranks, place, held):
         display = display if ranks.first else Silent()
+        chosen_threads = held.enter_context(threads_for(place.target, threads, ranks.beside))
         with ranks.alike():
             folder = _open_folder(output, resume, held) if ranks.first else None
         limits: dict[str, Any] = {"limit_train": limit_train, "limit_test": limit_test, "val_fraction": val_fraction}
@@ -331,6 +337,7 @@ def distill(
             on_nonfinite=on_nonfinite,
             schedule=schedule if optimizer is None else None,
             compile=compile,
+            threads=threads,
             num_workers=num_workers,
         )
         members = [] if frozen is None else frozen.members
@@ -395,6 +402,7 @@ def distill(
             title=f"{describe(student)} by {describe(method)} on {loaded.name}",
             resume=resume,
             compile=compile,
+            threads=chosen_threads,
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
             reports=reports,
@@ -470,6 +478,7 @@ def train_teacher(
     device: str | torch.device | None = None,
     precision: str = "auto",
     compile: bool | None = None,
+    threads: int | None = None,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
     display: Display | Literal["auto"] | None = "auto",
@@ -485,8 +494,8 @@ def train_teacher(
         lr: learning rate at the start; by default the recipe's.
         cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
         data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, momentum, weight_decay, milestones,
-            lr_decay, schedule, clip_grad, flip, balance, on_nonfinite, seed, device, precision, compile, num_workers,
-            display: see :func:`distill`.
+            lr_decay, schedule, clip_grad, flip, balance, on_nonfinite, seed, device, precision, compile, threads,
+            num_workers, display: see :func:`distill`.
 
     Returns:
         The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`), and with
@@ -496,7 +505,7 @@ def train_teacher(
     training |= {"momentum": momentum, "weight_decay": weight_decay, "lr_decay": lr_decay}
     # What runs of before did not know is no part of the key where it is not given.
     training |= {} if clip_grad is None else {"clip_grad": clip_grad}
-    check_arguments(lr=lr, num_workers=num_workers, balance=balance, **training)
+    check_arguments(lr=lr, threads=threads, num_workers=num_workers, balance=balance, **training)
     training |= {} if schedule is None else {"schedule": schedule}
     training |= {} if balance == "none" else {"balance": balance}
     display = choose_display(display)
@@ -544,6 +553,7 @@ def train_teacher(
                     **training,
                     device=device,
                     compile=compile,
+                    threads=threads,
                     num_workers=num_workers,
                     output=unfinished,
                     resume=True,
@@ -831,6 +841,7 @@ def _record(
         "train_seconds": history.seconds,
         "device": str(device.target),
         "processes": ranks.size,
+        "threads": torch.get_num_threads(),
         "precision": device.precision,
         "lr": run.lr,
         **run.task.facts(objective),

@@ -181,6 +181,13 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
         "compile": _switch(
             "run the networks through torch.compile (default: where the run is long enough to repay it)", SPEED, **FREE
         ),
+        "threads": _count(
+            "threads of the CPU (default: as many as there are free cores when the run starts)",
+            SPEED,
+            high=MOST_WORKERS,
+            metavar="N",
+            **FREE,
+        ),
         "num_workers": _count("processes that read a streamed data set", SPEED, 0, MOST_WORKERS, **FREE),
         "teacher_cache": Argument(
             "keep the teacher's answers there, for this run and later ones", SPEED, "DIR", path=True, apart=False

@@ -40,6 +40,11 @@ class Ranks(NamedTuple):
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
+    @property
+    def beside(self) -> int:
+        """How many of the processes share this machine, as the launcher says."""
+        return _number("LOCAL_WORLD_SIZE", 1) if self.size > 1 and os.environ.get("LOCAL_WORLD_SIZE") else 1
+
     def share(self, batch_size: int) -> int:
         """This process's part of a batch; refuses parts that are not equal."""
         if batch_size % self.size:
