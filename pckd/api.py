@@ -50,6 +50,7 @@ from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import Teachers, Weights, describe, paired
 from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build, options_of
+from registry.files import write_atomically
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -577,6 +578,12 @@ def train_teacher(
             break
         else:
             display.note(f"teacher {teacher}: from the cache, {path}")
+        # Processes on other machines have another cache.
+        content = path.read_bytes() if ranks.first and ranks.beside < ranks.size else None
+        content = ranks.same(content)
+        if content is not None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
         # Also the one trained just now: its batch norms may be those of several processes, which round otherwise.
         load_weights(network, path)
         network.weights_file = os.fspath(path)  # type: ignore[assignment]
