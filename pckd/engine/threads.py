@@ -183,7 +183,8 @@ class Pace:
 
     def __init__(self, say: Callable[[str], Any] | None) -> None:
         self.say = say
-        self.begin(anew=True)
+        self.best = math.inf
+        self.begin()
 
     def begin(self, anew: bool = False) -> None:
         """Between two steps there was something else; ``anew``: the steps that come are of another kind."""

@@ -101,9 +101,7 @@ def test_resumed_run_has_the_number_of_its_checkpoint(
 
 def test_look_at_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the time that the allowed cores have worked, what is not this process's own."""
-    rows = [
-        "cpu  9 9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 999 999 4 5 6 0 0\ncpu1 99 0 0 0 0 0 0 0 0 0\ncpu2 100 0 0 0 0 0 0 0 0 0\n"
-    ]
+    rows = ["cpu  9 9 9 9 9 9 9 9 9\ncpu0 1 2 3 999 999 4 5 6 0\ncpu1 99 0 0 0 0 0 0 0 0\ncpu2 100 0 0 0 0 0 0 0 0\n"]
     monkeypatch.setattr(threads, "_allowed", lambda: {0, 2})
     monkeypatch.setattr(threads, "_text", lambda path: rows[0] if path == "/proc/stat" else "")
     monkeypatch.setattr(threads.time, "perf_counter", iter([10.0, 12.0]).__next__)
