@@ -8,12 +8,14 @@ slots: no [N, m, D] copy of the bank, and a backward pass without colliding writ
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd.ops import exact, full, unit
+from pckd.ops import LARGE, announce, exact, full, unit
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term, UserError
 
 
@@ -50,6 +52,65 @@ def bank_scores(query: Tensor, key: Tensor, bank: Tensor, temperature: float = 0
     with exact(query):
         query, key, bank = full(query), full(key.detach()), full(bank.detach())
         return (query * key).sum(dim=-1) / temperature, query @ bank.mT / temperature
+
+
+PIECE = 2**16
+"""Slots of a bank in half precision that are read at a time."""
+
+
+def _piece(banks: Tensor) -> int:
+    """How many slots are read at a time."""
+    return banks.shape[1] if banks.dtype == torch.float32 else PIECE
+
+
+@dataclass(eq=False)
+class _Write:
+    """What a step has overwritten in the banks: ``old`` [2, N, D] in the slots [N]; and the write that came after it.
+
+    The newest one is empty. A backward pass holds the one of its step, and so those that came after.
+    """
+
+    slots: Tensor | None = None
+    old: Tensor | None = None
+    after: _Write | None = None
+
+
+class _BankScores(torch.autograd.Function):
+    """Scores of each network's queries [2, N, D] with the other's bank of two [2, M, D], without a copy of the banks.
+
+    While the backward pass reads them, what has been written since the forward pass is put back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, banks: Tensor, temperature: float, write: _Write) -> Tensor:
+        ctx.banks, ctx.temperature, ctx.write = banks, temperature, write
+        scores = query.new_empty(*query.shape[:2], banks.shape[1])
+        size = _piece(banks)
+        for at in (0, 1):
+            pieces = banks[1 - at : 2 - at].split(size, 1)
+            for to, piece in zip(scores[at : at + 1].split(size, 2), pieces, strict=True):
+                torch.bmm(query[at : at + 1], full(piece).mT, out=to)
+        return scores.div_(temperature)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        # Not counted as a change, because none is left.
+        banks, gradient = ctx.banks.data, gradient / ctx.temperature
+        writes, new, write = [], [], ctx.write
+        while write.after is not None:
+            writes.append(write)
+            write = write.after
+        for write in reversed(writes):
+            new.append(banks[:, write.slots])
+            banks.index_copy_(1, write.slots, write.old)
+        size = _piece(banks)
+        query = gradient.new_empty(*gradient.shape[:2], banks.shape[2])
+        for at in (0, 1):
+            pieces = zip(gradient[at : at + 1].split(size, 2), banks[1 - at : 2 - at].split(size, 1), strict=True)
+            query[at : at + 1] = sum(torch.bmm(own, full(piece)) for own, piece in pieces)
+        for write, rows in zip(writes, reversed(new), strict=True):
+            banks.index_copy_(1, write.slots, rows)
+        return query, None, None, None
 
 
 @torch.no_grad()
@@ -114,6 +175,10 @@ class ContrastiveRepresentation(nn.Module):
         memory: slots of each bank; by default one a sample. A smaller bank keeps sample i in slot i modulo ``memory``:
             the sample seen last owns the slot, and a row that does not own its slot has the other network's embedding
             of this very step as its positive.
+        half: keep the banks in half precision (float16). Scores are computed in float32 all the same.
+
+    Two banks of float32 take 8 * width bytes a slot: 1.22 GiB for the 1.28 M images of ImageNet. A step takes some 36
+    bytes more for each row and slot (2.8 GiB for 64 rows), which ``memory`` bounds and ``half`` does not change.
     """
 
     reads_maps = False
@@ -132,6 +197,7 @@ class ContrastiveRepresentation(nn.Module):
         temperature: float = 0.07,
         momentum: float = 0.5,
         memory: int | None = None,
+        half: bool = False,
     ) -> None:
         super().__init__()
         if not setup.stable_index:
@@ -146,10 +212,14 @@ class ContrastiveRepresentation(nn.Module):
         self.temperature, self.momentum, self.negatives = temperature, momentum, min(negatives, slots - 1)
         self.embed_student = nn.Linear(setup.student.embedding, width)
         self.embed_teacher = nn.Linear(setup.teacher.embedding, width)
-        self.register_buffer("banks", (2 * torch.rand(2, slots, width) - 1) * (3 / width) ** 0.5)
+        dtype = torch.float16 if half else torch.float32
+        announce("crd", (2, slots, width), dtype, "crd(half=True) takes half of it, and crd(memory=N) has N slots")
+        banks = torch.rand(2, slots, width, dtype=dtype)
+        self.register_buffer("banks", banks.mul_(2).sub_(1).mul_((3 / width) ** 0.5))
         self.register_buffer("owner", torch.arange(slots))
         self.register_buffer("label", torch.full((slots,), -1))
         self.register_buffer("log_z", torch.full((2,), -torch.inf))
+        self._next = _Write()
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         own = context.index % len(self.owner)
@@ -159,26 +229,41 @@ class ContrastiveRepresentation(nn.Module):
         pair = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding.detach())
         query = unit(torch.stack(pair))
         old = self.banks[:, own]
+        large = self.banks.numel() * self.banks.element_size() >= LARGE
         key = torch.where(mine[:, None], old, query.detach())
         # Flipped: each network's query meets the other's memory. It is a copy, so the bank may be written below.
-        positive, negatives = bank_scores(query, key.flip(0), self.banks.flip(0), self.temperature)
+        flipped = old[:, :0] if large else self.banks.flip(0)
+        positive, negatives = bank_scores(query, key.flip(0), flipped, self.temperature)
+        if large:
+            with exact(query):
+                negatives = _BankScores.apply(query, self.banks, self.temperature, self._next)
         log_z = torch.where(self.log_z.isinf(), log_normalizer(positive, negatives, counts), self.log_z)
         if self.training:
             row = first_rows(own)
-            self.banks.index_copy_(1, own, renewed(old, query, self.momentum * mine)[:, row])
+            new = renewed(full(old), query, self.momentum * mine)[:, row]
+            self.banks.index_copy_(1, own, new.to(old.dtype))
             self.owner.index_copy_(0, own, context.index[row])
             self.label.index_copy_(0, own, context.labels[row])
             self.log_z.copy_(log_z)
+            if large:
+                self._next.slots, self._next.old, self._next.after = own, old, _Write()
+                self._next = self._next.after
         return noise_contrast(positive, negatives, counts, self.negatives, log_z).sum(dim=0)
 
 
 @METHODS.register("crd", paper="Tian et al., arXiv 1910.10699", year=2020)
 def crd_method(
-    ce: float = 1.0, kd: float = 0.0, weight: float = 0.8, negatives: int = 16384, memory: int | None = None
+    ce: float = 1.0,
+    kd: float = 0.0,
+    weight: float = 0.8,
+    negatives: int = 16384,
+    memory: int | None = None,
+    half: bool = False,
 ) -> list[Term]:
     """Contrastive representation distillation (Tian et al. 2020): cross entropy plus contrast with a memory.
 
-    ``kd=1`` is the paper's CRD+KD. ``memory`` bounds the slots of each bank, for large data sets.
+    ``kd=1`` is the paper's CRD+KD. For large data sets ``memory`` bounds the slots of each bank, and ``half`` keeps
+    them in half precision.
     """
-    options = {"negatives": negatives, "memory": memory}
+    options = {"negatives": negatives, "memory": memory, **({"half": True} if half else {})}
     return [Term("cross_entropy", ce), Term("kd", kd), Term("crd", weight, options=options)]
