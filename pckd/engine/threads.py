@@ -76,7 +76,7 @@ def threads_for(device: torch.device, asked: int | None, processes: int = 1) -> 
     if asked is not None:
         threads = Threads(asked, settled=True)
     elif _running:
-        threads = Threads(own, settled=_running[-1].settled)
+        threads = Threads(own, _running[-1].note, _running[-1].settled)
     elif device.type != "cpu" or any(os.environ.get(name) for name in SET_BY) or own not in _usual():
         threads = Threads(own, settled=True)
     else:

@@ -79,9 +79,8 @@ class CrossImageMemory(nn.Module):
         )
         for name, slots in (("pixel", pixels), ("region", regions)):
             shape, dtype = (self.classes, slots, width), torch.float16 if half else torch.float32
-            announce(
-                f"cirkd_memory, {name}s", shape, dtype, f"half=True takes half of it, {name}s=N has N slots a class"
-            )
+            smaller = f"{'' if half else 'half=True takes half of it, and '}{name}s=N has N slots a class"
+            announce(f"cirkd_memory, {name}s", shape, dtype, smaller)
             self.register_buffer(f"{name}_queue", unit(torch.randn(shape)).to(dtype))
             self.register_buffer(f"{name}_pointer", torch.zeros(self.classes, dtype=torch.long))
 

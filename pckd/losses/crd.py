@@ -213,7 +213,8 @@ class ContrastiveRepresentation(nn.Module):
         self.embed_student = nn.Linear(setup.student.embedding, width)
         self.embed_teacher = nn.Linear(setup.teacher.embedding, width)
         dtype = torch.float16 if half else torch.float32
-        announce("crd", (2, slots, width), dtype, "crd(half=True) takes half of it, and crd(memory=N) has N slots")
+        smaller = f"{'' if half else 'crd(half=True) takes half of it, and '}crd(memory=N) has N slots"
+        announce("crd", (2, slots, width), dtype, smaller)
         banks = torch.rand(2, slots, width, dtype=dtype)
         self.register_buffer("banks", banks.mul_(2).sub_(1).mul_((3 / width) ** 0.5))
         self.register_buffer("owner", torch.arange(slots))

@@ -223,6 +223,31 @@ def test_process_without_a_gpu_is_refused(launch: Any, monkeypatch: pytest.Monke
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "beside", "variable", "expected"),
+    [
+        ("127.0.1.1", "1", "", "eth7"),
+        ("192.0.2.7", "1", "", None),
+        ("127.0.1.1", "2", "", None),
+        ("127.0.1.1", "1", "ib0", "ib0"),
+    ],
+    ids=["loopback", "usable", "one machine", "set"],
+)
+def test_gloo_is_told_the_interface_where_the_machines_name_is_of_itself_alone(
+    address: str, beside: str, variable: str, expected: str | None, launch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(LAUNCHED)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if variable:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", variable)
+    monkeypatch.setattr(ranks.socket, "gethostbyname", lambda host: address)
+    monkeypatch.setattr(ranks, "_interface", lambda bound: "eth7")
+    with ranks._reachable(Ranks(1, 2)):
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == (variable or None)
+
+
 @pytest.fixture
 def group() -> Iterator[Any]:
     """A group of one process that the caller has made."""

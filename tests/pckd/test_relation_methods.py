@@ -354,7 +354,7 @@ def test_large_memory_is_said_before_it_is_taken(
         make_crd(half=True)
     assert caplog.messages == [
         "crd: its memory takes 0.00 GiB on the device of the training, and in each checkpoint: 2 x 20 x 4 numbers of "
-        "2 bytes; crd(half=True) takes half of it, and crd(memory=N) has N slots"
+        "2 bytes; crd(memory=N) has N slots"
     ]
 
 

@@ -60,7 +60,7 @@ def test_threads_are_the_free_cores(
         assert (chosen.count, chosen.note, torch.get_num_threads()) == (count, note, count)
         # A teacher that is trained inside has the same, without another look.
         with threads_for(CPU, None) as inside:
-            assert (inside.count, inside.note, inside.settled) == (count, "", False)
+            assert (inside.count, inside.note, inside.settled) == (count, note, False)
     assert torch.get_num_threads() == 8
 
 
