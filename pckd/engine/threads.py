@@ -55,7 +55,7 @@ class Threads:
             return
         self.note = f"{_threads(before)}, as before the interruption; --threads {self.count} suits the free cores now"
         self.count = before
-        torch.set_num_threads(before)
+        _set(before)
 
 
 _running: list[Threads] = []
@@ -81,13 +81,19 @@ def threads_for(device: torch.device, asked: int | None, processes: int = 1) -> 
         threads = Threads(own, settled=True)
     else:
         threads = _free(own, processes)
-    torch.set_num_threads(threads.count)
+    _set(threads.count)
     _running.append(threads)
     try:
         yield threads
     finally:
         _running.pop()
-        torch.set_num_threads(own)
+        _set(own)
+
+
+def _set(count: int) -> None:
+    # Also the same number would change what MKL does: it would no longer take fewer threads for small matrices.
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
 
 
 def _free(most: int, processes: int) -> Threads:
