@@ -1,7 +1,7 @@
 """How many threads a training on the CPU has: as many as there are cores that nothing else uses.
 
 The threads of an operation wait for the last of them, and where that one has no core, all do: beside one busy process
-on two cores, two threads train at an eighth to a sixth of their speed alone, and one thread at two thirds of it.
+on two cores, two threads train at a tenth of their speed alone, and one thread at two thirds of it.
 """
 
 from __future__ import annotations

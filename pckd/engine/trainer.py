@@ -127,7 +127,7 @@ class Trainer:
         }
         self._resume(resume)
         self.pace = Pace(self.display.note if target.type == "cpu" else None)
-        if self.threads.note:
+        if self.threads.note and target.type == "cpu":
             self.display.note(self.threads.note)
 
     def fit(self) -> History:
