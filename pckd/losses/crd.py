@@ -230,7 +230,8 @@ class ContrastiveRepresentation(nn.Module):
         pair = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding.detach())
         query = unit(torch.stack(pair))
         old = self.banks[:, own]
-        large = self.banks.numel() * self.banks.element_size() >= LARGE
+        # A compiled backward pass would not know of what is written after it was traced.
+        large = self.banks.numel() * self.banks.element_size() >= LARGE and not torch.compiler.is_compiling()
         key = torch.where(mine[:, None], old, query.detach())
         # Flipped: each network's query meets the other's memory. It is a copy, so the bank may be written below.
         flipped = old[:, :0] if large else self.banks.flip(0)
