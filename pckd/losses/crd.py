@@ -8,14 +8,13 @@ slots: no [N, m, D] copy of the bank, and a backward pass without colliding writ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd.ops import LARGE, announce, exact, full, unit
+from pckd.losses.banks import Write, crossed_scores, first_rows, renewed
+from pckd.ops import announce, full, unit
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term, UserError
 
 
@@ -41,76 +40,6 @@ def keep_other_classes(counts: Tensor, labels: Tensor, slot_labels: Tensor) -> T
     """
     kept = counts * (labels[:, None] != slot_labels[None, :])
     return kept * (counts.sum(dim=1) / kept.sum(dim=1).clamp_min(1))[:, None]
-
-
-def bank_scores(query: Tensor, key: Tensor, bank: Tensor, temperature: float = 0.07) -> tuple[Tensor, Tensor]:
-    """Scores query . key / temperature, of each query with its own key, [..., N], and with every slot, [..., N, M].
-
-    Args:
-        query: [..., N, D], of length 1. key: [..., N, D]; constant. bank: [..., M, D]; constant.
-    """
-    with exact(query):
-        query, key, bank = full(query), full(key.detach()), full(bank.detach())
-        return (query * key).sum(dim=-1) / temperature, query @ bank.mT / temperature
-
-
-PIECE = 2**16
-"""Slots of a bank in half precision that are read at a time."""
-
-
-def _piece(banks: Tensor) -> int:
-    """How many slots are read at a time."""
-    return banks.shape[1] if banks.dtype == torch.float32 else PIECE
-
-
-@dataclass(eq=False)
-class _Write:
-    """What a step has overwritten in the banks: ``old`` [2, N, D] in the slots [N]; and the write that came after it.
-
-    The newest one is empty. A backward pass holds the one of its step, and so those that came after.
-    """
-
-    slots: Tensor | None = None
-    old: Tensor | None = None
-    after: _Write | None = None
-
-
-class _BankScores(torch.autograd.Function):
-    """Scores of each network's queries [2, N, D] with the other's bank of two [2, M, D], without a copy of the banks.
-
-    While the backward pass reads them, what has been written since the forward pass is put back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, banks: Tensor, temperature: float, write: _Write) -> Tensor:
-        ctx.banks, ctx.temperature, ctx.write = banks, temperature, write
-        scores = query.new_empty(*query.shape[:2], banks.shape[1])
-        size = _piece(banks)
-        for at in (0, 1):
-            pieces = banks[1 - at : 2 - at].split(size, 1)
-            for to, piece in zip(scores[at : at + 1].split(size, 2), pieces, strict=True):
-                torch.bmm(query[at : at + 1], full(piece).mT, out=to)
-        return scores.div_(temperature)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        # Not counted as a change, because none is left.
-        banks, gradient = ctx.banks.data, gradient / ctx.temperature
-        writes, new, write = [], [], ctx.write
-        while write.after is not None:
-            writes.append(write)
-            write = write.after
-        for write in reversed(writes):
-            new.append(banks[:, write.slots])
-            banks.index_copy_(1, write.slots, write.old)
-        size = _piece(banks)
-        query = gradient.new_empty(*gradient.shape[:2], banks.shape[2])
-        for at in (0, 1):
-            pieces = zip(gradient[at : at + 1].split(size, 2), banks[1 - at : 2 - at].split(size, 1), strict=True)
-            query[at : at + 1] = sum(torch.bmm(own, full(piece)) for own, piece in pieces)
-        for write, rows in zip(writes, reversed(new), strict=True):
-            banks.index_copy_(1, write.slots, rows)
-        return query, None, None, None
 
 
 @torch.no_grad()
@@ -140,23 +69,6 @@ def noise_contrast(positive: Tensor, negatives: Tensor, counts: Tensor, draws: i
     noise = (log_z + math.log(draws / counts.shape[1]))[..., None]
     others = counts * F.softplus(full(negatives) - noise[..., None])
     return F.softplus(noise - full(positive)) + others.sum(dim=-1)
-
-
-@torch.no_grad()
-def renewed(old: Tensor, vectors: Tensor, keep: Tensor) -> Tensor:
-    """Vectors to write: keep * old + (1 - keep) * new, scaled to length 1; [..., N, D].
-
-    Args:
-        old: [..., N, D]. vectors: [..., N, D]. keep: [N], CRD's momentum, or 0 to forget the old.
-    """
-    keep = keep[:, None].to(old.dtype)
-    return unit(keep * old + (1 - keep) * full(vectors))
-
-
-def first_rows(slots: Tensor) -> Tensor:
-    """For each row the first row of the same slot, so that rows that share one write the same into it: [N] to [N]."""
-    rows = torch.arange(len(slots), device=slots.device)
-    return torch.where(slots[:, None] == slots[None, :], rows, len(rows)).amin(dim=1)
 
 
 @LOSSES.register("crd")
@@ -220,7 +132,7 @@ class ContrastiveRepresentation(nn.Module):
         self.register_buffer("owner", torch.arange(slots))
         self.register_buffer("label", torch.full((slots,), -1))
         self.register_buffer("log_z", torch.full((2,), -torch.inf))
-        self._next = _Write()
+        self._next = Write()
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         own = context.index % len(self.owner)
@@ -230,15 +142,8 @@ class ContrastiveRepresentation(nn.Module):
         pair = self.embed_student(student.embedding), self.embed_teacher(teacher.embedding.detach())
         query = unit(torch.stack(pair))
         old = self.banks[:, own]
-        # A compiled backward pass would not know of what is written after it was traced.
-        large = self.banks.numel() * self.banks.element_size() >= LARGE and not torch.compiler.is_compiling()
         key = torch.where(mine[:, None], old, query.detach())
-        # Flipped: each network's query meets the other's memory. It is a copy, so the bank may be written below.
-        flipped = old[:, :0] if large else self.banks.flip(0)
-        positive, negatives = bank_scores(query, key.flip(0), flipped, self.temperature)
-        if large:
-            with exact(query):
-                negatives = _BankScores.apply(query, self.banks, self.temperature, self._next)
+        positive, negatives = crossed_scores(query, key, self.banks, self.temperature, self._next)
         log_z = torch.where(self.log_z.isinf(), log_normalizer(positive, negatives, counts), self.log_z)
         if self.training:
             row = first_rows(own)
@@ -247,9 +152,7 @@ class ContrastiveRepresentation(nn.Module):
             self.owner.index_copy_(0, own, context.index[row])
             self.label.index_copy_(0, own, context.labels[row])
             self.log_z.copy_(log_z)
-            if large:
-                self._next.slots, self._next.old, self._next.after = own, old, _Write()
-                self._next = self._next.after
+            self._next = self._next.done(own, old)
         return noise_contrast(positive, negatives, counts, self.negatives, log_z).sum(dim=0)
 
 

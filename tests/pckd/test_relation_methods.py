@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pckd import functional as pf
 from pckd import ops
-from pckd.losses import crd
+from pckd.losses import banks
 from registry import LOSSES, METHODS, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
 
 T = torch.tensor
@@ -324,8 +324,8 @@ def test_crd_without_a_copy_of_a_large_memory_is_the_same(half: bool, monkeypatc
         ]
 
     copied = run()
-    monkeypatch.setattr(crd, "LARGE", 0)
-    monkeypatch.setattr(crd, "PIECE", 7)
+    monkeypatch.setattr(banks, "LARGE", 0)
+    monkeypatch.setattr(banks, "PIECE", 7)
     for value, expected in zip(run(), copied, strict=True):
         # In half precision the memory is read piece by piece.
         torch.testing.assert_close(
