@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ class Threads:
     """The number of threads of a run. It is a part with state: sums by another number of threads may round otherwise.
 
     Args:
-        count: threads. note: what the log says of it. settled: a user has chosen it, so that no checkpoint changes it.
+        count: by default as many as there are. note: what the log says of it. settled: a user has chosen the number, so
+            that no checkpoint changes it.
     """
 
-    count: int
+    count: int = field(default_factory=torch.get_num_threads)
     note: str = ""
     settled: bool = False
 

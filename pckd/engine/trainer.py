@@ -78,7 +78,7 @@ class Trainer:
     folder: RunFolder | None
     display: Display
     title: str
-    threads: Threads
+    threads: Threads = field(default_factory=Threads)
     resume: InitVar[bool] = False
     compile: bool | None = None
     checkpoint_every: int | Literal["epoch"] = "epoch"
