@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -175,10 +176,13 @@ def borrowed(network: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def copied(network: Module) -> Module:
+def copied(network: Module, instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> Module:
     """A deep copy, also of a network whose layers compute their weights (weight norm, spectral norm, pruning).
 
     ``copy.deepcopy`` refuses tensors that were computed with gradient; the copy computes its own at its next call.
+
+    Args:
+        instead: of modules inside, what the copy has in their place.
     """
     computed = {
         id(value): value.detach().clone()
@@ -186,4 +190,4 @@ def copied(network: Module) -> Module:
         for value in vars(module).values()
         if isinstance(value, Tensor) and value.grad_fn is not None
     }
-    return copy.deepcopy(network, computed)
+    return copy.deepcopy(network, {**computed, **{id(module): other for module, other in instead.items()}})

@@ -39,6 +39,7 @@ from pckd.engine.ranks import Ranks
 from pckd.engine.record import BEST_MODEL, EMA_MODEL, FINAL_MODEL, FolderInUse, RunFolder
 from pckd.engine.session import session
 from pckd.engine.teacher import FrozenTeacher, SeveralTeachers
+from pckd.engine.threads import threads_for
 from pckd.engine.trainer import Report, Trainer
 from pckd.given import copy_of
 from pckd.objective import Metric, Objective, Predictor, Scheduler
@@ -49,6 +50,7 @@ from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import Teachers, Weights, describe, paired
 from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build, options_of
+from registry.files import write_atomically
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -134,6 +136,7 @@ def distill(
     device: str | torch.device | None = None,
     precision: str = "auto",
     compile: bool | Literal["reduce-overhead"] | None = None,
+    threads: int | None = None,
     num_workers: int = 0,
     teacher_cache: str | os.PathLike[str] | None = None,
     cache_logits: str = "float16",
@@ -223,6 +226,9 @@ def distill(
             where the hardware multiplies it natively. compile: run the networks through ``torch.compile``; by default
             where the run is long enough to repay it, and on a CPU the teacher alone; ``"reduce-overhead"`` also replays
             them as CUDA graphs, for small networks on an accelerator that waits for launches.
+        threads: of a training on the CPU, of each process; by default as many as there are cores that nothing else uses
+            when the run starts, or as the caller has set (``torch.set_num_threads``, ``OMP_NUM_THREADS``). A resumed
+            run goes on with its own number. Afterwards PyTorch has the number that it had before.
         num_workers: processes that read a streamed data set.
         teacher_cache: folder in which the teacher's answers are kept, for this run and for later ones; serves methods
             that look at its logits and embedding.
@@ -271,6 +277,7 @@ def distill(
     display = choose_display(display)
     with session(Device.resolve(device, precision)) as (ranks, place, held):
         display = display if ranks.first else Silent()
+        chosen_threads = held.enter_context(threads_for(place.target, threads, ranks.beside))
         with ranks.alike():
             folder = _open_folder(output, resume, held) if ranks.first else None
         limits: dict[str, Any] = {"limit_train": limit_train, "limit_test": limit_test, "val_fraction": val_fraction}
@@ -340,6 +347,7 @@ def distill(
             on_nonfinite=on_nonfinite,
             schedule=schedule if optimizer is None else None,
             compile=compile,
+            threads=threads,
             num_workers=num_workers,
         )
         members = [] if frozen is None else frozen.members
@@ -404,6 +412,7 @@ def distill(
             title=f"{describe(student)} by {describe(method)} on {loaded.name}",
             resume=resume,
             compile=compile,
+            threads=chosen_threads,
             checkpoint_every=checkpoint_every,
             on_nonfinite=on_nonfinite,
             reports=reports,
@@ -479,6 +488,7 @@ def train_teacher(
     device: str | torch.device | None = None,
     precision: str = "auto",
     compile: bool | Literal["reduce-overhead"] | None = None,
+    threads: int | None = None,
     num_workers: int = 0,
     cache: str | os.PathLike[str] | None = None,
     display: Display | Literal["auto"] | None = "auto",
@@ -494,8 +504,8 @@ def train_teacher(
         lr: learning rate at the start; by default the recipe's.
         cache: folder; by default ``$PCKD_CACHE``, or ``~/.cache/pckd``.
         data, data_root, limit_train, limit_test, val_fraction, epochs, batch_size, momentum, weight_decay, milestones,
-            lr_decay, schedule, clip_grad, flip, balance, on_nonfinite, seed, device, precision, compile, num_workers,
-            display: see :func:`distill`.
+            lr_decay, schedule, clip_grad, flip, balance, on_nonfinite, seed, device, precision, compile, threads,
+            num_workers, display: see :func:`distill`.
 
     Returns:
         The network, in eval mode, with a record of its preprocessing (:func:`model_zoo.preprocessing_of`), and with
@@ -505,7 +515,7 @@ def train_teacher(
     training |= {"momentum": momentum, "weight_decay": weight_decay, "lr_decay": lr_decay}
     # What runs of before did not know is no part of the key where it is not given.
     training |= {} if clip_grad is None else {"clip_grad": clip_grad}
-    check_arguments(lr=lr, num_workers=num_workers, balance=balance, **training)
+    check_arguments(lr=lr, threads=threads, num_workers=num_workers, balance=balance, **training)
     training |= {} if schedule is None else {"schedule": schedule}
     training |= {} if balance == "none" else {"balance": balance}
     display = choose_display(display)
@@ -553,6 +563,7 @@ def train_teacher(
                     **training,
                     device=device,
                     compile=compile,
+                    threads=threads,
                     num_workers=num_workers,
                     output=unfinished,
                     resume=True,
@@ -576,6 +587,12 @@ def train_teacher(
             break
         else:
             display.note(f"teacher {teacher}: from the cache, {path}")
+        # Processes on other machines have another cache.
+        content = path.read_bytes() if ranks.first and ranks.beside < ranks.size else None
+        content = ranks.same(content)
+        if content is not None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
         # Also the one trained just now: its batch norms may be those of several processes, which round otherwise.
         load_weights(network, path)
         network.weights_file = os.fspath(path)  # type: ignore[assignment]
@@ -844,6 +861,7 @@ def _record(
         "train_seconds": history.seconds,
         "device": str(device.target),
         "processes": ranks.size,
+        "threads": torch.get_num_threads(),
         "precision": device.precision,
         "lr": run.lr,
         **run.task.facts(objective),

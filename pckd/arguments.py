@@ -188,6 +188,13 @@ ARGUMENTS: Mapping[str, Argument] = MappingProxyType(
             choices=(True, False, GRAPHS),
             **FREE,
         ),
+        "threads": _count(
+            "threads of the CPU (default: as many as there are free cores when the run starts)",
+            SPEED,
+            high=MOST_WORKERS,
+            metavar="N",
+            **FREE,
+        ),
         "num_workers": _count("processes that read a streamed data set", SPEED, 0, MOST_WORKERS, **FREE),
         "teacher_cache": Argument(
             "keep the teacher's answers there, for this run and later ones", SPEED, "DIR", path=True, apart=False

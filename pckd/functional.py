@@ -14,6 +14,9 @@ from pckd.distributed import own_rows as own_rows
 from pckd.distributed import world_size as world_size
 from pckd.losses.ab import activation_boundary as activation_boundary
 from pckd.losses.at import attention_transfer as attention_transfer
+from pckd.losses.banks import bank_scores as bank_scores
+from pckd.losses.banks import first_rows as first_rows
+from pckd.losses.banks import renewed as renewed
 from pckd.losses.category_contrast import category_contrast as category_contrast
 from pckd.losses.cc import correlation_congruence as correlation_congruence
 from pckd.losses.center_alignment import center_alignment as center_alignment
@@ -21,13 +24,10 @@ from pckd.losses.center_infonce import center_infonce as center_infonce
 from pckd.losses.center_relation import center_relation as center_relation
 from pckd.losses.cirkd import cross_image_relations as cross_image_relations
 from pckd.losses.cirkd_memory import enqueue as enqueue
-from pckd.losses.crd import bank_scores as bank_scores
 from pckd.losses.crd import draw_negatives as draw_negatives
-from pckd.losses.crd import first_rows as first_rows
 from pckd.losses.crd import keep_other_classes as keep_other_classes
 from pckd.losses.crd import log_normalizer as log_normalizer
 from pckd.losses.crd import noise_contrast as noise_contrast
-from pckd.losses.crd import renewed as renewed
 from pckd.losses.crosskd import quality_focal as quality_focal
 from pckd.losses.crosskd import with_statistics_of as with_statistics_of
 from pckd.losses.cwd import channel_divergence as channel_divergence

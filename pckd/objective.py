@@ -21,7 +21,7 @@ from torch.profiler import record_function
 from model_zoo.adapting import NO_EMBEDDING
 from model_zoo.probe import copied
 from pckd.distributed import gather_output, gather_rows, own_rows, world_size
-from pckd.ops import PUBLISHED_EPOCHS, SEVERAL, published_epoch
+from pckd.ops import LARGE, PUBLISHED_EPOCHS, SEVERAL, published_epoch
 from registry import (
     DIFFICULTY_METRICS,
     LOSSES,
@@ -45,6 +45,9 @@ from registry.errors import raise_named
 from registry.held import check_centers, check_per_row, check_rule, check_term, check_values, name_of
 
 log = logging.getLogger("pckd")
+
+FEW = 4096
+"""Samples that a loss with a memory is made for where it is only tried."""
 
 Metric = Callable[[Output, Output, Context], Tensor]
 Scheduler = Callable[[Tensor, Context], Tensor]
@@ -341,7 +344,8 @@ class Objective(nn.Module):
     def check_reads(self, student: Output, teacher: Output, instances: Instances) -> bool:
         """Refuse, by its name, what looks at something that is not there: an embedding, a classifier's rows, labels.
 
-        A copy computes every term once, so that no memory here changes.
+        A copy computes every term once, so that no memory here changes. Of a loss with a large one, another of the same
+        kind does, for as few samples as these instances need.
 
         Args:
             student, teacher, instances: as in a step, with :class:`registry.Absent` for what is not there.
@@ -352,7 +356,7 @@ class Objective(nn.Module):
         Raises:
             NotApplicable: names the first loss that looks at it, and says what would work.
         """
-        tried = copied(self)
+        tried = copied(self, self._small(int(instances.index.max()) + 1))
         tried._asked = self._rule_says
         stages: tuple[Literal["main", "initial"], ...] = ("main", "initial")
         answers = bool(self._head)
@@ -378,6 +382,16 @@ class Objective(nn.Module):
                     raise
                 raise NotApplicable(f"{tried._asked}: {lacking[0]}") from error
         return answers
+
+    def _small(self, samples: int) -> dict[nn.Module, nn.Module]:
+        """Losses whose buffers are large, and each made anew for fewer samples."""
+        small: dict[nn.Module, nn.Module] = {}
+        for label, loss in self.losses.items():
+            if sum(buffer.numel() * buffer.element_size() for buffer in loss.buffers()) >= LARGE:
+                setup = self._own_setup(label, self.terms[label])
+                few = min(setup.num_samples, max(samples, FEW))
+                small[loss] = _made(label, self.terms[label], setup._replace(num_samples=few)).train(loss.training)
+        return small
 
     def check_rows(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Refuse too few rows, or too few views of an image, before the first step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from registry import Absent, Context, Output, Setup, Shapes, UserError
 
+log = logging.getLogger("pckd")
+
 NORM_FLOOR = 1e-6
 """Norms below this count as this: a zero feature gets a bounded gradient instead of 1e12."""
 
@@ -20,6 +23,24 @@ NORM_FLOOR = 1e-6
 def full(x: Tensor) -> Tensor:
     """``x`` in at least float32: losses are never computed in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+LARGE = 2**28
+"""Bytes from which on a memory of samples is large: it is then announced, and not copied."""
+
+
+def announce(loss: str, shape: Sequence[int], dtype: torch.dtype, smaller: str) -> None:
+    """Log how much a memory of vectors takes, before it is taken, where that is much.
+
+    Args:
+        shape: of the memory. smaller: how to have a smaller one.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size >= LARGE:
+        log.warning(
+            f"{loss}: its memory takes {size / 2**30:.2f} GiB on the device of the training, and in each checkpoint: "
+            f"{' x '.join(f'{n:,}' for n in shape)} numbers of {dtype.itemsize} bytes; {smaller}"
+        )
 
 
 def unit(x: Tensor) -> Tensor:

@@ -22,7 +22,10 @@ LONGEST = 200
 CHEAP = ("--list", "--help")
 """Commands with these are run."""
 HOW_LONG = re.compile(r"second|minute|hour|slow|GPU", re.IGNORECASE)
-OF_OTHERS = {"--backend-store-uri", "--logdir", "--max-restarts", "--nproc-per-node"}
+OF_OTHERS = {
+    *("--backend-store-uri", "--logdir"),
+    *("--max-restarts", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port"),
+}
 """Options that are not the tools'."""
 
 # Bash itself expands variables, braces and loops. It finds no program: python and torchrun say how they are called.

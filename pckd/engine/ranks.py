@@ -8,6 +8,8 @@ import ctypes
 import functools
 import gc
 import os
+import socket
+import struct
 import threading
 import time
 import uuid
@@ -25,6 +27,8 @@ from registry import UserError
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for those that are started with it."""
+TIMEOUT = timedelta(minutes=10)
+"""How long it waits for an answer of one that has come. After that time it notices that a machine has no power."""
 POLL_SECONDS = 0.05
 """Between two looks at which of them have come."""
 
@@ -39,6 +43,11 @@ class Ranks(NamedTuple):
     def first(self) -> bool:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
+
+    @property
+    def beside(self) -> int:
+        """How many of the processes share this machine, as the launcher says."""
+        return _number("LOCAL_WORLD_SIZE", 1) if self.size > 1 and os.environ.get("LOCAL_WORLD_SIZE") else 1
 
     def share(self, batch_size: int) -> int:
         """This process's part of a batch; refuses parts that are not equal."""
@@ -235,8 +244,62 @@ def _make_group(backend: str, own: Ranks) -> None:
         gc.collect()
     store = _store(own)
     part = dist.PrefixStore(_meet(store, own), store)
-    dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size)
+    try:
+        with _reachable(own) if backend == "gloo" else contextlib.nullcontext():
+            dist.init_process_group(backend, store=part, rank=own.rank, world_size=own.size, timeout=TIMEOUT)
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_of_connection(error):
+            raise
+        raise UserError(
+            f"rank {own.rank} of {own.size} cannot connect to the other processes ({_reason(error)}); on several "
+            "machines set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) to the network interface between them"
+        ) from error
     _group = dist.group.WORLD
+
+
+@contextlib.contextmanager
+def _reachable(own: Ranks) -> Iterator[None]:
+    """Inside, gloo tells other machines the address by which this one reaches the first.
+
+    By itself it tells them the address of the machine's name, and that is often one of the machine alone (127.0.1.1).
+    """
+    name = None
+    if own.beside < own.size and not os.environ.get("GLOO_SOCKET_IFNAME"):
+        with contextlib.suppress(OSError):
+            if _is_here_only(socket.gethostname()):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as looking:
+                    looking.connect(_place())  # sends nothing
+                    name = _interface(looking)
+    if name is None:
+        yield
+        return
+    os.environ["GLOO_SOCKET_IFNAME"] = name
+    try:
+        yield
+    finally:
+        del os.environ["GLOO_SOCKET_IFNAME"]
+
+
+def _is_here_only(host: str) -> bool:
+    try:
+        return socket.gethostbyname(host).startswith("127.")
+    except OSError:
+        return True
+
+
+def _interface(bound: socket.socket) -> str | None:
+    """The name of the network interface that has a socket's own address; None where the system does not say."""
+    address = bound.getsockname()[0]
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                # SIOCGIFADDR of Linux, netdevice(7): the name, and behind it the address that is filled in.
+                found = fcntl.ioctl(bound, 0x8915, struct.pack("256s", name.encode()))[20:24]
+                if socket.inet_ntoa(found) == address and not address.startswith("127."):
+                    return name
+    return None
 
 
 def _is_ours() -> bool:

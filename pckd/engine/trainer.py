@@ -24,6 +24,7 @@ from pckd.engine.ranks import these
 from pckd.engine.record import RunFolder
 from pckd.engine.step import train_step
 from pckd.engine.teacher import FrozenTeacher
+from pckd.engine.threads import Pace, Threads
 from pckd.tasks import DistillationTask
 from pckd.tasks.task import BatchLoader
 from registry import Progress, UserError, ask
@@ -76,6 +77,7 @@ class Trainer:
     folder: RunFolder | None
     display: Display
     title: str
+    threads: Threads = field(default_factory=Threads)
     resume: InitVar[bool] = False
     compile: bool | Literal["reduce-overhead"] | None = None
     checkpoint_every: int | Literal["epoch"] = "epoch"
@@ -117,8 +119,12 @@ class Trainer:
             "meter": self.meter,
             "buffers": OwnBuffers(objective, self.ranks.size),
             "random": RandomState(target),
+            "threads": self.threads,
         }
         self._resume(resume)
+        self.pace = Pace(self.display.note if target.type == "cpu" else None)
+        if self.threads.note and target.type == "cpu":
+            self.display.note(self.threads.note)
 
     def fit(self) -> History:
         """Train to the end.
@@ -172,6 +178,7 @@ class Trainer:
         self.model.train()
         # Of the last step, where a resumed run has none left in this epoch.
         progress, _ = self.optimization.at(epoch, self.steps - 1, self.steps)
+        self.pace.begin(anew=epoch == self.optimization.initial + 1)
         started = time.perf_counter()
         together = self.optimization.accumulate
         read = prefetch(self.train_loader, epoch, history.step * together)
@@ -199,6 +206,7 @@ class Trainer:
                 self.meter.add({**step.values, **observed}, guard.valid)
                 history.images += len(batch) * self.ranks.size
             history.step = number + 1
+            self.pace.step()
             self.display.advance(epoch, number + 1)
             stop = signals.pending(device.target, number)
             due = self.checkpoint_every != "epoch" and history.step % self.checkpoint_every == 0
@@ -290,6 +298,8 @@ class Trainer:
         if state is not None:
             processes = state["processes"]
             self._own = processes[self.ranks.rank if len(processes) == self.ranks.size else 0]
+            # At once, because preparing the networks computes, too. Earlier versions did not keep it.
+            _load({"threads": self.threads}, {"threads": self._own.setdefault("threads", {})})
             _load(self.parts, state["parts"])
             history, epochs = self.history, self.optimization.all_epochs
             if (history.epoch, history.step) > (epochs + 1, 0):

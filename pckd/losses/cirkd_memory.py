@@ -7,7 +7,7 @@ from pckd.distributed import gather_rows
 from pckd.losses.cirkd import relations
 from pckd.losses.levels import FEATURES, labels_at, level_shapes, mean_where, of_level
 from pckd.losses.maps import matched, paired
-from pckd.ops import exact, full, unit
+from pckd.ops import announce, exact, full, unit
 from registry import LOSSES, Context, Output, Setup, UserError
 
 
@@ -43,6 +43,7 @@ class CrossImageMemory(nn.Module):
         pixel, region: weights of the two parts. temperature: of the similarities.
         pixels, regions: slots of each class; published 20000 and 2000, which here would fill each checkpoint.
         pixel_contrast, region_contrast: how many slots are drawn, over all classes.
+        half: keep both in half precision (float16); similarities are computed in float32 all the same.
         drawn: pixels of an image and class. level: which level; in segmentation -2 are the features.
     """
 
@@ -65,6 +66,7 @@ class CrossImageMemory(nn.Module):
         region_contrast: int = 1024,
         drawn: int = 16,
         level: int = FEATURES,
+        half: bool = False,
     ) -> None:
         super().__init__()
         setup.require("pixels", "cirkd")
@@ -81,7 +83,10 @@ class CrossImageMemory(nn.Module):
             nn.Conv2d(width, width, 1, bias=False),
         )
         for name, slots in (("pixel", pixels), ("region", regions)):
-            self.register_buffer(f"{name}_queue", unit(torch.randn(self.classes, slots, width)))
+            shape, dtype = (self.classes, slots, width), torch.float16 if half else torch.float32
+            smaller = f"{'' if half else 'half=True takes half of it, and '}{name}s=N has N slots a class"
+            announce(f"cirkd_memory, {name}s", shape, dtype, smaller)
+            self.register_buffer(f"{name}_queue", unit(torch.randn(shape)).to(dtype))
             self.register_buffer(f"{name}_pointer", torch.zeros(self.classes, dtype=torch.long))
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd.ops import exact, full, unit
+from pckd.losses.banks import Write, crossed_scores, first_rows, renewed
+from pckd.ops import announce, full, unit
 from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Term, UserError
 
 
@@ -39,17 +40,6 @@ def keep_other_classes(counts: Tensor, labels: Tensor, slot_labels: Tensor) -> T
     """
     kept = counts * (labels[:, None] != slot_labels[None, :])
     return kept * (counts.sum(dim=1) / kept.sum(dim=1).clamp_min(1))[:, None]
-
-
-def bank_scores(query: Tensor, key: Tensor, bank: Tensor, temperature: float = 0.07) -> tuple[Tensor, Tensor]:
-    """Scores query . key / temperature, of each query with its own key, [..., N], and with every slot, [..., N, M].
-
-    Args:
-        query: [..., N, D], of length 1. key: [..., N, D]; constant. bank: [..., M, D]; constant.
-    """
-    with exact(query):
-        query, key, bank = full(query), full(key.detach()), full(bank.detach())
-        return (query * key).sum(dim=-1) / temperature, query @ bank.mT / temperature
 
 
 @torch.no_grad()
@@ -81,23 +71,6 @@ def noise_contrast(positive: Tensor, negatives: Tensor, counts: Tensor, draws: i
     return F.softplus(noise - full(positive)) + others.sum(dim=-1)
 
 
-@torch.no_grad()
-def renewed(old: Tensor, vectors: Tensor, keep: Tensor) -> Tensor:
-    """Vectors to write: keep * old + (1 - keep) * new, scaled to length 1; [..., N, D].
-
-    Args:
-        old: [..., N, D]. vectors: [..., N, D]. keep: [N], CRD's momentum, or 0 to forget the old.
-    """
-    keep = keep[:, None].to(old.dtype)
-    return unit(keep * old + (1 - keep) * full(vectors))
-
-
-def first_rows(slots: Tensor) -> Tensor:
-    """For each row the first row of the same slot, so that rows that share one write the same into it: [N] to [N]."""
-    rows = torch.arange(len(slots), device=slots.device)
-    return torch.where(slots[:, None] == slots[None, :], rows, len(rows)).amin(dim=1)
-
-
 @LOSSES.register("crd")
 class ContrastiveRepresentation(nn.Module):
     """Each network's embedding against a memory of the other's; [N] (Tian et al., arXiv 1910.10699).
@@ -114,6 +87,10 @@ class ContrastiveRepresentation(nn.Module):
         memory: slots of each bank; by default one a sample. A smaller bank keeps sample i in slot i modulo ``memory``:
             the sample seen last owns the slot, and a row that does not own its slot has the other network's embedding
             of this very step as its positive.
+        half: keep the banks in half precision (float16). Scores are computed in float32 all the same.
+
+    Two banks of float32 take 8 * width bytes a slot: 1.22 GiB for the 1.28 M images of ImageNet. A step takes some 36
+    bytes more for each row and slot (2.8 GiB for 64 rows), which ``memory`` bounds and ``half`` does not change.
     """
 
     reads_maps = False
@@ -132,6 +109,7 @@ class ContrastiveRepresentation(nn.Module):
         temperature: float = 0.07,
         momentum: float = 0.5,
         memory: int | None = None,
+        half: bool = False,
     ) -> None:
         super().__init__()
         if not setup.stable_index:
@@ -146,10 +124,15 @@ class ContrastiveRepresentation(nn.Module):
         self.temperature, self.momentum, self.negatives = temperature, momentum, min(negatives, slots - 1)
         self.embed_student = nn.Linear(setup.student.embedding, width)
         self.embed_teacher = nn.Linear(setup.teacher.embedding, width)
-        self.register_buffer("banks", (2 * torch.rand(2, slots, width) - 1) * (3 / width) ** 0.5)
+        dtype = torch.float16 if half else torch.float32
+        smaller = f"{'' if half else 'crd(half=True) takes half of it, and '}crd(memory=N) has N slots"
+        announce("crd", (2, slots, width), dtype, smaller)
+        banks = torch.rand(2, slots, width, dtype=dtype)
+        self.register_buffer("banks", banks.mul_(2).sub_(1).mul_((3 / width) ** 0.5))
         self.register_buffer("owner", torch.arange(slots))
         self.register_buffer("label", torch.full((slots,), -1))
         self.register_buffer("log_z", torch.full((2,), -torch.inf))
+        self._next = Write()
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
         own = context.index % len(self.owner)
@@ -160,25 +143,32 @@ class ContrastiveRepresentation(nn.Module):
         query = unit(torch.stack(pair))
         old = self.banks[:, own]
         key = torch.where(mine[:, None], old, query.detach())
-        # Flipped: each network's query meets the other's memory. It is a copy, so the bank may be written below.
-        positive, negatives = bank_scores(query, key.flip(0), self.banks.flip(0), self.temperature)
+        positive, negatives = crossed_scores(query, key, self.banks, self.temperature, self._next)
         log_z = torch.where(self.log_z.isinf(), log_normalizer(positive, negatives, counts), self.log_z)
         if self.training:
             row = first_rows(own)
-            self.banks.index_copy_(1, own, renewed(old, query, self.momentum * mine)[:, row])
+            new = renewed(full(old), query, self.momentum * mine)[:, row]
+            self.banks.index_copy_(1, own, new.to(old.dtype))
             self.owner.index_copy_(0, own, context.index[row])
             self.label.index_copy_(0, own, context.labels[row])
             self.log_z.copy_(log_z)
+            self._next = self._next.done(own, old)
         return noise_contrast(positive, negatives, counts, self.negatives, log_z).sum(dim=0)
 
 
 @METHODS.register("crd", paper="Tian et al., arXiv 1910.10699", year=2020)
 def crd_method(
-    ce: float = 1.0, kd: float = 0.0, weight: float = 0.8, negatives: int = 16384, memory: int | None = None
+    ce: float = 1.0,
+    kd: float = 0.0,
+    weight: float = 0.8,
+    negatives: int = 16384,
+    memory: int | None = None,
+    half: bool = False,
 ) -> list[Term]:
     """Contrastive representation distillation (Tian et al. 2020): cross entropy plus contrast with a memory.
 
-    ``kd=1`` is the paper's CRD+KD. ``memory`` bounds the slots of each bank, for large data sets.
+    ``kd=1`` is the paper's CRD+KD. For large data sets ``memory`` bounds the slots of each bank, and ``half`` keeps
+    them in half precision.
     """
-    options = {"negatives": negatives, "memory": memory}
+    options = {"negatives": negatives, "memory": memory, **({"half": True} if half else {})}
     return [Term("cross_entropy", ce), Term("kd", kd), Term("crd", weight, options=options)]

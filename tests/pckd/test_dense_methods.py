@@ -482,15 +482,17 @@ def test_the_newest_overwrite_the_oldest(valid: list[int], expected: list[int], 
     assert queue[1].flatten().tolist() == [9, 0, 0]
 
 
-def memory_loss() -> Any:
-    options = "temperature=1.0, pixels=1, regions=1, level=-1, pixel=2.0, region=4.0"
+def memory_loss(half: bool = False) -> Any:
+    options = f"temperature=1.0, pixels=1, regions=1, level=-1, pixel=2.0, region=4.0, half={half}"
     loss = build(LOSSES, f"cirkd_memory({options})", setup_of((2, 1, 2)))
     loss.project = nn.Identity()
     return loss
 
 
-def test_relations_with_the_memory_by_hand() -> None:
-    loss = memory_loss()
+@pytest.mark.parametrize("half", [False, True])
+def test_relations_with_the_memory_by_hand(half: bool) -> None:
+    loss = memory_loss(half)
+    assert loss.pixel_queue.dtype == loss.region_queue.dtype == (torch.float16 if half else torch.float32)
     given = shown([UP * 3], [BOTH * 5], pixels=T([[[0, 1]]]))
     # The memory is (1, 0) for class 0 and (0, 1) for class 1. The student's second cell is nearer to the other one.
     assert loss(*given).item() == pytest.approx((2 + 4) * (P - Q) / 2)

@@ -429,3 +429,28 @@ def test_who_needs_a_teacher(terms: list[Term], needed: bool) -> None:
 def test_sets_of_rows_that_terms_ask_for() -> None:
     assert make_objective(build(METHODS, "pckd(center='center_relation')")).row_sets == ("upright", "all")
     assert make_objective(build(METHODS, "kd")).row_sets == ("upright",)
+
+
+def test_loss_with_a_large_memory_is_tried_with_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Bank(nn.Module):
+        needs_index = True
+
+        def __init__(self, setup: Setup) -> None:
+            super().__init__()
+            sizes.append(setup.num_samples)
+            self.register_buffer("bank", torch.zeros(setup.num_samples))
+
+        def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
+            self.bank[context.index] = 1.0  # type: ignore[index,operator]
+            return student.logits.sum(1)
+
+    student, teacher, context = make_batch(grad=True)
+    setup = Setup(Shapes.of(student), Shapes.of(teacher), 50_000)
+    objective = make_objective([Term(Bank, name="bank"), Term("kd")], setup)
+    for large, expected in ((2**28, [50_000]), (0, [50_000, 4096])):
+        monkeypatch.setattr("pckd.objective.LARGE", large)
+        assert objective.check_reads(student, teacher, context.instances)
+        assert sizes == expected
+    assert not objective.losses["bank"].bank.any()  # type: ignore[operator,union-attr]

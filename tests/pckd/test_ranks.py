@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from model_zoo import load_weights, save_weights
 from pckd.distributed import BatchNormOverRanks, gather_output, gather_rows, own_rows
 from pckd.engine import ranks
 from pckd.engine.ranks import Ranks, joined, launched
-from registry import Output, PluginError, UserError
+from registry import BACKBONES, Output, PluginError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -219,6 +223,31 @@ def test_process_without_a_gpu_is_refused(launch: Any, monkeypatch: pytest.Monke
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "beside", "variable", "expected"),
+    [
+        ("127.0.1.1", "1", "", "eth7"),
+        ("192.0.2.7", "1", "", None),
+        ("127.0.1.1", "2", "", None),
+        ("127.0.1.1", "1", "ib0", "ib0"),
+    ],
+    ids=["loopback", "usable", "one machine", "set"],
+)
+def test_gloo_is_told_the_interface_where_the_machines_name_is_of_itself_alone(
+    address: str, beside: str, variable: str, expected: str | None, launch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(LAUNCHED)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    if variable:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", variable)
+    monkeypatch.setattr(ranks.socket, "gethostbyname", lambda host: address)
+    monkeypatch.setattr(ranks, "_interface", lambda bound: "eth7")
+    with ranks._reachable(Ranks(1, 2)):
+        assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == (variable or None)
+
+
 @pytest.fixture
 def group() -> Iterator[Any]:
     """A group of one process that the caller has made."""
@@ -255,3 +284,98 @@ def test_any_other_error_passes_as_it_is(group: Any) -> None:
     with pytest.raises(RuntimeError) as caught, joined(worker.CPU):
         raise error
     assert caught.value is error
+
+
+# Several hosts
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them; the first has the address 10.77.0.1."""
+    names = [f"pckd{os.getpid()}{end}" for end in "ab"]
+
+    def ip(*arguments: str) -> None:
+        try:
+            subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", None) or error
+            pytest.skip(f"two network namespaces cannot be made here, which takes root and iproute2: {why}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1], "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", name)
+            for device in ("lo", name):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            with contextlib.suppress(OSError):
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_process_and_a_dead_one_ends_the_other_in_one_line(
+    hosts: list[str], tmp_path: Path
+) -> None:
+    """The command of pckd/engine/README.md. The hosts have no name and no cache in common."""
+    torch.manual_seed(0)
+    save_weights(BACKBONES.get("resnet8")(4), tmp_path / "teacher.pth")
+    script = str(ROOT / "tools" / "train_net.py")
+    run = ["--student", "resnet8", "--teacher", "resnet8", "--teacher-weights", str(tmp_path / "teacher.pth")]
+    run += ["--method", "pckd(beta=0)", "--dataset", "shapes(num_classes=4,image_size=12)", "--batch-size", "16"]
+    run += ["--limit-train", "32", "--limit-test", "16", "--no-flip", "--no-compile", "--precision", "fp32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("GLOO_SOCKET_IFNAME", *LAUNCHED):
+        environment.pop(name, None)
+
+    def start(*options: str) -> list[subprocess.Popen[str]]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        launch += ["--master-addr=10.77.0.1", "--master-port=29517"]
+        return [
+            subprocess.Popen(
+                ["ip", "netns", "exec", name, *launch, f"--node-rank={rank}", script, *run, *options],
+                env={**environment, "PCKD_CACHE": str(tmp_path / name)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank, name in enumerate(hosts)
+        ]
+
+    def ended(*processes: subprocess.Popen[str]) -> list[str]:
+        return [process.communicate(timeout=300)[0] for process in processes]
+
+    together = start("--epochs", "1", "--output", str(tmp_path / "two"))
+    said = ended(*together)
+    assert [process.returncode for process in together] == [0, 0], said
+    alone = [sys.executable, script, *run, "--epochs", "1", "--output", str(tmp_path / "one")]
+    subprocess.run(alone, env=environment, check=True, capture_output=True, timeout=300)
+    one, two = (BACKBONES.get("resnet8")(4) for _ in range(2))
+    load_weights(one, tmp_path / "one" / "model_final.pth")
+    load_weights(two, tmp_path / "two" / "model_final.pth")
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=1e-3, atol=1e-4)
+
+    # The second time a teacher is trained first, which the second host's cache lacks.
+    run[4:6] = ["--teacher-epochs", "1"]
+    metrics, command = tmp_path / "cut" / "metrics.jsonl", ("--output", str(tmp_path / "cut"), "--resume")
+    first, second = start("--epochs", "100", *command)
+    while first.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n")):
+        time.sleep(0.1)
+    workers = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+    for process in (second.pid, *map(int, workers)):
+        os.kill(process, signal.SIGKILL)
+    survivor, _ = ended(first, second)
+    lines = [line for line in survivor.splitlines() if line.startswith("train_net.py: error:")]
+    assert lines == [
+        "train_net.py: error: rank 0 of 2: another process of this run has died or given up; continue with --resume"
+    ]
+    assert str(ROOT / "pckd") not in survivor
+    done = metrics.read_bytes().count(b"\n")
+    again = start("--epochs", str(done + 1), *command)
+    said = ended(*again)
+    assert [process.returncode for process in again] == [0, 0], said
+    assert f"resuming after epoch {done} of {done + 1}" in said[0]
+    assert metrics.read_bytes().count(b"\n") == done + 1

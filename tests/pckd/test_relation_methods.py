@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pckd import functional as pf
-from registry import LOSSES, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
+from pckd import ops
+from pckd.losses import banks
+from registry import LOSSES, METHODS, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
 
 T = torch.tensor
 
@@ -301,6 +303,59 @@ def test_crd_remembers_only_in_training_and_leaves_the_graph_alone() -> None:
     values = [step(loss, T([3, 17]), seed) for seed in (2, 3)]
     torch.stack(values).sum().backward()
     assert not loss.banks.requires_grad
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_crd_without_a_copy_of_a_large_memory_is_the_same(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a step has written into the memory before the backward pass of the one before reads it."""
+
+    def run() -> list[Tensor]:
+        loss = make_crd(half=half)
+        first = torch.stack([step(loss, T([3, 17, 3]), seed) for seed in (2, 3)]).sum()
+        loss.eval()
+        last = step(loss, T([3, 5])).sum()
+        (first + last).backward()
+        return [
+            first.detach(),
+            last.detach(),
+            loss.embed_student.weight.grad,
+            loss.embed_teacher.weight.grad,
+            loss.banks,
+        ]
+
+    copied = run()
+    monkeypatch.setattr(banks, "LARGE", 0)
+    monkeypatch.setattr(banks, "PIECE", 7)
+    for value, expected in zip(run(), copied, strict=True):
+        # In half precision the memory is read piece by piece.
+        torch.testing.assert_close(
+            value, expected, **({"rtol": 1e-4, "atol": 1e-5} if half else {"rtol": 0, "atol": 0})
+        )
+
+
+def test_crd_in_half_precision_has_the_same_scores() -> None:
+    whole, half = make_crd(), make_crd(half=True)
+    assert (half.banks.dtype, half.banks.shape) == (torch.float16, whole.banks.shape)
+    half.load_state_dict(whole.state_dict())
+    for seed in (1, 2):
+        torch.testing.assert_close(step(half, T([3, 17]), seed), step(whole, T([3, 17]), seed), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(half.banks.float(), whole.banks, rtol=1e-3, atol=1e-3)
+    assert build(METHODS, "crd(half=True)")[2].options["half"]
+
+
+def test_large_memory_is_said_before_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_crd()
+    assert not caplog.messages
+    monkeypatch.setattr(ops, "LARGE", 0)
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype: pytest.fail("taken") if not caplog.messages else None)
+    with pytest.raises(AttributeError):
+        make_crd(half=True)
+    assert caplog.messages == [
+        "crd: its memory takes 0.00 GiB on the device of the training, and in each checkpoint: 2 x 20 x 4 numbers of "
+        "2 bytes; crd(memory=N) has N slots"
+    ]
 
 
 def test_crd_memory_is_bounded_and_settable() -> None:
