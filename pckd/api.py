@@ -33,6 +33,7 @@ from pckd.distributed import alone
 from pckd.engine.cache import TeacherCache, cache_key
 from pckd.engine.fingerprint import code_fingerprint, network_fingerprint, split_fingerprint
 from pckd.engine.gradient_report import GradientReport
+from pckd.engine.logit_formats import logit_format
 from pckd.engine.optimization import MILESTONES, Grouping, Optimization, named_optimizer
 from pckd.engine.progress import History, own_random_state
 from pckd.engine.ranks import Ranks
@@ -319,6 +320,8 @@ def distill(
         parts["data"] = loaded = run.data
         for note in run.notes:
             display.note(note)
+        if teacher_cache is not None and loaded.train.num_classes:
+            logit_format(cache_logits, loaded.train.num_classes)
         if student_weights is not None:
             fingerprints["student"] = run.start_from(student_weights, display.note)
         cost = None

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from pckd.data.archive import Entry, Stored, is_archive, is_folder, read_bytes, scan, size_of
 from pckd.data.check import log, say_once
-from pckd.data.frames import Frame
+from pckd.data.frames import Cut, Frame, RandomPart, Square
 from pckd.data.listing import Listing, keep_listing, kept_listing
 from pckd.data.paths import Paths
 from registry import BadImages, UserError
@@ -481,7 +481,8 @@ def read_image(path: str, white: float | None = None) -> Tensor:
     from PIL import Image
 
     try:
-        data = read_bytes(path)
+        # A buffer that may be written to, which torch takes as it is.
+        data = bytearray(path.read()) if isinstance(path, Stored) else np.fromfile(path, np.uint8).data
         if (pixels := _decoded_jpeg(data)) is not None:
             return pixels
         with Image.open(io.BytesIO(data)) as image:
@@ -496,13 +497,12 @@ def read_image(path: str, white: float | None = None) -> Tensor:
         raise BadImages(f"{path}: not a readable image ({reason})") from error
 
 
-def _decoded_jpeg(data: bytes) -> Tensor | None:
+def _decoded_jpeg(data: bytearray | memoryview) -> Tensor | None:
     """The pixels of a usual JPEG by torchvision: those that Pillow gives, in half the time. None of anything else."""
     if (decode := _jpeg_decoder()) is None or not _is_usual_jpeg(data):
         return None
     try:
-        # Writable, as from_buffer asks for; nobody writes there.
-        pixels: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        pixels: Tensor = decode(torch.frombuffer(data, dtype=torch.uint8))
     except RuntimeError:
         return None  # Pillow reads it, or says why it can't be read.
     return pixels.permute(1, 2, 0)
@@ -525,7 +525,7 @@ def _jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return decode
 
 
-def _is_usual_jpeg(data: bytes) -> bool:
+def _is_usual_jpeg(data: bytearray | memoryview) -> bool:
     """Whether it has 8 bits, is gray or in colors, and lies upright."""
     at, exif = 2, False
     while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and at + 9 < len(data):
@@ -540,7 +540,7 @@ def _is_usual_jpeg(data: bytes) -> bool:
     return False
 
 
-def _lies_upright(data: bytes) -> bool:
+def _lies_upright(data: bytearray | memoryview) -> bool:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -755,6 +755,16 @@ class ImageFiles(Dataset):
     def drawn(self, i: int, numbers: Sequence[float]) -> Tensor:
         """Item i, as given random numbers of [0, 1) say."""
         return _sized(self.paths[i], self.size, self.arrange, self.white, numbers).permute(2, 0, 1)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether an item is a part that may be resized later (:meth:`cut`)."""
+        return isinstance(self.arrange, (RandomPart, Square))
+
+    def cut(self, i: int, numbers: Sequence[float]) -> Cut:
+        """Item i before it is resized."""
+        assert isinstance(self.arrange, (RandomPart, Square))
+        return self.arrange.cut(read_image(self.paths[i], self.white), numbers)
 
     def evaluation(self) -> ImageFiles:
         """The same files, read without augmentation."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Center", "Frame", "RandomPart", "Square", "resized"]
+__all__ = ["Center", "Cut", "Frame", "RandomPart", "Square", "resized"]
 
 TRIES = 10
 """Boxes that are drawn before the center is taken, as in torchvision."""
@@ -32,14 +33,30 @@ class Frame(Protocol):
         ...
 
 
+class Cut(NamedTuple):
+    """A part of an image that is still to be resized: by whoever has the time, which a process that decodes has not."""
+
+    pixels: Tensor
+    """uint8 [h, w, 3]."""
+    size: tuple[int, int]
+    """(H, W) that it is to have."""
+    mode: str = "bilinear"
+
+    def resized(self) -> Tensor:
+        """uint8 [H, W, 3]."""
+        return resized(self.pixels, self.size, self.mode)
+
+
 def resized(pixels: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """Pixels uint8 [h, w, 3] in another ``size`` (H, W)."""
     if tuple(pixels.shape[:2]) == size:
         return pixels
     # Of whole rows of pixels, without gaps, the kernel is half as slow again.
-    images = pixels.contiguous().permute(2, 0, 1)[None]
-    smooth = mode != "nearest"
-    return F.interpolate(images, size, mode=mode if smooth else "nearest-exact", antialias=smooth)[0].permute(1, 2, 0)
+    images, smooth = pixels.contiguous().permute(2, 0, 1)[None], mode != "nearest"
+    if pixels.device.type != "cpu":
+        images = images.float()  # Accelerators have no kernel for bytes.
+    found = F.interpolate(images, size, mode=mode if smooth else "nearest-exact", antialias=smooth)[0].permute(1, 2, 0)
+    return found if found.dtype == torch.uint8 else found.round().clamp(0, 255).to(torch.uint8)
 
 
 class Square:
@@ -58,12 +75,15 @@ class Square:
         return f"Square({self.size})"
 
     def __call__(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Tensor:
+        return self.cut(pixels, drawn).resized()
+
+    def cut(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Cut:
         height, width = pixels.shape[:2]
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         tall, wide = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
         tall, wide = max(tall, 1), max(wide, 1)
         top, left = (height - tall) // 2, (width - wide) // 2
-        return resized(pixels[top : top + tall, left : left + wide], size, self.mode)
+        return Cut(pixels[top : top + tall, left : left + wide], size, self.mode)
 
 
 class Center:
@@ -101,8 +121,11 @@ class RandomPart:
         return f"RandomPart({self.size}, {self.least}, {self.ratio})"
 
     def __call__(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Tensor:
+        return self.cut(pixels, drawn).resized()
+
+    def cut(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Cut:
         top, left, tall, wide = self.box(pixels.shape[0], pixels.shape[1], drawn)
-        return resized(pixels[top : top + tall, left : left + wide], (self.size, self.size))
+        return Cut(pixels[top : top + tall, left : left + wide], (self.size, self.size))
 
     def box(self, height: int, width: int, drawn: Sequence[float]) -> tuple[int, int, int, int]:
         """Top, left, height and width of the part of an image of this size."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from pckd.arguments import LARGEST_POOL, MOST_WORKERS
 from pckd.data.augment import Augmentations, augmentations
 from pckd.data.check import check_alike, check_split, first_item, log, name_of
+from pckd.data.frames import Cut
 from pckd.data.strong import strong_augment
-from pckd.data.views import apply_views, as_bits, draw_numbers, draw_pool, draw_views, mixed, seeded
+from pckd.data.views import apply_views, as_bits, draw_numbers, draw_pool, draw_sample, draw_views, mixed, seeded
 from registry import Absent, BadImages, Batch, DataSplit, Output, UserError, ask
 
 __all__ = ["Balance", "Loader", "balanced_order", "balanced_weights", "check_loading"]
@@ -28,6 +29,11 @@ _ORDER, _VIEWS, _SAMPLE, _STRONG, _POOL, _AUGMENT = 1, 2, 3, 4, 5, 7
 
 # Above this a split is not moved to the accelerator whole.
 _RESIDENT_BYTES = 4 * 2**30
+
+_AHEAD = 2
+"""Batches that each process has read, or is reading."""
+_SLACK = 2
+"""How much larger than resized parts of images there is room for."""
 
 
 Balance = Literal["none", "weights", "sampler"]
@@ -180,9 +186,16 @@ class Loader:
             self._facts = {name: _on(pixels.device, fact) for name, fact in self._facts.items()}
         else:
             self._plan = _Plan()
+            if num_workers and getattr(split.images, "cuts", False):
+                # As many as are under way, and the one that is looked at here.
+                size = batch_size * split.images[0].numel() * _SLACK
+                self._slots = [
+                    torch.empty(size, dtype=torch.uint8).share_memory_() for _ in range(_AHEAD * num_workers + 1)
+                ]
             stream = _Stream(
                 split.images,
                 seed,
+                self._slots,
                 skip=split.on_bad_image == "skip",
                 replace=train,
                 pool=self.pool,
@@ -196,6 +209,7 @@ class Loader:
                 batch_sampler=self._plan,
                 num_workers=num_workers,
                 collate_fn=_as_is,
+                prefetch_factor=_AHEAD if num_workers else None,
                 persistent_workers=num_workers > 0,
                 pin_memory=self.device.type == "cuda",
                 # The base seed of the workers would otherwise be drawn from the global generator, each epoch.
@@ -203,6 +217,7 @@ class Loader:
             )
 
     balance: Balance = "none"
+    _slots: Sequence[Tensor] = ()
 
     def _check_augment(self, strong: bool) -> None:
         if self.augment.pixels and (kind := first_item(self.split).dtype) != torch.uint8:
@@ -253,7 +268,9 @@ class Loader:
     def _streamed(self, epoch: int, start: int, shares: Sequence[Tensor]) -> Iterator[Batch]:
         # In evaluation, too, every item gets the same numbers in each epoch, should its reading use any.
         tag = epoch if self.train else 0
-        self._plan.batches = [(tag, share) for share in shares]
+        slots = max(1, len(self._slots))
+        # As arrays, which are sent by value: a tensor would be shared with the process, which takes longer.
+        self._plan.batches = [(tag, share.numpy(), number % slots) for number, share in enumerate(shares)]
         for number, read in enumerate(self._workers, start):
             if isinstance(read, UserError):
                 try:
@@ -269,6 +286,8 @@ class Loader:
 
     def _arrived(self, read: Any, share: Tensor, epoch: int, number: int) -> Any:
         """The batch of what a worker has joined: the images of a batch, and those that they are mixed with."""
+        if isinstance(read, _Cuts):
+            read = read.resized(self._slots, self.device)
         own = len(share) // 2 if self.pool and self.augment.mixes else len(share)
         return self._batch(read[:own], share[:own], share[:own], epoch, number, (read[own:], share[own:]))
 
@@ -411,12 +430,36 @@ def _partners(augment: Augmentations, count: int, pool: int, index: Tensor, entr
 
 
 class _Plan:
-    """A batch sampler whose batches are set before each epoch: the epoch, or 0, and positions [B]."""
+    """A batch sampler whose batches are set before each epoch: the epoch, or 0, positions [B], and a slot."""
 
-    batches: Sequence[tuple[int, Tensor]] = ()
+    batches: Sequence[tuple[int, np.ndarray, int]] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
+
+
+class _Cuts(NamedTuple):
+    """Parts of images one after the other, which are still to be resized; a worker has no time for it."""
+
+    sizes: list[tuple[int, int]]
+    """Height and width of each."""
+    wanted: tuple[int, int]
+    mode: str
+    slot: int
+    """In which of the shared tensors the pixels are."""
+    pixels: Tensor | None
+    """They themselves, where they did not fit in there."""
+
+    def resized(self, slots: Sequence[Tensor], device: torch.device) -> Tensor:
+        """uint8 [B, 3, H, W], in memory [B, H, W, 3], on the device."""
+        pixels = slots[self.slot] if self.pixels is None else self.pixels
+        counts = [3 * height * width for height, width in self.sizes]
+        parts = pixels[: sum(counts)].to(device).split(counts)
+        shown = [
+            Cut(part.view(*size, 3), self.wanted, self.mode).resized()
+            for part, size in zip(parts, self.sizes, strict=True)
+        ]
+        return torch.stack(shown).permute(0, 3, 1, 2)
 
 
 class _Stream(Dataset):
@@ -425,7 +468,9 @@ class _Stream(Dataset):
     Args:
         images: the data set; its items follow from given numbers where it has a method ``drawn``, and otherwise from
             the global generators, which are seeded for each.
-        seed: of the run. skip: leave out what cannot be read; replace: and show the next one.
+        seed: of the run. slots: shared tensors, in which parts of images are passed on: to write into new memory that
+            is shared takes a tenth of the time of decoding. skip: leave out what cannot be read; replace: and show the
+            next one.
         pool: in how many ways an image is augmented. first: [M], the entry of its pool that each image shows first.
         partners: from images and entries of pools to those that they are mixed with, which are then read, too.
     """
@@ -434,6 +479,7 @@ class _Stream(Dataset):
         self,
         images: Any,
         seed: int,
+        slots: Sequence[Tensor] = (),
         *,
         skip: bool,
         replace: bool,
@@ -441,34 +487,37 @@ class _Stream(Dataset):
         first: Tensor | None = None,
         partners: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.images, self.seed, self.skip, self.replace = images, seed, skip, replace
+        self.images, self.seed, self.slots, self.skip, self.replace = images, seed, slots, skip, replace
         self.pool, self.first, self.partners = pool, first, partners
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, asked: tuple[int, Tensor]) -> tuple[Any, list[int], dict[int, str]] | UserError:
+    def __getitems__(self, asked: tuple[int, np.ndarray, int]) -> tuple[Any, list[int], dict[int, str]] | UserError:
         """The items, or None where none is left, with their positions; positions and reasons of those not read."""
-        epoch, positions = asked
+        epoch, positions, slot = asked
         items: list[Any] = []
         shown: list[int] = []
         bad: dict[int, str] = {}
 
         def read(positions: Tensor, entries: Tensor | None) -> None:
+            numbers = self._numbers(positions, epoch, entries)
             wanted = [None] * len(positions) if entries is None else entries.tolist()
-            for position, entry in zip(positions.tolist(), wanted, strict=True):
-                found = self._read(position, epoch, entry, bad)
+            for position, entry, own in zip(positions.tolist(), wanted, numbers, strict=True):
+                found = self._read(position, epoch, entry, own, bad)
                 if found is not None:
                     shown.append(found[0])
                     items.append(found[1])
 
         try:
-            read(positions, None)
+            read(torch.from_numpy(positions), None)
             if self.partners is not None:
                 own = torch.tensor(shown)
                 read(*self.partners(own, self._entries(own, epoch)))
             if bad and not self.skip:
                 raise BadImages(*bad.values())
+            if items and isinstance(items[0], Cut):
+                return self._passed(items, slot), shown, bad
             return (self.join(items, shown) if items else None), shown, bad
         except UserError as error:
             # As a value: raised in a worker it would arrive wrapped in the worker's traceback.
@@ -478,6 +527,15 @@ class _Stream(Dataset):
         assert self.first is not None
         return (self.first[positions] + epoch - 1) % self.pool
 
+    def _passed(self, cuts: list[Cut], slot: int) -> _Cuts:
+        sizes = [(cut.pixels.shape[0], cut.pixels.shape[1]) for cut in cuts]
+        counts = [cut.pixels.numel() for cut in cuts]
+        fits = sum(counts) <= len(self.slots[slot])
+        pixels = self.slots[slot] if fits else torch.empty(sum(counts), dtype=torch.uint8)
+        for cut, part in zip(cuts, pixels[: sum(counts)].split(counts), strict=True):
+            part.view(cut.pixels.shape).copy_(cut.pixels)
+        return _Cuts(sizes, cuts[0].size, cuts[0].mode, slot, None if fits else pixels)
+
     def join(self, items: list[Any], shown: list[int]) -> Any:
         """The items at these positions as one value."""
         for item, position in zip(items, shown, strict=True):
@@ -485,33 +543,38 @@ class _Stream(Dataset):
         # Decoded images are [H, W, C] in memory, and stay so; in a worker they are copied to where others see them.
         return default_collate([item.permute(1, 2, 0) for item in items]).permute(0, 3, 1, 2)
 
-    def _read(self, position: int, epoch: int, entry: int | None, bad: dict[int, str]) -> tuple[int, Any] | None:
+    def _read(
+        self, position: int, epoch: int, entry: int | None, numbers: Sequence[float], bad: dict[int, str]
+    ) -> tuple[int, Any] | None:
         """A position and its item: the first from ``position`` on that can be read, or that one alone."""
         tries = len(self) if self.skip and self.replace else 1
         for at in (step % len(self) for step in range(position, position + tries)):
+            if at != position:
+                entries = None if entry is None else torch.tensor([entry])
+                numbers = self._numbers(torch.tensor([at]), epoch, entries)[0]
             try:
-                return at, ask(f"image {at} of the data set", self._item, at, epoch, entry)
+                return at, ask(f"image {at} of the data set", self._item, at, epoch, numbers)
             except BadImages as error:
                 bad[at] = error.reasons[0]
         if tries > 1:
             raise BadImages(*bad.values())
         return None
 
-    def _item(self, at: int, epoch: int, entry: int | None) -> Any:
-        """An item as an entry of its pool; by default the one that it shows in this epoch."""
+    def _numbers(self, positions: Tensor, epoch: int, entries: Tensor | None) -> Sequence[Sequence[float]]:
+        """The random numbers of items as entries of their pools; by default those that they show in this epoch."""
+        count = getattr(self.images, "draws", 0)
+        if not count:
+            return [()] * len(positions)
+        if not self.pool:
+            return draw_sample(mixed(self.seed, _SAMPLE, epoch), positions, count).tolist()
+        entries = self._entries(positions, epoch) if entries is None else entries
+        return draw_numbers(positions, entries, count, of_item=True).tolist()
+
+    def _item(self, at: int, epoch: int, numbers: Sequence[float]) -> Any:
         if not hasattr(self.images, "drawn"):
             with _seeded(mixed(self.seed, _SAMPLE, epoch, at)):
                 return self.images[at]
-        count = self.images.draws
-        if not count:
-            return self.images.drawn(at, ())
-        if not self.pool:
-            numbers = torch.rand(count, generator=seeded(self.seed, _SAMPLE, epoch, at), dtype=torch.float64)
-        else:
-            position = torch.tensor([at])
-            entries = self._entries(position, epoch) if entry is None else torch.tensor([entry])
-            numbers = draw_numbers(position, entries, count, of_item=True)[0]
-        return self.images.drawn(at, numbers.tolist())
+        return (self.images.cut if self.slots else self.images.drawn)(at, numbers)
 
 
 def mixed_facts(own: dict[str, Any], others: dict[str, Any], share: Tensor, split: DataSplit) -> dict[str, Any]:

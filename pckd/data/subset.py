@@ -102,6 +102,7 @@ class Part(Dataset):
         self.dataset, self.indices = dataset, indices
         if hasattr(dataset, "drawn"):
             self.draws, self.drawn = dataset.draws, self._drawn
+        self.cuts = getattr(dataset, "cuts", False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,6 +112,9 @@ class Part(Dataset):
 
     def _drawn(self, i: int, numbers: Sequence[float]) -> Any:
         return self.dataset.drawn(int(self.indices[i]), numbers)
+
+    def cut(self, i: int, numbers: Sequence[float]) -> Any:
+        return self.dataset.cut(int(self.indices[i]), numbers)
 
     def evaluation(self) -> Part:
         whole = self.dataset

@@ -20,6 +20,7 @@ __all__ = [
     "as_bits",
     "draw_numbers",
     "draw_pool",
+    "draw_sample",
     "draw_views",
     "make_views",
     "mixed",
@@ -96,7 +97,15 @@ def draw_numbers(index: Tensor, entry: Tensor, count: int, *, of_item: bool = Fa
         of_item: those that a streamed image is read with, not those of the augmentations of batches.
     """
     first = (index.numpy().astype(np.uint64) << np.uint64(16) | entry.numpy().astype(np.uint64)) << np.uint64(4)
-    start = _scrambled(first + np.uint64(14 if of_item else 15))
+    return _uniform(_scrambled(first + np.uint64(14 if of_item else 15)), count)
+
+
+def draw_sample(seed: int, index: Tensor, count: int) -> Tensor:
+    """[B, ``count``] random numbers of [0, 1), float64, of images at these positions, as a seed of 63 bits says."""
+    return _uniform(_scrambled(_scrambled(index.numpy().astype(np.uint64)) ^ np.uint64(seed)), count)
+
+
+def _uniform(start: np.ndarray, count: int) -> Tensor:
     words = _scrambled(start[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(11)
     return torch.from_numpy(words.astype(np.float64)) / 2**53
 

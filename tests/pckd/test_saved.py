@@ -148,7 +148,8 @@ def test_images_are_resized_as_in_training(interpolation: str, tmp_path: Path) -
     list(predict(network, [tmp_path / "noise.png"], device="cpu"))
     expected = Image.fromarray(pixels).resize((16, 16), Image.Resampling[interpolation.upper()])
     found = (network.shown * 0.25 + 0.5) * 255
-    assert found[0].round().permute(1, 2, 0).numpy() == pytest.approx(np.asarray(expected))
+    # torch and Pillow round in their own ways.
+    assert np.abs(found[0].round().permute(1, 2, 0).numpy() - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_gray_networks_see_gray(tmp_path: Path) -> None:
