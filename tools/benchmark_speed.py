@@ -198,9 +198,12 @@ def serve(args: argparse.Namespace) -> int:
 
 def run_distill(args: argparse.Namespace, teacher: nn.Module, student: nn.Module, data: Data, served: Served) -> None:
     """What a user calls."""
-    options = {"precision": args.precision, **CASES[args.child][1]}
+    options: dict[str, Any] = {"precision": args.precision, **CASES[args.child][1]}
+    device = Device.resolve(args.device).target
     with tempfile.TemporaryDirectory() as folder:
         options |= {"teacher_cache": folder if args.child == "cache" else None, "device": args.device}
+        # As the other cases, whatever the machine does when this one starts.
+        options |= {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
         options |= {"epochs": math.ceil(args.run / args.steps), "batch_size": args.batch_size, "lr": LR}
         distill(student=student, teacher=teacher, method=args.method, data=data, display=served, **options)
 
