@@ -61,7 +61,7 @@ class FactorTransfer(nn.Module):
 
 @METHODS.register("ft", paper="Kim et al., arXiv 1802.04977", year=2018)
 def ft(
-    ce: float = 1.0, weight: float = 200.0, reconstruction: float = 0.2, rate: float = 0.5, initial: int = 30
+    ce: float = 1.0, weight: float = 200.0, reconstruction: float = 1.0, rate: float = 0.5, initial: int = 30
 ) -> list[Term]:
     """Factor transfer (Kim et al. 2018): initial epochs for the paraphraser, then cross entropy plus factors.
 
