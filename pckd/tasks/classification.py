@@ -230,8 +230,8 @@ class Classification(Task):
 
     def check_batch(self, student: nn.Module, data: Data, images: int, objective: Objective) -> None:
         self._check_reads(objective, images, data.train)
-        strong = "strong" in objective.row_sets
-        if images == 1 and (strong or self.views_of(objective.row_sets) == 1):
+        sets = objective.row_sets
+        if images == 1 and (self.view_statistics == "own" or "strong" in sets or self.views_of(sets) == 1):
             weight = next(student.parameters(), torch.empty(0))
             image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
             with torch.no_grad():
