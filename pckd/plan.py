@@ -464,7 +464,9 @@ def plan(
             raise UserError("nobody says at which learning rate this optimizer is started; give lr")
     if published_epochs := changes.get("epochs"):
         shares = ", ".join(f"{milestone / published_epochs:g}" for milestone in Recipe().milestones)
-        said.append(f"{describe(method)}: published with epochs={published_epochs}, milestones=({shares})")
+        said.append(
+            f"{describe(method)}: published with epochs={published_epochs}, schedule='multistep(milestones=({shares}))'"
+        )
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     if isinstance(teacher, str) and teacher_classes is not None:

@@ -180,7 +180,7 @@ def test_a_plan_says_what_else_is_published(data: pckd.Data) -> None:
     given: dict[str, Any] = {"student": "ShuffleV1", "teacher": "wrn_40_2", "method": "mld", "data": data, "epochs": 3}
     planned = plan(task=make_task(None, data), **given)
     assert (planned.lr, planned.epochs) == (0.01, 3)
-    assert planned.notes == ["mld: published with epochs=480, milestones=(0.3125, 0.375, 0.4375)"]
+    assert planned.notes == ["mld: published with epochs=480, schedule='multistep(milestones=(0.3125, 0.375, 0.4375))'"]
     # Rates that were published for SGD are no other optimizer's.
     given |= {"student": "resnet20", "method": "ft", "optimizer": "adamw", "lr": 1e-3}
     assert plan(task=make_task(None, data), **given).initial_lr is None
