@@ -11,10 +11,11 @@ from model_zoo.pairs import PAIRS, Pair, Recipe, find_pair, recipe_for, usual_te
 from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from model_zoo.probe import probe
 from model_zoo.published import PUBLISHED, Published, load_published
-from model_zoo.recipes import METHOD_OPTIONS, method_options, method_recipe
+from model_zoo.recipes import METHOD_OPTIONS, METHOD_RECIPES, method_options, method_recipe
 
 __all__ = [
     "METHOD_OPTIONS",
+    "METHOD_RECIPES",
     "PAIRS",
     "PUBLISHED",
     "Loaded",

@@ -13,7 +13,7 @@ from typing import Any
 
 from model_zoo.pairs import bare, recipe_for
 
-__all__ = ["LEFT_OUT", "METHOD_OPTIONS", "MethodOptions", "method_options", "method_recipe"]
+__all__ = ["LEFT_OUT", "METHOD_OPTIONS", "METHOD_RECIPES", "MethodOptions", "method_options", "method_recipe"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class MethodOptions:
     pairs: Mapping[str, Mapping[str, Any]]
 
 
+def _labeled(names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> Mapping[str, Mapping[str, Any]]:
+    """Of each row of values, the labels that have them."""
+    named = [(MappingProxyType(dict(zip(names, row, strict=True))), labels.split()) for row, labels in rows.items()]
+    return MappingProxyType({label: values for values, labels in named for label in labels})
+
+
 def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> MethodOptions:
-    """Of each row of values, the pairs that have them."""
-    pairs = {
-        label: MappingProxyType(dict(zip(names, row, strict=True)))
-        for row, labels in rows.items()
-        for label in labels.split()
-    }
-    return MethodOptions(source, MappingProxyType(pairs))
+    return MethodOptions(source, _labeled(names, rows))
 
 
 METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
@@ -76,8 +76,31 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
     }
 )
 
-# Jin et al.'s configurations: .025 instead of .05; the students that are trained gently keep their rate.
-_RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"mld": MappingProxyType({"lr": 0.025})})
+METHOD_RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        # Jin et al.'s configurations (MLD): 0.025 instead of 0.05, and the students that are trained gently keep their
+        # rate. The milestones are 150, 180 and 210 in all of them.
+        "mld": {
+            "": {"lr": 0.025},
+            **_labeled(
+                ("epochs",),
+                {
+                    (480,): "vgg13>MobileNetV2 ResNet50>MobileNetV2 wrn_40_2>ShuffleV1",
+                    (960,): "resnet32x4>ShuffleV1 resnet32x4>ShuffleV2",
+                },
+            ),
+        },
+        # RepDistiller trains the paraphraser of these students' teachers gently, and of others at the student's rate.
+        "ft": _labeled(
+            ("initial_lr",),
+            {
+                (0.01,): "resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet8x4 resnet32x4 "
+                "wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2"
+            },
+        ),
+    }
+)
+"""Of a method what it changes of the usual recipe: always (``""``), for a student, or for a pair."""
 
 
 def method_options(method: str, student: str, teacher: str) -> dict[str, Any]:
@@ -90,14 +113,18 @@ def method_options(method: str, student: str, teacher: str) -> dict[str, Any]:
     return dict(known.pairs.get(f"{bare(teacher)}>{bare(student)}", {})) if known else {}
 
 
-def method_recipe(method: str, student: str | None = None) -> dict[str, Any]:
-    """What ``method`` changes of the fields of :class:`model_zoo.Recipe`; empty for most.
+def method_recipe(method: str, student: str | None = None, teacher: str | None = None) -> dict[str, Any]:
+    """What ``method`` changes of the usual recipe; empty for most.
+
+    ``lr`` and ``epochs`` are those of :class:`model_zoo.Recipe`; ``initial_lr`` is the learning rate of the epochs
+    before the schedule that some methods ask for.
 
     Args:
-        method: a name of ``METHODS``. student: a name of ``BACKBONES``; None where it has none. A change of the
-            learning rate never raises the student's own.
+        method: a name of ``METHODS``. student, teacher: names of ``BACKBONES``; None where there is none. A change of
+            the learning rate never raises the student's own.
     """
-    changes = dict(_RECIPES.get(method, {}))
+    known, name = METHOD_RECIPES.get(method, {}), bare(student or "")
+    changes = {**known.get("", {}), **known.get(name, {}), **known.get(f"{bare(teacher or '')}>{name}", {})}
     if "lr" in changes and student is not None and recipe_for(student).lr < changes["lr"]:
         del changes["lr"]
     return changes

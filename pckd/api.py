@@ -214,7 +214,8 @@ def distill(
         centers: a name of ``CENTER_RULES`` or a center rule, of which the run has a copy.
         views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
         view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
-            published, or ``"own"``, each view by itself; evaluation is then by the upright view's.
+            published, or ``"own"``, each view by itself; evaluation is then by the upright view's. A strongly augmented
+            view (``mld``) is a pass of its own either way.
         flip: random horizontal flips in training (the released PCKD loader does not flip; its baselines do).
         augment: names of ``AUGMENTATIONS`` with options, joined by ``+``, in the place of ``"crop+flip"``; the same
             pixels for student and teacher, of which a teacher that is trained first sees none but crop and flip. Mixed
@@ -402,6 +403,7 @@ def distill(
             optimization=replace(
                 optimization,
                 initial=objective.initial_epochs(epochs),
+                initial_lr=run.initial_lr,
                 make=make,
                 grouping=grouping,
                 accumulate=accumulate,
@@ -713,7 +715,7 @@ def _obtain_teacher(
         # Only now: a file that cannot be read is refused before another teacher is trained.
         run.task.check_teachable(str(run.teachers[at]), run.data)
         run.refuse_impossible()
-        unsaid = ("lr", "initial", "schedule", "make", "grouping", "accumulate")
+        unsaid = ("lr", "initial", "initial_lr", "schedule", "make", "grouping", "accumulate")
         settings = {key: value for key, value in vars(optimization).items() if key not in unsaid}
         networks[at] = train_teacher(
             teacher=str(run.teachers[at]),

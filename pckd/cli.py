@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from model_zoo import METHOD_OPTIONS, method_recipe
+from model_zoo import METHOD_OPTIONS, METHOD_RECIPES
 from model_zoo.recipes import LEFT_OUT
 from pckd.engine.guard import EndOnSignals, Interrupted, dead_readers_named
 from pckd.recipes import recipe
@@ -241,11 +241,11 @@ def _term(term: Term) -> str:
 
 def _published(method: str) -> Iterator[str]:
     """What the literature sets for a method: ``lr=0.025``, ``beta=8 for resnet32x4>resnet8x4, ...``."""
-    if recipe := _values(method_recipe(method)):
-        yield recipe
-    pairs = METHOD_OPTIONS[method].pairs if method in METHOD_OPTIONS else {}
-    for values, own in grouped(pairs, lambda pair: _values(pairs[pair])).items():
-        yield f"{values} for {', '.join(own)}"
+    options = METHOD_OPTIONS[method].pairs if method in METHOD_OPTIONS else {}
+    for table in (METHOD_RECIPES.get(method, {}), options):
+        shown = {label: _values(values) for label, values in table.items()}
+        for values, own in grouped(shown, shown.__getitem__).items():
+            yield values + (f" for {', '.join(own)}" if any(own) else "")
 
 
 def _values(options: Mapping[str, Any]) -> str:

@@ -27,10 +27,10 @@ from pckd.tasks import Task
 from pckd.terms import (
     Teachers,
     describe,
-    method_lr,
     method_terms,
     pair_options,
     placed,
+    recipe_changes,
     schedule_terms,
     teachers_of,
 )
@@ -79,6 +79,7 @@ class Plan:
         student: the network, untrained or as it was given. student_name: as the caller named it.
         teacher: a name, a network, or None where there is none; of several teachers a list of them.
         terms: of the method, with the pair's published options. published: these options, by method.
+        initial_lr: learning rate of the initial epochs, where it is not ``lr``.
         batch_size: images of the smallest batch. cached: the teacher's logits and embedding are kept, its maps not.
         notes: what to tell the user. started_from: the file of weights that the student has (:meth:`start_from`).
     """
@@ -99,6 +100,7 @@ class Plan:
     lr: float
     seed: int
     cached: bool = False
+    initial_lr: float | None = None
     notes: list[str] = field(default_factory=list)
     started_from: str = ""
     _probed: dict[tuple[str, int | None], Shapes] = field(default_factory=dict, init=False)
@@ -450,13 +452,21 @@ def plan(
     if label_smoothing:
         terms = _smoothed(terms, label_smoothing)
     task.check(data, terms)
+    changes, initial_lr = recipe_changes(method, student, teacher), None
     if optimizer is None:
-        lr, said = _learning_rate(lr, method, student, batch_size, task.recipe)
+        lr, said = _learning_rate(lr, method, changes.get("lr"), student, batch_size, task.recipe)
+        if any(term.initial for term in terms) and (initial_lr := changes.get("initial_lr")):
+            said.append(f"{describe(method)}: learning rate {initial_lr:g} in the initial epochs, as published")
     else:
         usual = OPTIMIZERS.facts(parse(optimizer)[0]).get("lr") if isinstance(optimizer, str) else None
         lr, said = float(lr or usual or 0.0), []
         if not lr:
             raise UserError("nobody says at which learning rate this optimizer is started; give lr")
+    if published_epochs := changes.get("epochs"):
+        shares = ", ".join(f"{milestone / published_epochs:g}" for milestone in Recipe().milestones)
+        said.append(
+            f"{describe(method)}: published with epochs={published_epochs}, schedule='multistep(milestones=({shares}))'"
+        )
     torch.manual_seed(seed)
     network = task.make_network(student, data, "the student")
     if isinstance(teacher, str) and teacher_classes is not None:
@@ -490,6 +500,7 @@ def plan(
         lr=lr,
         seed=seed,
         cached=cached and needs_teacher(terms),
+        initial_lr=initial_lr,
         notes=notes + said,
     )
 
@@ -589,10 +600,14 @@ def _smoothed(terms: Sequence[Term], label_smoothing: float) -> list[Term]:
 
 
 def _learning_rate(
-    lr: float | None, method: str | Sequence[Term], student: str | nn.Module, batch_size: int, otherwise: Recipe
+    lr: float | None,
+    method: str | Sequence[Term],
+    published: float | None,
+    student: str | nn.Module,
+    batch_size: int,
+    otherwise: Recipe,
 ) -> tuple[float, list[str]]:
     """The learning rate at the start: as given, or the method's, or the recipe's; and what to say of it."""
-    published = method_lr(method, student)
     recipe = recipe_for(student if isinstance(student, str) else "", otherwise=otherwise)
     usual = published or (recipe.lr if isinstance(student, str) else None)
     if lr is None:

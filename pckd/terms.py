@@ -20,11 +20,11 @@ __all__ = [
     "Teachers",
     "Weights",
     "describe",
-    "method_lr",
     "method_terms",
     "pair_options",
     "paired",
     "placed",
+    "recipe_changes",
     "schedule_terms",
     "teachers_of",
 ]
@@ -172,13 +172,13 @@ def _labeled(name: str, at: str | None) -> str:
     return name if at is None else f"{name}@{at}"
 
 
-def method_lr(method: str | Sequence[Term], student: str | nn.Module) -> float | None:
-    """The learning rate that a named method asks for (the first that does, of several together); None: the usual."""
-    name = student if isinstance(student, str) else None
+def recipe_changes(method: str | Sequence[Term], student: str | nn.Module, teacher: Teachers = None) -> dict[str, Any]:
+    """What named methods change of the usual recipe (:func:`model_zoo.method_recipe`); of several the first wins."""
+    names = [one if isinstance(one, str) else None for one in (student, teacher)]
+    found: dict[str, Any] = {}
     for part in split_specs(method) if isinstance(method, str) else ():
-        if "lr" in (changes := method_recipe(parse(_split_teacher(part)[0])[0], name)):
-            return float(changes["lr"])
-    return None
+        found = {**method_recipe(parse(_split_teacher(part)[0])[0], *names), **found}
+    return found
 
 
 def schedule_terms(terms: Sequence[Term], scheduler: str | Scheduler | None) -> tuple[list[Term], str | Scheduler]:

@@ -95,7 +95,7 @@ class Loader:
         batch_size: B, images a batch and rank.
         train: shuffle and augment.
         views: V, 1 to 4 rotations of each image.
-        strong: append a strongly augmented view (RandAugment) to the V rotations, in training.
+        strong: append a strongly augmented view (:mod:`pckd.data.strong`) to the V rotations, in training.
         seed: any integer.
         device: where the batches are put and, for data in memory, augmented.
         flip: random horizontal flips in training.
@@ -342,10 +342,10 @@ class Loader:
             views, facts = self._mix(views, facts, numbers, show, how, others)
         if self.strong:
             generator = seeded(self.seed, _STRONG, epoch, number, self.rank)
-            strong = strong_augment(images, generator=generator)
             draw = draw_views(len(images), 1, generator=generator, **how)
+            strong = show(images, views=1, draw=draw, change=partial(strong_augment, generator=generator))
             # Joined as [B, V + 1, H, W, C], which keeps the rows channels_last.
-            both = (v.permute(0, 1, 3, 4, 2) for v in (views, show(strong, views=1, draw=draw)))
+            both = (v.permute(0, 1, 3, 4, 2) for v in (views, strong))
             views = torch.cat(tuple(both), dim=1).permute(0, 1, 4, 2, 3)
         return Batch(views, index=index, drawn=drawn, recalled=recalled, strong=self.strong, **facts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -167,8 +167,13 @@ def apply_views(
     std: Sequence[float],
     padding: int = 0,
     draw: Draw | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """:func:`make_views` with the random numbers given; without a draw there is no flip and no crop."""
+    """:func:`make_views` with the random numbers given; without a draw there is no flip and no crop.
+
+    Args:
+        change: of the views [B * V, C, H, W], before they are normalized.
+    """
     batch, channels, height, width = images.shape
     if not 1 <= views <= 4:
         raise UserError(f"views={views}: an image has 1 to 4 views (rotations by 0, 90, 180, 270 degrees)")
@@ -203,6 +208,9 @@ def apply_views(
         cropped = windows.index_select(0, start.view(-1))
     else:
         cropped = canvas
+    if change is not None:
+        shown = cropped.view(kind).view(rows, height, width, channels).permute(0, 3, 1, 2)
+        cropped = change(shown).permute(0, 2, 3, 1).contiguous()
     scale = 1.0 / (SCALES[kind] * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
     # Whole rows of scale and shift, so that the inner loop is W * C long and not C.

@@ -79,6 +79,7 @@ class Optimization:
         milestones: shares of the schedule, each in (0, 1], after which lr is multiplied by ``lr_decay``.
         schedule: a factor of (share done, epochs), in the place of milestones. clip_grad: largest norm of the gradient.
         initial: epochs that come before the schedule at a constant learning rate, where a method asks for them.
+        initial_lr: this rate; ``lr`` by default.
         make: of parameter groups and a learning rate, in the place of SGD. grouping: what the groups are.
         accumulate: batches whose gradients make one step.
     """
@@ -93,6 +94,7 @@ class Optimization:
     schedule: Callable[[float, int], float] | None = None
     clip_grad: float | None = None
     initial: int = 0
+    initial_lr: float | None = None
     make: Callable[[list[dict[str, Any]], float], torch.optim.Optimizer] | None = None
     grouping: Grouping = field(default_factory=Grouping)
     accumulate: int = 1
@@ -124,7 +126,7 @@ class Optimization:
         """Where in the run a step (counted from 0) of an epoch (from 1, over both stages) is, and its learning rate."""
         if epoch <= self.initial:
             share = (epoch - 1 + step / steps) / self.initial
-            return Progress(epoch, self.initial, share, "initial"), self.lr
+            return Progress(epoch, self.initial, share, "initial"), self.initial_lr or self.lr
         passed = epoch - 1 - self.initial
         share = (passed + step / steps) / self.epochs
         if self.schedule is None:

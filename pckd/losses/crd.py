@@ -169,6 +169,10 @@ def crd_method(
 
     ``kd=1`` is the paper's CRD+KD. For large data sets ``memory`` bounds the slots of each bank, and ``half`` keeps
     them in half precision.
+
+    The released code has a small constant that equation 18 does not have: the value differs by 3e-5 of it, the gradient
+    by 1e-7. Its negatives are drawn without replacement and here with it, to the same expectation: of 1,638 draws from
+    5,000, 15 % of the slots that are hit are hit more than once.
     """
     options = {"negatives": negatives, "memory": memory, **({"half": True} if half else {})}
     return [Term("cross_entropy", ce), Term("kd", kd), Term("crd", weight, options=options)]

@@ -57,6 +57,9 @@ def dist_intra(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 def dist(ce: float = 1.0, beta: float = 2.0, gamma: float = 2.0, temperature: float = TEMPERATURE) -> list[Term]:
     """DIST, distillation from a stronger teacher (Huang et al. 2022): relations instead of values.
 
+    The released code adds 1e-8 to the product of the norms, which the formula does not have: gradients differ by 3e-6.
+    At temperature 1 and logits of deviation 20, where most probabilities are 0, this and a floor of 1e-6 make 11 %.
+
     Args:
         ce: weight of the cross entropy.
         beta: of the inter-class relation. gamma: of the intra-class relation. temperature: of both.

@@ -21,5 +21,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
 
 @METHODS.register("kd", paper="Hinton et al., arXiv 1503.02531", year=2015)
 def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0) -> list[Term]:
-    """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits."""
+    """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits.
+
+    The tables of CIFAR-100 weigh cross entropy by 0.1 and KD by 0.9: ``kd(ce=0.1, weight=0.9)``. Both are 1 here.
+    """
     return [Term("cross_entropy", ce), Term("kd", weight, options={"temperature": temperature})]

@@ -34,5 +34,8 @@ def lskd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.
 
 @METHODS.register("lskd", paper="Sun et al., arXiv 2403.01427", year=2024)
 def lskd_method(ce: float = 0.1, weight: float = 9.0, temperature: float = 2.0) -> list[Term]:
-    """KD with logit standardization (Sun et al. 2024); ``temperature`` is the base temperature."""
+    """KD with logit standardization (Sun et al. 2024); ``temperature`` is the base temperature.
+
+    The released code adds 1e-7 to the deviation, which the formula does not have: values and gradients differ by 2e-7.
+    """
     return [Term("cross_entropy", ce), Term("lskd", weight, options={"temperature": temperature})]

@@ -64,6 +64,9 @@ class SoftmaxRegression(nn.Module):
 def srrl(ce: float = 1.0, feature: float = 1.0, regression: float = 1.0) -> list[Term]:
     """Softmax regression representation learning (Yang et al. 2021).
 
+    Two forms are published. The authors adapt the map and then average it, as here. SimKD's benchmark adapts the
+    averaged vector, which is another loss, and adds KD: its figures are not those of this method.
+
     Args:
         ce: weight of the cross entropy.
         feature: of the feature statistic. regression: of the squared error of the logits.

@@ -51,7 +51,7 @@ from registry.errors import closest, place_of
 __all__ = ["Classification", "Scores", "answers", "image_views"]
 
 ViewStatistics = Literal["joint", "own"]
-"""Whether batch norms normalize all views of a batch together, or each view by itself."""
+"""Whether batch norms normalize all views of a batch together, but a strong one, or each view by itself."""
 
 
 class Scores(NamedTuple):
@@ -104,7 +104,8 @@ class Classification(Task):
     Args:
         views: rotations shown of each image, 1 to 4; by default 4 where a term looks at all views, else 1.
         view_statistics: what the student's batch norms normalize by: ``"joint"``, all views of a batch together, as
-            published, or ``"own"``, each view by its own statistics; evaluation is then by the upright view's.
+            published, or ``"own"``, each view by its own statistics; evaluation is then by the upright view's. A
+            strongly augmented view is a pass of its own, as released with MLD; evaluation is by the statistics of all.
         flip: random horizontal flips in training.
         view_pool: in how many ways each image is augmented, the same in every run; 0: anew each time. By default 16
             where the teacher's answers are ``cached``, else 0.
@@ -229,7 +230,8 @@ class Classification(Task):
 
     def check_batch(self, student: nn.Module, data: Data, images: int, objective: Objective) -> None:
         self._check_reads(objective, images, data.train)
-        if images * self.views_of(objective.row_sets) == 1:
+        sets = objective.row_sets
+        if images == 1 and (self.view_statistics == "own" or "strong" in sets or self.views_of(sets) == 1):
             weight = next(student.parameters(), torch.empty(0))
             image = torch.zeros(1, *data.image_shape, dtype=weight.dtype, device=weight.device)
             with torch.no_grad():
@@ -363,19 +365,29 @@ class Classification(Task):
         }
         instances = image_views(batch.labels, batch.index, batch.views.shape[1], **facts)
         with record_function("pckd.student"):
-            return self._answer(student, batch.views), answers, self.shown(instances)
+            return self._answer(student, batch.views, batch.strong), answers, self.shown(instances)
 
-    def _answer(self, student: nn.Module, views: Tensor) -> Output:
-        """The student's output for [B, V, C, H, W], image by image as in the batch."""
-        if self.view_statistics == "joint" or views.shape[1] == 1:
-            output: Output = student(views.flatten(0, 1))
-            return output
-        upright, *others = views.unbind(1)
-        with _running_statistics_kept(student):
-            outputs = [student(view) for view in others]
-        outputs.insert(0, student(upright))
-        rest = iter(zip(*(_tensors(output) for output in outputs), strict=True))
-        return outputs[0].apply(lambda _: torch.stack(next(rest), 1).flatten(0, 1))
+    def _answer(self, student: nn.Module, views: Tensor, strong: bool) -> Output:
+        """The student's output for [B, V, C, H, W], image by image as in the batch.
+
+        Args:
+            strong: whether the last view is a strongly augmented one, which is a pass of its own.
+        """
+        images, count = views.shape[:2]
+        own = self.view_statistics == "own"
+        passes = [part.flatten(0, 1) for part in views.split(1 if own else count - strong, 1)]
+        if own:
+            with _running_statistics_kept(student):
+                outputs = [student(part) for part in passes[1:]]
+            outputs.insert(0, student(passes[0]))
+        else:
+            outputs = [student(part) for part in passes]
+        if len(outputs) == 1:
+            return outputs[0]
+        parts = iter(zip(*(_tensors(output) for output in outputs), strict=True))
+        return outputs[0].apply(
+            lambda _: torch.cat([part.unflatten(0, (images, -1)) for part in next(parts)], 1).flatten(0, 1)
+        )
 
     def images(self, batch: Batch) -> Tensor:
         return batch.views.flatten(0, 1)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import pckd
-from model_zoo import METHOD_OPTIONS, method_options, method_recipe, recipe_for
+from model_zoo import METHOD_OPTIONS, METHOD_RECIPES, method_options, method_recipe
 from pckd.cli import print_entry
 from pckd.display import Silent
 from pckd.plan import make_task, plan
-from pckd.terms import method_lr, method_terms, pair_options
+from pckd.terms import method_terms, pair_options, recipe_changes
 from registry import BACKBONES, METHODS, DataSplit, Term, options_of
 
 
@@ -65,16 +65,43 @@ def test_tables_name_networks_and_options(name: str) -> None:
             METHODS.get(name)(**options)
 
 
-def test_mld_halves_the_learning_rate_where_it_is_the_usual_one() -> None:
-    method_recipe("mld")["lr"] = 1.0
-    assert method_recipe("mld") == method_recipe("mld", "resnet8x4") == {"lr": 0.025}
-    assert method_recipe("dkd") == {}
-    for student in ("MobileNetV2", "ShuffleV1", "ShuffleV2"):
-        assert method_recipe("mld", student) == {}
-        assert method_lr("mld", student) is None
-        assert recipe_for(student).lr == 0.01
-    assert method_lr("mld(ce=1.0)+dkd", "resnet20") == method_lr("dkd+mld", nn.Identity()) == 0.025
-    assert method_lr([Term("kd")], "resnet20") is method_lr("dkd", "resnet20") is None
+def test_recipes_name_methods_and_networks() -> None:
+    assert set(METHOD_RECIPES) <= set(METHODS.names())
+    named = {name for table in METHOD_RECIPES.values() for label in table if label for name in label.split(">")}
+    assert named <= set(BACKBONES.names())
+
+
+@pytest.mark.parametrize(
+    ("method", "pair", "changes"),
+    [
+        ("mld", (), {"lr": 0.025}),
+        ("mld", ("resnet8x4", "resnet32x4"), {"lr": 0.025}),
+        # Students that are trained gently keep their rate.
+        ("mld", ("ShuffleV2",), {}),
+        ("mld", ("MobileNetV2", "vgg13"), {"epochs": 480}),
+        ("mld", ("MobileNetV2(in_channels=1)", "ResNet50"), {"epochs": 480}),
+        ("mld", ("ShuffleV1", "wrn_40_2"), {"epochs": 480}),
+        ("mld", ("ShuffleV1", "resnet32x4"), {"epochs": 960}),
+        ("mld", ("ShuffleV2", "resnet32x4"), {"epochs": 960}),
+        ("mld", ("vgg8", "vgg13"), {"lr": 0.025}),
+        ("ft", ("wrn_40_1", "vgg13"), {"initial_lr": 0.01}),
+        ("ft", ("resnet8x4 (in_channels=1)",), {"initial_lr": 0.01}),
+        ("ft", ("vgg8", "resnet32x4"), {}),
+        ("ft", (), {}),
+        ("dkd", (), {}),
+    ],
+)
+def test_what_a_method_changes_of_the_usual_recipe(method: str, pair: tuple[str, ...], changes: dict[str, Any]) -> None:
+    method_recipe(method, *pair)["lr"] = 1.0
+    assert method_recipe(method, *pair) == changes
+
+
+def test_of_several_methods_the_first_that_changes_the_recipe_wins() -> None:
+    assert (
+        recipe_changes("mld(ce=1.0)+dkd", "resnet20")["lr"] == recipe_changes("dkd+mld", nn.Identity())["lr"] == 0.025
+    )
+    assert recipe_changes("mld+ft", "resnet20") == {"lr": 0.025, "initial_lr": 0.01}
+    assert recipe_changes([Term("kd")], "resnet20") == recipe_changes("ft", nn.Identity()) == {}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +164,8 @@ def test_a_run_says_and_records_what_it_took(data: pckd.Data, tmp_path: Path) ->
         ("dkd(beta=3)", None, 0.05, []),
         ("mld", None, 0.025, ["mld: learning rate 0.025, as published"]),
         ("mld", 0.1, 0.1, []),
+        ("ft", 0.1, 0.1, ["ft: learning rate 0.01 in the initial epochs, as published"]),
+        ("ft(initial=0)", 0.1, 0.1, []),
     ],
 )
 def test_a_plan_takes_what_is_given_or_the_learning_rate_of_the_method(
@@ -144,6 +173,17 @@ def test_a_plan_takes_what_is_given_or_the_learning_rate_of_the_method(
 ) -> None:
     planned = plan(task=make_task(None, data), data=data, student="resnet20", teacher="resnet56", method=method, lr=lr)
     assert (planned.lr, planned.notes, planned.published) == (taken, notes, {})
+    assert planned.initial_lr == (0.01 if method == "ft" else None)
+
+
+def test_a_plan_says_what_else_is_published(data: pckd.Data) -> None:
+    given: dict[str, Any] = {"student": "ShuffleV1", "teacher": "wrn_40_2", "method": "mld", "data": data, "epochs": 3}
+    planned = plan(task=make_task(None, data), **given)
+    assert (planned.lr, planned.epochs) == (0.01, 3)
+    assert planned.notes == ["mld: published with epochs=480, schedule='multistep(milestones=(0.3125, 0.375, 0.4375))'"]
+    # Rates that were published for SGD are no other optimizer's.
+    given |= {"student": "resnet20", "method": "ft", "optimizer": "adamw", "lr": 1e-3}
+    assert plan(task=make_task(None, data), **given).initial_lr is None
 
 
 @pytest.mark.parametrize(
@@ -151,7 +191,8 @@ def test_a_plan_takes_what_is_given_or_the_learning_rate_of_the_method(
     [
         ("dkd", "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]"),
         ("dkd", "beta=2 for resnet56>resnet20, resnet110>resnet32"),
-        ("mld", "published lr=0.025"),
+        ("mld", "published lr=0.025 epochs=480 for vgg13>MobileNetV2, ResNet50>MobileNetV2, wrn_40_2>ShuffleV1"),
+        ("ft", "published initial_lr=0.01 for resnet8, "),
     ],
 )
 def test_the_list_shows_what_is_published(method: str, line: str) -> None:

@@ -171,7 +171,7 @@ NOT_FUSED = {name: {"pckd/engine/guard.py: check"} for name in ("lamb", "lion", 
 """Optimizers that do not pass over a step by themselves: the host looks whether it is finite."""
 OF_TORCHVISION = {
     *(f"pckd/augmentations/policies.py: {name}" for name in ("_affine", "<lambda>", "auto_augment")),
-    *(f"pckd/data/strong.py: {name}" for name in ("_affine", "<lambda>")),
+    "pckd/data/strong.py: <lambda>",
 }
 """Operations of torchvision's: matrices and kernels are made on the CPU and copied, contrast uses a mask."""
 OF_A_TASK = {

@@ -192,7 +192,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "dkd": {"dkd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "warmup": 20})},
     "fitnet": {"fitnet": (100, {"hint_layer": None})},
     "fsp": {"fsp": (50, {"initial": 30, "initial_weight": 1, "main": False})},
-    "ft": {"ft": (200, {"rate": 0.5, "initial": 30, "initial_weight": 0.2})},
+    "ft": {"ft": (200, {"rate": 0.5, "initial": 30, "initial_weight": 1})},
     "ickd": {"kd": (0, {"temperature": 4}), "channel_correlation": (2.5, {})},
     "kd": {"kd": (1, {"temperature": 4})},
     "kdsvd": {"kdsvd": (1, {"k": 1})},

@@ -382,6 +382,8 @@ def test_bf16_is_profiled_as_it_trains(comparison: Comparison) -> None:
         ({"teacher": Tiny()}, "the teacher has 2 classes"),
         ({"method": "nothing"}, "unknown name"),
         ({"batch_size": 1, "views": 1, "image_size": 4}, "one image, raised ValueError: Expected more than 1"),
+        # The strong view is a pass of its own beside all rotations.
+        ({"batch_size": 1, "views": 4, "image_size": 4, "method": "mld"}, "one image, raised ValueError"),
         ({"student": Tiny(), "teacher": None}, "method 'pckd' needs a teacher"),
     ],
 )

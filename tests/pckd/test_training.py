@@ -603,6 +603,8 @@ def test_initial_epochs_come_first_with_their_own_terms(tiny_data: pckd.Data, ob
     assert [("marker" in row, "cross_entropy" in row) for row in rows] == [(True, False)] + 4 * [(False, True)]
     assert {moment[:3] for moment in objectives[0][0].losses["marker"].seen} == {("initial", 1, 1)}
     assert [row["lr"] for row in rows] == pytest.approx([0.05, 0.05, 0.05, 0.005, 5e-5])
+    # Those of ft have a rate of their own for this student.
+    assert run(tiny_data, method="ft", epochs=1).history[0]["lr"] == 0.01
 
 
 def test_term_of_both_stages_counts_epochs_within_each(tiny_data: pckd.Data, objectives: list[Any]) -> None:

@@ -36,10 +36,10 @@ class Seen(nn.Module):
         return {"loss": student.logits.sum()}
 
 
-def answered(how: Literal["joint", "own"], views: torch.Tensor) -> tuple[Output, Net]:
+def answered(how: Literal["joint", "own"], views: torch.Tensor, strong: bool = False) -> tuple[Output, Net]:
     torch.manual_seed(0)
     net, objective = Net(), Seen()
-    batch = Batch(views, torch.zeros(len(views), dtype=torch.long), torch.arange(len(views)))
+    batch = Batch(views, torch.zeros(len(views), dtype=torch.long), torch.arange(len(views)), strong=strong)
     DistillationTask(Classification(view_statistics=how), net, objective)(batch, [], Progress())  # type: ignore[arg-type]
     return objective.output, net
 
@@ -69,6 +69,24 @@ def test_joint_statistics_mix_the_views() -> None:
     expected = (rows - 11) / (rows - 11).square().mean().sqrt()
     assert torch.allclose(output.preacts[0], expected, atol=1e-3)
     assert net.norm.running_mean.item() == pytest.approx(5.5)  # type: ignore[union-attr]
+
+
+def test_a_strong_view_is_a_pass_of_its_own_and_counts() -> None:
+    output, net = answered("joint", VIEWS, strong=True)
+    assert torch.equal(output.preacts[0], answered("own", VIEWS)[0].preacts[0])
+    # Half of what was there and half of each view, one after the other; the unbiased variances are 8 / 7 and 800 / 7.
+    assert net.norm.running_mean.item() == pytest.approx((0 / 2 + 2 / 2) / 2 + 20 / 2)  # type: ignore[union-attr]
+    assert net.norm.running_var.item() == pytest.approx((1 + 8 / 7) / 4 + 800 / 7 / 2)  # type: ignore[union-attr]
+    assert net.norm.num_batches_tracked == 2
+
+
+def test_rotations_beside_a_strong_view_stay_together() -> None:
+    views = torch.cat([VIEWS, VIEWS[:, :1]], 1)
+    output, net = answered("joint", views, strong=True)
+    rows = output.preacts[0].unflatten(0, (2, 3))
+    assert torch.equal(rows[:, :2].flatten(0, 1), answered("joint", VIEWS)[0].preacts[0])
+    assert torch.equal(rows[:, 2], answered("own", VIEWS[:, :1])[0].preacts[0])
+    assert net.norm.running_mean.item() == pytest.approx(11 / 4 + 2 / 2)  # type: ignore[union-attr]
 
 
 def test_one_view_is_the_same_either_way() -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pckd.data import make_views
+from pckd.data.strong import _OPERATIONS, _cut_out, strong_augment
 from pckd.data.views import POOL_VERSION, apply_views, draw_pool, draw_views
 from registry import UserError
 
@@ -130,3 +131,83 @@ def test_entries_reach_every_place_and_differ_between_images_entries_and_views()
         correlations = torch.corrcoef(table.T).fill_diagonal_(0)
         assert correlations.abs().max() < 6 / len(table) ** 0.5
     assert pool_of(padding=0).offsets.unique().tolist() == [0]
+
+
+def test_views_are_changed_after_the_crop_and_before_they_are_normalized():
+    images, draw = random_images(), drawn(5, 1, 3)
+    options = {"views": 1, "mean": MEAN, "std": STD, "padding": 3, "draw": draw}
+    black = {"views": 1, "mean": (0,) * 3, "std": (1 / 255,) * 3, "padding": 3, "draw": draw}
+    cut = apply_views(images, **black)[:, 0]
+    changed = apply_views(images, change=lambda x: 255 - x, **options)[:, 0]
+    torch.testing.assert_close(changed, normalized(255 - cut))
+
+
+# From 10 to 120; every expected value is by hand, but for the rotation, which is Pillow's.
+STEPS = torch.arange(10, 130, 10, dtype=torch.uint8).view(3, 4)
+POINT = torch.zeros(3, 3, dtype=torch.uint8)
+POINT[1, 1] = 130
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "image", "expected"),
+    [
+        ("identity", 0.3, STEPS, STEPS),
+        # 0.5 of the image, the rest plainer: black, the gray of the pixel (0.299, 0.587, 0.114), the mean of 65.
+        ("brightness", 0.5, STEPS, STEPS // 2),
+        ("color", 0.5, [[[100]], [[200]], [[50]]], [[[126]], [[176]], [[101]]]),
+        ("color", 0.5, STEPS, STEPS),
+        ("contrast", 0.5, STEPS, [[37, 42, 47, 52], [57, 62, 67, 72], [77, 82, 87, 92]]),
+        # Blurred, the point has 5 / 13 of its height.
+        ("sharpness", 0.5, POINT, [[0, 0, 0], [0, 90, 0], [0, 0, 0]]),
+        # 4, 6 and 7 bits of 8 stay.
+        ("posterize", 0.0, STEPS, [[0, 16, 16, 32], [48, 48, 64, 80], [80, 96, 96, 112]]),
+        ("posterize", 0.5, STEPS, [[8, 20, 28, 40], [48, 60, 68, 80], [88, 100, 108, 120]]),
+        ("posterize", 0.99, POINT + 1, [[0, 0, 0], [0, 130, 0], [0, 0, 0]]),
+        # From a quarter of 256 on.
+        ("solarize", 0.25, STEPS, [[10, 20, 30, 40], [50, 60, 185, 175], [165, 155, 145, 135]]),
+        # By a pixel, of 0.3 * 4 and of 0.3 * 3.
+        ("shift_x", 0.92, STEPS, [[20, 30, 40, 0], [60, 70, 80, 0], [100, 110, 120, 0]]),
+        ("shift_x", 0.08, STEPS, [[0, 10, 20, 30], [0, 50, 60, 70], [0, 90, 100, 110]]),
+        ("shift_y", 0.99, STEPS, [[50, 60, 70, 80], [90, 100, 110, 120], [0, 0, 0, 0]]),
+        # The centers of the rows move by 0.15, 0.45 and 0.75, those of columns by up to 1.05 the other way.
+        ("shear_x", 1.0, STEPS, [[10, 20, 30, 40], [50, 60, 70, 80], [100, 110, 120, 0]]),
+        ("shear_y", 0.0, STEPS, [[10, 20, 0, 0], [50, 60, 30, 40], [90, 100, 70, 80]]),
+        ("rotate", 0.5, STEPS, STEPS),
+        ("rotate", 1.0, STEPS, [[0, 30, 30, 80], [10, 60, 70, 120], [50, 100, 100, 0]]),
+    ],
+)
+def test_operations_of_the_strong_view(name, strength, image, expected):
+    image, expected = (torch.as_tensor(x, dtype=torch.uint8) for x in (image, expected))
+    shape = (1, 1, *image.shape) if image.ndim == 2 else (1, *image.shape)
+    # Two images of two strengths do not disturb each other.
+    images = torch.cat([image.view(shape), torch.zeros(shape, dtype=torch.uint8)])
+    strengths = torch.tensor([strength, 0.5]).view(2, 1, 1, 1)
+    assert torch.equal(_OPERATIONS[name](images, strengths)[0], expected.view(shape[1:]))
+
+
+def test_the_hole_of_the_strong_view():
+    # Side 0.5 * 8 / 2 = 2, from column 0.5 * 8 - 1 = 3 and row 0.25 * 4 - 1 = 0 on, both ends included.
+    holes = _cut_out(torch.ones(1, 3, 4, 8, dtype=torch.uint8), torch.tensor([0.5, 0.5, 0.25]).view(3, 1, 1, 1, 1))
+    expected = torch.ones(3, 4, 8, dtype=torch.uint8)
+    expected[:, :3, 3:6] = torch.tensor([125, 123, 114], dtype=torch.uint8).view(3, 1, 1)
+    assert torch.equal(holes[0], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_strong_view_is_of_any_strength_and_always_has_a_hole(channels):
+    images = torch.full((1000, channels, 32, 32), 200, dtype=torch.uint8)
+    images[:, :, ::2] = 90
+
+    def strong(operations, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return strong_augment(images, generator=generator, operations=operations)
+
+    holes = (strong(0) != images).any(1)
+    assert holes.flatten(1).any(1).all()
+    # The released code cuts out 8.3 %.
+    assert holes.float().mean().item() == pytest.approx(0.083, abs=0.006)
+    one = strong(1)
+    assert torch.equal(one, strong(1))
+    assert not torch.equal(one, strong(1, seed=1))
+    # Brightness alone has more than fifty strengths.
+    assert len(one[:, 0, 0, 0].unique()) > 50
