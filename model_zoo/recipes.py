@@ -73,6 +73,30 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (3.0, 1.0): "ResNet50>MobileNetV2",
             },
         ),
+        "dkd(standardize=True)": _table(
+            "the names of LSKD's published logs for DKD on CIFAR-100 (arXiv 2403.01427); beta of DKD's configurations "
+            "where a name has none",
+            ("temperature", "weight", "beta"),
+            {
+                (2.0, 9.0, 8.0): "resnet32x4>resnet8x4 resnet32x4>ShuffleV2 resnet32x4>wrn_40_2",
+                (2.0, 9.0, 2.0): "resnet32x4>wrn_16_2",
+                (2.0, 12.0, 2.0): "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1",
+                (2.0, 15.0, 2.0): "vgg13>vgg8 resnet110>resnet20 resnet110>resnet32 ResNet50>MobileNetV2 "
+                "wrn_40_2>MobileNetV2",
+                (2.0, 18.0, 2.0): "wrn_40_2>resnet8x4",
+                (3.0, 9.0, 2.0): "vgg13>MobileNetV2",
+                (3.0, 18.0, 2.0): "resnet56>resnet20",
+            },
+        ),
+        "mld(standardize=True)": _table(
+            "the names of LSKD's published logs for MLD on CIFAR-100 (arXiv 2403.01427)",
+            ("temperature", "weight"),
+            {
+                (2.0, 9.0): "resnet32x4>resnet8x4 resnet32x4>wrn_16_2 resnet32x4>wrn_40_2 wrn_40_2>resnet8x4 "
+                "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1 resnet110>resnet20 resnet110>resnet32 ResNet50>MobileNetV2",
+                (2.0, 6.0): "resnet32x4>ShuffleV2 vgg13>MobileNetV2 vgg13>vgg8",
+            },
+        ),
     }
 )
 
@@ -84,7 +108,8 @@ def method_options(method: str, student: str, teacher: str) -> dict[str, Any]:
     """The options that the literature gives ``method`` for this pair; empty where it gives none.
 
     Args:
-        method: a name of ``METHODS``. student, teacher: names of ``BACKBONES``; their options are ignored.
+        method: a name of ``METHODS``, or ``"dkd(standardize=True)"``, which has a table of its own.
+        student, teacher: names of ``BACKBONES``; their options are ignored.
     """
     known = METHOD_OPTIONS.get(method)
     return dict(known.pairs.get(f"{bare(teacher)}>{bare(student)}", {})) if known else {}

@@ -28,6 +28,7 @@ from registry import (
     build,
     load_plugin,
     options_of,
+    parse,
 )
 from registry.errors import is_out_of_memory
 
@@ -243,9 +244,11 @@ def _published(method: str) -> Iterator[str]:
     """What the literature sets for a method: ``lr=0.025``, ``beta=8 for resnet32x4>resnet8x4, ...``."""
     if recipe := _values(method_recipe(method)):
         yield recipe
-    pairs = METHOD_OPTIONS[method].pairs if method in METHOD_OPTIONS else {}
-    for values, own in grouped(pairs, lambda pair: _values(pairs[pair])).items():
-        yield f"{values} for {', '.join(own)}"
+    for spec, table in METHOD_OPTIONS.items():
+        name, given = parse(spec)
+        pairs = table.pairs if name == method else {}
+        for values, own in grouped(pairs, lambda pair, pairs=pairs: _values(pairs[pair])).items():
+            yield f"{_values(given)}: {values} for {', '.join(own)}".removeprefix(": ")
 
 
 def _values(options: Mapping[str, Any]) -> str:

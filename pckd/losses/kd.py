@@ -20,6 +20,14 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
 
 
 @METHODS.register("kd", paper="Hinton et al., arXiv 1503.02531", year=2015)
-def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0) -> list[Term]:
-    """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits."""
-    return [Term("cross_entropy", ce), Term("kd", weight, options={"temperature": temperature})]
+def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0, standardize: bool = False) -> list[Term]:
+    """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits.
+
+    Args:
+        ce: weight of the cross entropy. weight: of KD. temperature: of both networks.
+        standardize: whether the logits are standardized first, as in ``lskd``, which has the published weights.
+    """
+    return [
+        Term("cross_entropy", ce),
+        Term("kd", weight, options={"temperature": temperature}, standardize=standardize),
+    ]

@@ -30,6 +30,7 @@ from registry import (
     Output,
     Setup,
     Shapes,
+    Term,
     build,
 )
 
@@ -103,6 +104,28 @@ def test_lskd_by_hand(temperature: float) -> None:
     if temperature == 2:
         assert pf.lskd(*BOTH).equal(pf.lskd(*BOTH, temperature))
     assert pf.standardize(T([[3.0, 3.0, 3.0]])).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(("method", "standardized"), [("kd", ["kd"]), ("dkd", ["dkd"]), ("mld", ["mld_instance"])])
+def test_a_method_compares_standardized_logits(method: str, standardized: list[str]) -> None:
+    """Its losses of single rows, as if both networks had answered with z-scores; the others as before."""
+    scores = [pf.standardize(x) for x in BOTH]
+    setup = Setup(Shapes(3, 1), Shapes(3, 1))
+    instances = image_views(T([1]), T([0]), 2, strong=True)
+    context = dataclasses.replace(make_context(T([1]), 3), instances=instances)
+    plain, changed = (build(METHODS, method, standardize=on, temperature=2.0) for on in (False, True))
+    assert [term.label for term in changed if term.standardize] == standardized
+    shown = {on: [Output(x, torch.zeros(2, 1)) for x in (scores if on else BOTH)] for on in (False, True)}
+    for term, other in zip(plain, changed, strict=True):
+        expected = objective_of([term], setup)(*shown[other.standardize], context)
+        assert objective_of([other], setup)(*shown[False], context) == expected
+    if method == "kd":
+        assert expected["kd"].item() == pytest.approx(pf.lskd(*BOTH)[0].item())
+
+
+def test_only_distributions_over_the_classes_are_standardized() -> None:
+    with pytest.raises(NotApplicable, match="rkd compares no distributions over the classes: leave out"):
+        objective_of([Term("rkd", standardize=True)], Setup(Shapes(3, 4), Shapes(3, 4)))
 
 
 def test_hard_kd_by_hand() -> None:
