@@ -61,6 +61,8 @@ from pckd.losses.mld import batch_alignment as batch_alignment
 from pckd.losses.mld import class_alignment as class_alignment
 from pckd.losses.mld import instance_alignment as instance_alignment
 from pckd.losses.mld import unsure_share as unsure_share
+from pckd.losses.nkd import nkd as nkd
+from pckd.losses.nkd import target_cross_entropy as target_cross_entropy
 from pckd.losses.nst import nst as nst
 from pckd.losses.ofd import negative_means as negative_means
 from pckd.losses.ofd import ofd as ofd

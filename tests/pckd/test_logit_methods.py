@@ -56,6 +56,35 @@ TEACHER = np.array([[3.0, 0.0, 1.0], [-1.0, 1.0, 0.5]])
 BOTH = T(STUDENT), T(TEACHER)
 
 
+# Released code: the mean over the rows, and the gradient of the first logit, in double precision
+
+ROWS = T(
+    [[1.2, -0.3, 0.8, 2.1, -1.0], [0.1, 0.4, -0.7, 1.5, 0.9], [-0.2, 2.2, 0.3, -1.1, 0.6], [1.0, 0.5, 0.2, -0.4, 1.9]],
+    dtype=torch.float64,
+)
+BY = T(
+    [[2.5, 0.1, 1.3, 3.0, -0.8], [-0.6, 1.7, 0.2, 2.4, 0.3], [0.4, 1.1, 2.8, -0.9, 0.0], [3.1, -0.2, 0.9, 0.6, 1.4]],
+    dtype=torch.float64,
+)
+LABELS = T([3, 1, 1, 0])
+"""Logits of student and teacher, and the labels."""
+
+RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
+    # cls_KD 1e5d48f, mmcls/models/dis_losses/nkd.py
+    (lambda s: pf.nkd(s, BY, LABELS), 2.211984633396371, -0.04535294587242263),
+    (lambda s: pf.nkd(s, BY, LABELS, 1.0, 2.0), 5.739164404166352, -0.024296395818023495),
+    # End of the released figures.
+]
+
+
+@pytest.mark.parametrize(("loss", "value", "gradient"), RELEASED)
+def test_released_figures(loss: Callable[[Tensor], Tensor], value: float, gradient: float) -> None:
+    student = ROWS.clone().requires_grad_()
+    mean = loss(student).mean()
+    assert mean.item() == pytest.approx(value, rel=1e-12)
+    assert torch.autograd.grad(mean, student)[0][0, 0].item() == pytest.approx(gradient, rel=1e-10)
+
+
 # DKD
 
 
@@ -126,6 +155,16 @@ def test_a_method_compares_standardized_logits(method: str, standardized: list[s
 def test_only_distributions_over_the_classes_are_standardized() -> None:
     with pytest.raises(NotApplicable, match="rkd compares no distributions over the classes: leave out"):
         objective_of([Term("rkd", standardize=True)], Setup(Shapes(3, 4), Shapes(3, 4)))
+
+
+def test_nkd_by_hand() -> None:
+    gamma, temperature, labels = 2.0, 3.0, [0, 2]
+    expected = []
+    for student, teacher, label in zip(STUDENT, TEACHER, labels, strict=True):
+        q, p = (softmax(np.delete(logits, label), temperature) for logits in (student, teacher))
+        target = -softmax(teacher)[label] * np.log(softmax(student)[label])
+        expected.append(target - gamma * temperature**2 * (p * np.log(q)).sum())
+    assert pf.nkd(*BOTH, T(labels), gamma, temperature).tolist() == pytest.approx(expected)
 
 
 def test_hard_kd_by_hand() -> None:

@@ -203,6 +203,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
         "mld_batch": (0.9, {"temperature": 4}),
         "mld_class": (0.9, {"temperature": 4}),
     },
+    "nkd": {"nkd": (1, {"gamma": 1.5, "temperature": 1})},
     "nst": {"nst": (50, {})},
     "ofd": {"ofd": (1e-3, {})},
     "pkt": {"pkt": (30000, {})},
@@ -239,6 +240,7 @@ def test_crd_has_the_published_contrast() -> None:
 NOT_ABOVE_0 = (0, -1, float("nan"))
 OF_TEMPERATURE = (
     *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
+    *("nkd"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 

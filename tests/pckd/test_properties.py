@@ -224,6 +224,7 @@ NOT_ZERO_FOR_EQUALS = {
     "direct_alignment": "an embedding of zeros has no direction, so that nothing is aligned with it",
     "dist_inter": CONSTANTS,
     "dist_intra": CONSTANTS,
+    **dict.fromkeys(("nkd",), "a cross entropy, which is as large as the teacher is unsure"),
     "hard_kd": "asks for certainty, which the teacher itself has not",
 }
 
