@@ -62,6 +62,11 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (1.0,): "resnet110>resnet32",
             },
         ),
+        "ttm": _table(
+            "the commands for TTM in the code of TTM (arXiv 2402.11148) and of ABKD (arXiv 2505.04560)",
+            ("gamma", "weight"),
+            {(0.1, 45.0): "vgg13>vgg8", (0.1, 76.0): "wrn_40_2>wrn_40_1"},
+        ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),

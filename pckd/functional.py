@@ -80,6 +80,9 @@ from pckd.losses.sskd import similarity_transfer as similarity_transfer
 from pckd.losses.sskd import transformed_kd as transformed_kd
 from pckd.losses.sskd import view_contrast as view_contrast
 from pckd.losses.sskd import view_similarity as view_similarity
+from pckd.losses.ttm import power_sum as power_sum
+from pckd.losses.ttm import ttm as ttm
+from pckd.losses.ttm import wttm as wttm
 from pckd.losses.vid import vid as vid
 from pckd.ops import PUBLISHED_EPOCHS as PUBLISHED_EPOCHS
 from pckd.ops import full as full

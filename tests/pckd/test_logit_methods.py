@@ -73,6 +73,9 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # cls_KD 1e5d48f, mmcls/models/dis_losses/nkd.py
     (lambda s: pf.nkd(s, BY, LABELS), 2.211984633396371, -0.04535294587242263),
     (lambda s: pf.nkd(s, BY, LABELS, 1.0, 2.0), 5.739164404166352, -0.024296395818023495),
+    # TTM fe457b3, distiller_zoo/ttm.py and wttm.py
+    (lambda s: pf.ttm(s, BY), 0.3620483213435519, -0.00025349255571453094),
+    (lambda s: pf.wttm(s, BY, 0.2), 1.009166401763551, -0.019520786249861616),
     # End of the released figures.
 ]
 
@@ -165,6 +168,15 @@ def test_nkd_by_hand() -> None:
         target = -softmax(teacher)[label] * np.log(softmax(student)[label])
         expected.append(target - gamma * temperature**2 * (p * np.log(q)).sum())
     assert pf.nkd(*BOTH, T(labels), gamma, temperature).tolist() == pytest.approx(expected)
+
+
+def test_ttm_and_wttm_by_hand() -> None:
+    powers = softmax(TEACHER) ** 0.3
+    sums = powers.sum(1)
+    expected = divergence(powers / sums[:, None], softmax(STUDENT))
+    assert pf.power_sum(BOTH[1], 0.3).tolist() == pytest.approx(sums)
+    assert pf.ttm(*BOTH, 0.3).tolist() == pytest.approx(expected)
+    assert pf.wttm(*BOTH, 0.3).tolist() == pytest.approx(sums * expected)
 
 
 def test_hard_kd_by_hand() -> None:

@@ -221,6 +221,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
             {"temperature": 0.5, "ratio": 0.75, "rows": "all", "initial": 60, "initial_weight": 1},
         ),
     },
+    "ttm": {"ttm": (45, {"gamma": 0.1})},
+    "wttm": {"wttm": (4, {"gamma": 0.2})},
     "vid": {"vid": (1, {"init_variance": 5})},
 }
 
@@ -263,6 +265,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
     ],
 )
 def test_options_out_of_range_are_refused(loss: str, option: str, values: tuple[Any, ...]) -> None:

@@ -225,6 +225,7 @@ NOT_ZERO_FOR_EQUALS = {
     "dist_inter": CONSTANTS,
     "dist_intra": CONSTANTS,
     **dict.fromkeys(("nkd",), "a cross entropy, which is as large as the teacher is unsure"),
+    **dict.fromkeys(("ttm", "wttm"), "the student has no temperature, and the teacher has one"),
     "hard_kd": "asks for certainty, which the teacher itself has not",
 }
 
