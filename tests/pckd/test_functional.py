@@ -269,6 +269,7 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "feature_statistic": lambda x: pf.feature_statistic(x["student_map0"], x["teacher_map0"].mean((2, 3))),
     "dkd": lambda x: pf.dkd(x["student_logits"], x["teacher_logits"], labels_of(x)),
     "nkd": lambda x: pf.nkd(x["student_logits"], x["teacher_logits"], labels_of(x)),
+    "rld": lambda x: pf.rld(x["student_logits"], x["teacher_logits"], labels_of(x)),
     "category_contrast": lambda x: pf.category_contrast(
         x["student_embedding"], x["student_query"], labels_of(x), x["student_centers"], x["teacher_centers"]
     ),
@@ -374,7 +375,7 @@ ABOUT_OTHERS = ("center_infonce", "category_contrast", "noise_contrast", "view_c
 """They tell rows apart, however alike the two networks are."""
 
 
-NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "ttm", "wttm", "nkd", "ofd", "vid")
+NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in NOT_ZERO])

@@ -76,6 +76,9 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # TTM fe457b3, distiller_zoo/ttm.py and wttm.py
     (lambda s: pf.ttm(s, BY), 0.3620483213435519, -0.00025349255571453094),
     (lambda s: pf.wttm(s, BY, 0.2), 1.009166401763551, -0.019520786249861616),
+    # RLD d54578f, mdistiller/distillers/RLD.py
+    (lambda s: pf.rld(s, BY, LABELS), 1.768460000482054, -0.4102069660516989),
+    (lambda s: pf.rld(s, BY, LABELS, 0.5, 3.0, 2.0, 2.0), 0.6767827629302663, -0.16176190096739906),
     # End of the released figures.
 ]
 
@@ -177,6 +180,20 @@ def test_ttm_and_wttm_by_hand() -> None:
     assert pf.power_sum(BOTH[1], 0.3).tolist() == pytest.approx(sums)
     assert pf.ttm(*BOTH, 0.3).tolist() == pytest.approx(expected)
     assert pf.wttm(*BOTH, 0.3).tolist() == pytest.approx(sums * expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 0]])
+def test_rld_by_hand(labels: list[int]) -> None:
+    """The teacher is right of the first row with label 0, and ranks no class below its label in the others but one."""
+    alpha, beta, hot, cold = 0.5, 3.0, 2.0, 1.5
+    expected = []
+    for student, teacher, label in zip(STUDENT, TEACHER, labels, strict=True):
+        sure, own = softmax(teacher, cold).max(), softmax(student, cold)[label]
+        confidence = divergence(np.array([sure, 1 - sure]), np.array([own, 1 - own]))
+        below = teacher < teacher[label]
+        correlation = divergence(softmax(teacher[below], hot), softmax(student[below], hot)) if below.any() else 0.0
+        expected.append(alpha * cold**2 * confidence + beta * hot**2 * correlation)
+    assert pf.rld(*BOTH, T(labels), alpha, beta, hot, cold).tolist() == pytest.approx(expected)
 
 
 def test_hard_kd_by_hand() -> None:

@@ -209,6 +209,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "pkt": {"pkt": (30000, {})},
     "reviewkd": {"reviewkd": (5, {"warmup": 20})},
     "rkd": {"rkd": (1, {"distance_weight": 25, "angle_weight": 50})},
+    "rld": {"rld": (1, {"alpha": 1, "beta": 8, "temperature": 4, "confidence_temperature": 1, "warmup": 20})},
     "simkd": {"cross_entropy": (0, {}), "simkd": (1, {"factor": 2})},
     "sp": {"sp": (3000, {})},
     "srrl": {"srrl": (1, {"feature": 1, "regression": 1})},
@@ -243,6 +244,7 @@ NOT_ABOVE_0 = (0, -1, float("nan"))
 OF_TEMPERATURE = (
     *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
     *("nkd"),
+    *("rld"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -265,6 +267,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        ("rld", "confidence_temperature", NOT_ABOVE_0),
         *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
     ],
 )
