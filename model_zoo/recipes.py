@@ -29,7 +29,7 @@ class MethodOptions:
     pairs: Mapping[str, Mapping[str, Any]]
 
 
-def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> MethodOptions:
+def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[Any, ...], str]) -> MethodOptions:
     """Of each row of values, the pairs that have them."""
     pairs = {
         label: MappingProxyType(dict(zip(names, row, strict=True)))
@@ -66,6 +66,15 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
             "the commands for TTM in the code of TTM (arXiv 2402.11148) and of ABKD (arXiv 2505.04560)",
             ("gamma", "weight"),
             {(0.1, 45.0): "vgg13>vgg8", (0.1, 76.0): "wrn_40_2>wrn_40_1"},
+        ),
+        "sdd": _table(
+            "SDD's configurations and commands of SD-DKD for CIFAR-100 (arXiv 2403.13512)",
+            ("beta", "scales"),
+            {
+                (8.0, (1, 2, 4)): "resnet32x4>ShuffleV1 wrn_40_2>ShuffleV1 ResNet50>ShuffleV1 ResNet50>vgg8 "
+                "wrn_40_2>vgg8",
+                (6.0, (1, 2)): "vgg13>vgg8",
+            },
         ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",

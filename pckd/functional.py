@@ -71,6 +71,8 @@ from pckd.losses.pkt import pkt as pkt
 from pckd.losses.reviewkd import hierarchical_context as hierarchical_context
 from pckd.losses.rkd import rkd as rkd
 from pckd.losses.rld import rld as rld
+from pckd.losses.sdd import ambiguity as ambiguity
+from pckd.losses.sdd import region_logits as region_logits
 from pckd.losses.simkd import reused_feature as reused_feature
 from pckd.losses.skd import pairwise_similarity as pairwise_similarity
 from pckd.losses.sp import similarity_preserving as similarity_preserving

@@ -67,7 +67,10 @@ BY = T(
     dtype=torch.float64,
 )
 LABELS = T([3, 1, 1, 0])
-"""Logits of student and teacher, and the labels."""
+CENTERS = T(
+    [[1.0, 0.2, -0.5], [0.3, 1.1, 0.4], [-0.7, 0.5, 0.9], [0.8, -0.6, 0.1], [-0.2, -1.0, 0.6]], dtype=torch.float64
+)
+"""Logits of student and teacher, labels, and the rows of a classifier."""
 
 RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # cls_KD 1e5d48f, mmcls/models/dis_losses/nkd.py
@@ -194,6 +197,31 @@ def test_rld_by_hand(labels: list[int]) -> None:
         correlation = divergence(softmax(teacher[below], hot), softmax(student[below], hot)) if below.any() else 0.0
         expected.append(alpha * cold**2 * confidence + beta * hot**2 * correlation)
     assert pf.rld(*BOTH, T(labels), alpha, beta, hot, cold).tolist() == pytest.approx(expected)
+
+
+def test_regions_are_classified_by_hand() -> None:
+    cells = T([[1.0, 2.0], [3.0, 6.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None, None]
+    logits = pf.region_logits(cells, T([[1.0], [-1.0]]), T([0.0, 0.5]), (1, 2))
+    assert logits.tolist() == [[[3, -2.5], [1, -0.5], [2, -1.5], [3, -2.5], [6, -5.5]]]
+    # Right of the whole alone, of a region alone, of both, of none.
+    teacher = T([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
+    assert pf.ambiguity(teacher, T([0, 0, 0, 0])).tolist() == [[1, 2], [1, 2], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("scales", "value", "gradient"),
+    # SDD-CVPR2024 e412036, mdistiller/distillers/SDD_DKD.py, with SPP of mdistiller/models/cifar/utils.py
+    [((1, 2, 4), 19.197373256575432, -0.023758002679380292), ((1, 2), 5.342403285738499, -0.018124510259778345)],
+)
+def test_sdd_has_the_released_figures(scales: tuple[int, ...], value: float, gradient: float) -> None:
+    angles = torch.arange(4 * 3 * 64, dtype=torch.float64).view(4, 3, 8, 8)
+    maps = (angles.sin().requires_grad_(), (0.7 * angles).cos())
+    student, teacher = (Output(ROWS, m.mean((2, 3)), (m,)) for m in maps)
+    context = Context(Instances(LABELS), Centers(CENTERS, 3 * CENTERS))
+    loss = build(LOSSES, "sdd", Setup(Shapes.of(student), Shapes.of(teacher)), scales=scales)
+    mean = loss(student, teacher, context).mean()
+    assert mean.item() == pytest.approx(value, rel=1e-12)
+    assert torch.autograd.grad(mean, maps[0])[0][0, 0, 0, 0].item() == pytest.approx(gradient, rel=1e-10)
 
 
 def test_hard_kd_by_hand() -> None:

@@ -49,6 +49,7 @@ CPU = torch.device("cpu")
 REFUSED = {(name, pair): "equal widths.*any widths" for name in ("fsp", "kdsvd") for pair in PAIRS}
 del REFUSED["fsp", "resnet-resnet"], REFUSED["kdsvd", "resnet-resnet"]
 REFUSED |= {("simkd", "resnet-MobileNetV2"): "srrl", ("simkd", "resnet-ShuffleV2"): "srrl"}
+REFUSED |= {("sdd", pair): "dkd works" for pair in ("resnet-MobileNetV2", "resnet-ShuffleV2")}
 
 
 class Run:
@@ -210,6 +211,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "reviewkd": {"reviewkd": (5, {"warmup": 20})},
     "rkd": {"rkd": (1, {"distance_weight": 25, "angle_weight": 50})},
     "rld": {"rld": (1, {"alpha": 1, "beta": 8, "temperature": 4, "confidence_temperature": 1, "warmup": 20})},
+    "sdd": {"sdd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "scales": (1, 2, 4), "warmup": 20})},
     "simkd": {"cross_entropy": (0, {}), "simkd": (1, {"factor": 2})},
     "sp": {"sp": (3000, {})},
     "srrl": {"srrl": (1, {"feature": 1, "regression": 1})},
@@ -245,6 +247,7 @@ OF_TEMPERATURE = (
     *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
     *("nkd"),
     *("rld"),
+    *("sdd"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -267,6 +270,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
         ("rld", "confidence_temperature", NOT_ABOVE_0),
         *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
     ],
