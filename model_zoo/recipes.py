@@ -76,6 +76,11 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (6.0, (1, 2)): "vgg13>vgg8",
             },
         ),
+        "wkd": _table(
+            "WKD's configurations of WKD-L for CIFAR-100 (arXiv 2412.08139), whose costs are the CKA of features",
+            ("gamma", "temperature"),
+            {(600.0, 8.0): "resnet32x4>resnet8x4", (200.0, 6.0): "wrn_40_2>ShuffleV1"},
+        ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),

@@ -87,6 +87,9 @@ from pckd.losses.ttm import power_sum as power_sum
 from pckd.losses.ttm import ttm as ttm
 from pckd.losses.ttm import wttm as wttm
 from pckd.losses.vid import vid as vid
+from pckd.losses.wkd import class_costs as class_costs
+from pckd.losses.wkd import wasserstein as wasserstein
+from pckd.losses.wkd import wkd as wkd
 from pckd.ops import PUBLISHED_EPOCHS as PUBLISHED_EPOCHS
 from pckd.ops import full as full
 from pckd.ops import published_epoch as published_epoch

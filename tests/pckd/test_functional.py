@@ -270,6 +270,9 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "dkd": lambda x: pf.dkd(x["student_logits"], x["teacher_logits"], labels_of(x)),
     "nkd": lambda x: pf.nkd(x["student_logits"], x["teacher_logits"], labels_of(x)),
     "rld": lambda x: pf.rld(x["student_logits"], x["teacher_logits"], labels_of(x)),
+    "wasserstein": lambda x: pf.wasserstein(
+        x["student_logits"], x["teacher_logits"], labels_of(x), pf.class_costs(x["teacher_centers"])
+    ),
     "category_contrast": lambda x: pf.category_contrast(
         x["student_embedding"], x["student_query"], labels_of(x), x["student_centers"], x["teacher_centers"]
     ),
@@ -375,7 +378,7 @@ ABOUT_OTHERS = ("center_infonce", "category_contrast", "noise_contrast", "view_c
 """They tell rows apart, however alike the two networks are."""
 
 
-NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
+NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "wasserstein", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in NOT_ZERO])

@@ -72,6 +72,12 @@ CENTERS = T(
 )
 """Logits of student and teacher, labels, and the rows of a classifier."""
 
+
+def wkd(student: Tensor, epoch: int, *options: float) -> Tensor:
+    context = Context(Instances(LABELS), Centers(CENTERS, CENTERS), epoch=epoch)
+    return pf.wkd(student, BY, LABELS, CENTERS, context, *options)
+
+
 RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # cls_KD 1e5d48f, mmcls/models/dis_losses/nkd.py
     (lambda s: pf.nkd(s, BY, LABELS), 2.211984633396371, -0.04535294587242263),
@@ -82,6 +88,9 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # RLD d54578f, mdistiller/distillers/RLD.py
     (lambda s: pf.rld(s, BY, LABELS), 1.768460000482054, -0.4102069660516989),
     (lambda s: pf.rld(s, BY, LABELS, 0.5, 3.0, 2.0, 2.0), 0.6767827629302663, -0.16176190096739906),
+    # WKD 214cf88, mdistiller/distillers/WKD.py, with the cost fc; in double precision throughout
+    (lambda s: wkd(s, 1), 0.6872347247295988, 0.028036763040668943),
+    (lambda s: wkd(s, 1, 30.0, 2.0, 2.0), 0.9740387624015487, 0.02983723155691362),
     # End of the released figures.
 ]
 
@@ -222,6 +231,26 @@ def test_sdd_has_the_released_figures(scales: tuple[int, ...], value: float, gra
     mean = loss(student, teacher, context).mean()
     assert mean.item() == pytest.approx(value, rel=1e-12)
     assert torch.autograd.grad(mean, maps[0])[0][0, 0, 0, 0].item() == pytest.approx(gradient, rel=1e-10)
+
+
+def test_moving_probability_between_two_classes_by_hand() -> None:
+    """Of three classes the label takes no part: what one of the others has too much goes to the other, at cost 2."""
+    costs = 2 * (1 - torch.eye(3))
+    left = [[1, 2], [0, 1]]
+    s, t = (np.stack([softmax(x[c], 2.0) for x, c in zip(logits, left, strict=True)]) for logits in (STUDENT, TEACHER))
+    moved = pf.wasserstein(*BOTH, T([0, 2]), costs, 2.0)
+    assert moved.tolist() == pytest.approx(2 * np.abs(s - t)[:, 0], rel=1e-5)
+    # Orthogonal and opposite centers.
+    assert pf.class_costs(T([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 0.5)[0].tolist() == pytest.approx(
+        [0, 1 - math.exp(-0.5), 1 - math.exp(-1)], abs=1e-6
+    )
+
+
+def test_the_distance_of_wkd_is_left_out_in_the_end() -> None:
+    first, half, last = (wkd(ROWS, epoch).mean() for epoch in (150, 195, 240))
+    torch.testing.assert_close(half, (first + last) / 2)
+    torch.testing.assert_close(last, pf.target_cross_entropy(ROWS, BY, LABELS).mean())
+    torch.testing.assert_close(wkd(ROWS, 1).mean(), first)
 
 
 def test_hard_kd_by_hand() -> None:

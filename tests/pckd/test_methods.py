@@ -225,6 +225,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
         ),
     },
     "ttm": {"ttm": (45, {"gamma": 0.1})},
+    "wkd": {"wkd": (1, {"gamma": 600, "temperature": 8, "sharpness": 1, "decay": 150})},
     "wttm": {"wttm": (4, {"gamma": 0.2})},
     "vid": {"vid": (1, {"init_variance": 5})},
 }
@@ -248,6 +249,7 @@ OF_TEMPERATURE = (
     *("nkd"),
     *("rld"),
     *("sdd"),
+    *("wkd"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -270,6 +272,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        ("wkd", "sharpness", NOT_ABOVE_0),
         ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
         ("rld", "confidence_temperature", NOT_ABOVE_0),
         *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
