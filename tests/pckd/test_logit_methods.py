@@ -253,6 +253,19 @@ def test_the_distance_of_wkd_is_left_out_in_the_end() -> None:
     torch.testing.assert_close(wkd(ROWS, 1).mean(), first)
 
 
+@pytest.mark.parametrize(("epoch", "strength"), [(5, 0.5), (10, 1.0), (200, 1.0)])
+def test_ctkd_raises_the_loss_with_its_temperature(epoch: int, strength: float) -> None:
+    level = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    expected = pf.kd(*BOTH, 1 + 20 * level.sigmoid())  # type: ignore[arg-type]
+    (upwards,) = torch.autograd.grad(expected.sum(), level)
+    loss = build(LOSSES, "ctkd", Setup(Shapes(3, 1), Shapes(3, 1))).double()
+    context = dataclasses.replace(make_context(T([0, 2]), 3), epoch=epoch)
+    value = loss(*(Output(x, torch.zeros(2, 1)) for x in BOTH), context)
+    value.sum().backward()
+    assert value.tolist() == expected.tolist()
+    assert loss.level.grad.item() == pytest.approx(-strength * upwards.item())
+
+
 def test_hard_kd_by_hand() -> None:
     likely = np.log(softmax(STUDENT))[[0, 1], [0, 1]]  # The teacher's classes.
     assert pf.hard_kd(*BOTH).tolist() == pytest.approx((-likely).tolist())
