@@ -81,6 +81,16 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
             ("gamma", "temperature"),
             {(600.0, 8.0): "resnet32x4>resnet8x4", (200.0, 6.0): "wrn_40_2>ShuffleV1"},
         ),
+        "ckd": _table(
+            "CKD's configurations for CIFAR-100 (arXiv 2404.14109), of 480 epochs with a cosine schedule",
+            ("weight", "temperature"),
+            {
+                (100.0, 1.0): "resnet32x4>resnet8x4 resnet32x4>ShuffleV1 resnet32x4>ShuffleV2 wrn_40_2>wrn_16_2 "
+                "wrn_40_2>ShuffleV1 vgg13>vgg8 ResNet50>MobileNetV2",
+                (50.0, 2.0): "wrn_40_2>wrn_40_1 vgg13>MobileNetV2",
+                (10.0, 1.0): "resnet56>resnet20 resnet110>resnet32",
+            },
+        ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),
@@ -151,8 +161,6 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         "crrcd": "neither a paper nor code of this name could be found (CRCD, arXiv 2103.16367, is another method)",
         "rekd": "neither a paper nor code of this name on image classification could be found",
-        "ckd": "which paper the row means could not be established (arXiv 2404.14109 is a candidate, but its "
-        "published code has neither the row's figures nor its pair resnet110>resnet20)",
     }
 )
 """Rows of the paper's table that are not here, and why: nothing is guessed under a paper's name."""

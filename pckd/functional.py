@@ -24,6 +24,7 @@ from pckd.losses.center_infonce import center_infonce as center_infonce
 from pckd.losses.center_relation import center_relation as center_relation
 from pckd.losses.cirkd import cross_image_relations as cross_image_relations
 from pckd.losses.cirkd_memory import enqueue as enqueue
+from pckd.losses.ckd import ckd as ckd
 from pckd.losses.crd import draw_negatives as draw_negatives
 from pckd.losses.crd import keep_other_classes as keep_other_classes
 from pckd.losses.crd import log_normalizer as log_normalizer

@@ -252,7 +252,16 @@ def ofd(x: Inputs) -> Tensor:
     return pf.ofd(stages(x, "student"), stages(x, "teacher"), margins)
 
 
-OF_LOGITS = (pf.kd, pf.lskd, pf.ttm, pf.wttm, pf.inter_class_relation, pf.intra_class_relation, pf.softmax_regression)
+OF_LOGITS = (
+    pf.kd,
+    pf.lskd,
+    pf.ckd,
+    pf.ttm,
+    pf.wttm,
+    pf.inter_class_relation,
+    pf.intra_class_relation,
+    pf.softmax_regression,
+)
 LEVELS = (pf.instance_alignment, pf.batch_alignment, pf.class_alignment)
 OF_ONE_MAP = (pf.hint, pf.factor_transfer, pf.similarity_preserving, pf.channel_correlation)
 OF_MAPS = (pf.attention_transfer, pf.nst, pf.fsp, pf.kdsvd, pf.activation_boundary, pf.hierarchical_context)
@@ -374,7 +383,7 @@ def test_autocast_does_not_cost_precision(name: str) -> None:
         torch.testing.assert_close(FUNCTIONS[name](make_inputs()), exact)
 
 
-ABOUT_OTHERS = ("center_infonce", "category_contrast", "noise_contrast", "view_contrast")
+ABOUT_OTHERS = ("ckd", "center_infonce", "category_contrast", "noise_contrast", "view_contrast")
 """They tell rows apart, however alike the two networks are."""
 
 

@@ -91,6 +91,9 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # WKD 214cf88, mdistiller/distillers/WKD.py, with the cost fc; in double precision throughout
     (lambda s: wkd(s, 1), 0.6872347247295988, 0.028036763040668943),
     (lambda s: wkd(s, 1, 30.0, 2.0, 2.0), 0.9740387624015487, 0.02983723155691362),
+    # CKD f16a145, mdistiller/distillers/CKD.py
+    (lambda s: pf.ckd(s, BY), 0.9759725115451452, 0.00031574553201444734),
+    (lambda s: pf.ckd(s, BY, 2.0), 1.1651474203588998, -0.0007427258544410583),
     # End of the released figures.
 ]
 
@@ -264,6 +267,11 @@ def test_ctkd_raises_the_loss_with_its_temperature(epoch: int, strength: float) 
     value.sum().backward()
     assert value.tolist() == expected.tolist()
     assert loss.level.grad.item() == pytest.approx(-strength * upwards.item())
+
+
+def test_ckd_by_hand() -> None:
+    s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (STUDENT, TEACHER))
+    assert pf.ckd(*BOTH, 0.5).tolist() == pytest.approx(-np.log(np.diag(softmax(t @ s.T, 0.5))))
 
 
 def test_hard_kd_by_hand() -> None:

@@ -188,6 +188,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "ab": {"ab": (1, {"margin": 1, "initial": 30, "main": False})},
     "at": {"at": (1000, {"p": 2})},
     "cc": {"correlation_congruence": (0.02, {"width": 128})},
+    "ckd": {"ckd": (100, {"temperature": 1})},
     "crd": {"kd": (0, {}), "crd": (0.8, {"negatives": 16384, "memory": None})},
     "ctkd": {"cross_entropy": (0.1, {}), "ctkd": (0.9, {"least": 1, "span": 20, "ramp": 10})},
     "dist": {"dist_inter": (2, {"temperature": 4}), "dist_intra": (2, {"temperature": 4})},
@@ -251,6 +252,7 @@ OF_TEMPERATURE = (
     *("rld"),
     *("sdd"),
     *("wkd"),
+    *("ckd"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
