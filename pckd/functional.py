@@ -13,6 +13,7 @@ from pckd.distributed import gather_rows_with_gradient as gather_rows_with_gradi
 from pckd.distributed import own_rows as own_rows
 from pckd.distributed import world_size as world_size
 from pckd.losses.ab import activation_boundary as activation_boundary
+from pckd.losses.abkd import abkd as abkd
 from pckd.losses.at import attention_transfer as attention_transfer
 from pckd.losses.banks import bank_scores as bank_scores
 from pckd.losses.banks import first_rows as first_rows

@@ -255,6 +255,7 @@ def ofd(x: Inputs) -> Tensor:
 OF_LOGITS = (
     pf.kd,
     pf.lskd,
+    pf.abkd,
     pf.ckd,
     pf.ttm,
     pf.wttm,

@@ -94,6 +94,11 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # CKD f16a145, mdistiller/distillers/CKD.py
     (lambda s: pf.ckd(s, BY), 0.9759725115451452, 0.00031574553201444734),
     (lambda s: pf.ckd(s, BY, 2.0), 1.1651474203588998, -0.0007427258544410583),
+    # abkd df81318, standard_classification/distiller_zoo/abkl.py, times T^2
+    (lambda s: pf.abkd(s, BY), 0.41744854302821605, -0.027737198859982003),
+    (lambda s: pf.abkd(s, BY, 1.3, -0.3), 0.495747329095991, -0.033205181948198374),
+    (lambda s: pf.abkd(s, BY, 1.0, 0.0), 0.4889815605624409, -0.032826621465242976),
+    (lambda s: pf.abkd(s, BY, 0.0, 1.0), 0.47462234625591737, -0.03169002480371191),
     # End of the released figures.
 ]
 
@@ -272,6 +277,18 @@ def test_ctkd_raises_the_loss_with_its_temperature(epoch: int, strength: float) 
 def test_ckd_by_hand() -> None:
     s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (STUDENT, TEACHER))
     assert pf.ckd(*BOTH, 0.5).tolist() == pytest.approx(-np.log(np.diag(softmax(t @ s.T, 0.5))))
+
+
+def test_abkd_by_hand() -> None:
+    s, t = softmax(STUDENT, 2.0), softmax(TEACHER, 2.0)
+    for a, b in ((0.8, 0.3), (0.5, 0.5), (1.2, -0.2)):
+        parts = t**a * s**b - a / (a + b) * t ** (a + b) - b / (a + b) * s ** (a + b)
+        assert pf.abkd(*BOTH, a, b, 2.0).tolist() == pytest.approx(-4 * parts.sum(1) / (a * b))
+    assert pf.abkd(*BOTH, 1.0, 0.0, 2.0).tolist() == pytest.approx(kd(STUDENT, TEACHER, 2.0))
+    assert pf.abkd(*BOTH, 0.0, 1.0, 2.0).tolist() == pytest.approx(kd(TEACHER, STUDENT, 2.0))
+    for limit, near in (((0.7, 0.0), (0.7, 1e-5)), ((0.0, 0.7), (1e-5, 0.7))):
+        doubles = [x.double() for x in BOTH]
+        assert pf.abkd(*doubles, *limit).tolist() == pytest.approx(pf.abkd(*doubles, *near).tolist(), rel=1e-4)
 
 
 def test_hard_kd_by_hand() -> None:

@@ -186,6 +186,7 @@ def test_losses_about_the_whole_batch_cannot_be_previewed() -> None:
 
 PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "ab": {"ab": (1, {"margin": 1, "initial": 30, "main": False})},
+    "abkd": {"abkd": (4, {"alpha": 0.8, "beta": 0.3, "temperature": 4})},
     "at": {"at": (1000, {"p": 2})},
     "cc": {"correlation_congruence": (0.02, {"width": 128})},
     "ckd": {"ckd": (100, {"temperature": 1})},
@@ -253,6 +254,7 @@ OF_TEMPERATURE = (
     *("sdd"),
     *("wkd"),
     *("ckd"),
+    *("abkd"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -275,6 +277,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        ("abkd", "alpha", (-0.3, -1.0)),
         *(("ctkd", option, NOT_ABOVE_0) for option in ("least", "span", "ramp")),
         ("wkd", "sharpness", NOT_ABOVE_0),
         ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
