@@ -66,6 +66,7 @@ from pckd.losses.mld import unsure_share as unsure_share
 from pckd.losses.nkd import nkd as nkd
 from pckd.losses.nkd import target_cross_entropy as target_cross_entropy
 from pckd.losses.nst import nst as nst
+from pckd.losses.ofa import ofa as ofa
 from pckd.losses.ofd import negative_means as negative_means
 from pckd.losses.ofd import ofd as ofd
 from pckd.losses.pkd import pearson_distance as pearson_distance

@@ -283,6 +283,7 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "wasserstein": lambda x: pf.wasserstein(
         x["student_logits"], x["teacher_logits"], labels_of(x), pf.class_costs(x["teacher_centers"])
     ),
+    "ofa": lambda x: pf.ofa(x["student_logits"], x["teacher_logits"], labels_of(x), 1.5),
     "category_contrast": lambda x: pf.category_contrast(
         x["student_embedding"], x["student_query"], labels_of(x), x["student_centers"], x["teacher_centers"]
     ),
@@ -388,7 +389,7 @@ ABOUT_OTHERS = ("ckd", "center_infonce", "category_contrast", "noise_contrast", 
 """They tell rows apart, however alike the two networks are."""
 
 
-NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "wasserstein", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
+NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "ofa", "wasserstein", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in NOT_ZERO])

@@ -99,6 +99,9 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     (lambda s: pf.abkd(s, BY, 1.3, -0.3), 0.495747329095991, -0.033205181948198374),
     (lambda s: pf.abkd(s, BY, 1.0, 0.0), 0.4889815605624409, -0.032826621465242976),
     (lambda s: pf.abkd(s, BY, 0.0, 1.0), 0.47462234625591737, -0.03169002480371191),
+    # OFAKD f7bb896, distillers/ofa.py
+    (lambda s: pf.ofa(s, BY, LABELS), 1.5342225329977173, -0.025228945330139325),
+    (lambda s: pf.ofa(s, BY, LABELS, 1.5, 2.0), 1.2021683492632766, 0.006371501106660354),
     # End of the released figures.
 ]
 
@@ -289,6 +292,31 @@ def test_abkd_by_hand() -> None:
     for limit, near in (((0.7, 0.0), (0.7, 1e-5)), ((0.0, 0.7), (1e-5, 0.7))):
         doubles = [x.double() for x in BOTH]
         assert pf.abkd(*doubles, *limit).tolist() == pytest.approx(pf.abkd(*doubles, *near).tolist(), rel=1e-4)
+
+
+def test_ofa_by_hand() -> None:
+    s, t = softmax(STUDENT), softmax(TEACHER)
+    is_label = np.eye(3)[[0, 2]]
+    assert pf.ofa(*BOTH, T([0, 2])).tolist() == pytest.approx((-t * np.log(s)).sum(1))
+    enhanced = (t + is_label) ** 1.5 - is_label
+    assert pf.ofa(*BOTH, T([0, 2]), 1.5).tolist() == pytest.approx((-enhanced * np.log(s)).sum(1))
+
+
+def test_each_stage_answers_by_a_branch_of_its_own() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, channels, side, side) for channels, side in ((3, 8), (4, 8), (6, 4), (8, 2))]
+    student, teacher = Output(BOTH[0], torch.zeros(2, 8), tuple(maps)), Output(BOTH[1], torch.zeros(2, 10))
+    setup = Setup(Shapes.of(student), Shapes.of(teacher))
+    loss = build(LOSSES, "ofa_stages", setup, eps=1.5)
+    widths = [[layer.out_channels for layer in b if isinstance(layer, nn.Conv2d)] for b in loss.branches]
+    # After the stem; a branch ends as wide as the wider embedding.
+    assert widths == [[4, 4, 4, 8, 8, 8, 8, 10], [6, 6, 6, 10], [10]]
+    expected = sum(
+        pf.ofa(branch(m), BOTH[1], T([0, 2]), 1.5) for branch, m in zip(loss.branches, maps[1:], strict=True)
+    )
+    torch.testing.assert_close(loss(student, teacher, make_context(T([0, 2]), 3)), expected)
+    with pytest.raises(NotApplicable, match="ofa_stages: the student gives no feature maps"):
+        build(LOSSES, "ofa_stages", setup._replace(student=Shapes(3, 8)))
 
 
 def test_hard_kd_by_hand() -> None:

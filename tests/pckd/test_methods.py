@@ -210,6 +210,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "nkd": {"nkd": (1, {"gamma": 1.5, "temperature": 1})},
     "nst": {"nst": (50, {})},
     "ofd": {"ofd": (1e-3, {})},
+    "ofa": {"ofa": (1, {"eps": 1, "temperature": 1}), "ofa_stages": (1, {"eps": 1, "temperature": 1})},
     "pkt": {"pkt": (30000, {})},
     "reviewkd": {"reviewkd": (5, {"warmup": 20})},
     "rkd": {"rkd": (1, {"distance_weight": 25, "angle_weight": 50})},
@@ -255,6 +256,7 @@ OF_TEMPERATURE = (
     *("wkd"),
     *("ckd"),
     *("abkd"),
+    *("ofa", "ofa_stages"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -277,6 +279,7 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        *((loss, "eps", NOT_ABOVE_0) for loss in ("ofa", "ofa_stages")),
         ("abkd", "alpha", (-0.3, -1.0)),
         *(("ctkd", option, NOT_ABOVE_0) for option in ("least", "span", "ramp")),
         ("wkd", "sharpness", NOT_ABOVE_0),

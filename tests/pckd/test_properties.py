@@ -225,7 +225,7 @@ NOT_ZERO_FOR_EQUALS = {
     "direct_alignment": "an embedding of zeros has no direction, so that nothing is aligned with it",
     "dist_inter": CONSTANTS,
     "dist_intra": CONSTANTS,
-    **dict.fromkeys(("nkd", "wkd"), "a cross entropy, which is as large as the teacher is unsure"),
+    **dict.fromkeys(("nkd", "ofa", "wkd"), "a cross entropy, which is as large as the teacher is unsure"),
     **dict.fromkeys(("ttm", "wttm"), "the student has no temperature, and the teacher has one"),
     "rld": "the student is to be as sure of the label as the teacher is of the class it names, which may be another",
     "ckd": "tells images apart that the teacher finds alike",
