@@ -160,9 +160,9 @@ def method_recipe(method: str, student: str | None = None) -> dict[str, Any]:
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         "crrcd": "neither a paper nor code of this name could be found (CRCD, arXiv 2103.16367, is another method)",
-        "dist_plus": "the paper (DIST+, TPAMI 2025) is not open, and the one public code that could be found, torchdistill's, "
-        "adds the correlation of the channels to the loss where DIST's terms are 1 minus one",
+        "dist_plus": "the paper (DIST+, TPAMI 2025) is not open, and the only public code that could be found, "
+        "torchdistill's, adds the correlation of the channels to the loss where DIST's terms are 1 minus one",
         "rekd": "neither a paper nor code of this name on image classification could be found",
     }
 )
-"""Methods that are not here, most of them rows of the paper's table, and why: nothing is guessed under a paper's name."""
+"""Methods that are not here, most of them rows of the paper's table: nothing is guessed under a paper's name."""

@@ -19,7 +19,7 @@ _ROWS = {
 }
 """Methods that the tables call otherwise; the others have their own name, in capitals of some kind.
 
-Which paper the row CKD means could not be established: the code of ``ckd`` has neither its figures nor all its pairs."""
+Which paper the row CKD means could not be established: the code of ``ckd`` has neither its figures nor its pairs."""
 _SAME_FAMILY = [pair for pair in PAIRS if "PCKD" in pair.paper]
 
 _FREE = frozenset({"flip", "precision", "scheduler", "teacher_epochs", "teacher_weights"})

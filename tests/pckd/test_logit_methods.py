@@ -102,7 +102,6 @@ RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
     # OFAKD f7bb896, distillers/ofa.py
     (lambda s: pf.ofa(s, BY, LABELS), 1.5342225329977173, -0.025228945330139325),
     (lambda s: pf.ofa(s, BY, LABELS, 1.5, 2.0), 1.2021683492632766, 0.006371501106660354),
-    # End of the released figures.
 ]
 
 
@@ -245,12 +244,18 @@ def test_sdd_has_the_released_figures(scales: tuple[int, ...], value: float, gra
 
 
 def test_moving_probability_between_two_classes_by_hand() -> None:
-    """Of three classes the label takes no part: what one of the others has too much goes to the other, at cost 2."""
-    costs = 2 * (1 - torch.eye(3))
-    left = [[1, 2], [0, 1]]
-    s, t = (np.stack([softmax(x[c], 2.0) for x, c in zip(logits, left, strict=True)]) for logits in (STUDENT, TEACHER))
-    moved = pf.wasserstein(*BOTH, T([0, 2]), costs, 2.0)
-    assert moved.tolist() == pytest.approx(2 * np.abs(s - t)[:, 0], rel=1e-5)
+    """Of three classes the label takes no part: x moves from one of the others to the other, and x - d back.
+
+    Of the regularized plan, what stays, (p - x)(1 - p - x + d), is exp(2 cost / 0.05) times what moves, x (x - d).
+    """
+    cost, expected = 0.05, []
+    for student, teacher, label in zip(STUDENT, TEACHER, [0, 2], strict=True):
+        p, q = (softmax(np.delete(logits, label), 2.0)[0] for logits in (student, teacher))
+        d, ratio = p - q, math.exp(2 * cost / 0.05)
+        x = max(np.roots([1 - ratio, ratio * d - 1 - d, p * (1 - p + d)]))
+        expected.append(cost * (2 * x - d))
+    moved = pf.wasserstein(*BOTH, T([0, 2]), cost * (1 - torch.eye(3)), 2.0)
+    assert moved.tolist() == pytest.approx(expected, rel=1e-4)
     # Orthogonal and opposite centers.
     assert pf.class_costs(T([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 0.5)[0].tolist() == pytest.approx(
         [0, 1 - math.exp(-0.5), 1 - math.exp(-1)], abs=1e-6
