@@ -244,11 +244,14 @@ def _published(method: str) -> Iterator[str]:
     """What the literature sets for a method: ``lr=0.025``, ``beta=8 for resnet32x4>resnet8x4, ...``."""
     if recipe := _values(method_recipe(method)):
         yield recipe
-    for spec, table in METHOD_OPTIONS.items():
-        name, given = parse(spec)
-        pairs = table.pairs if name == method else {}
-        for values, own in grouped(pairs, lambda pair, pairs=pairs: _values(pairs[pair])).items():
-            yield f"{_values(given)}: {values} for {', '.join(own)}".removeprefix(": ")
+    found = {
+        (spec, pair): _values({**parse(spec)[1], **options})
+        for spec, table in METHOD_OPTIONS.items()
+        if parse(spec)[0] == method
+        for pair, options in table.pairs.items()
+    }
+    for values, own in grouped(found, lambda key: found[key]).items():
+        yield f"{values} for {', '.join(pair for _, pair in own)}"
 
 
 def _values(options: Mapping[str, Any]) -> str:

@@ -528,7 +528,8 @@ class Objective(nn.Module):
             if term.head:
                 given = given[0]._replace(logits=_layer(given[0].layers, term.head)), *given[1:]
             if term.standardize:
-                given = *(output._replace(logits=standardize(output.logits)) for output in given[:2]), given[2]
+                ours, theirs = (output._replace(logits=standardize(output.logits)) for output in given[:2])
+                given = ours, theirs, given[2]
             rows = given[2].instances
             if len(rows) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
                 # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.

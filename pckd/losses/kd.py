@@ -8,7 +8,7 @@ from registry import LOSSES, METHODS, Term
 
 
 @LOSSES.register("kd", check=above_zero("kd", "temperature"), softmax=True)
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)); [B] (Hinton et al., arXiv 1503.02531).
 
     Args:

@@ -161,7 +161,7 @@ def test_a_plan_takes_what_is_given_or_the_learning_rate_of_the_method(
         ("dkd", "1 dkd [alpha=1, beta=8, temperature=4, warmup=20]"),
         ("dkd", "beta=2 for resnet56>resnet20, resnet110>resnet32"),
         ("mld", "published lr=0.025"),
-        ("mld", "standardize=True: temperature=2, weight=6 for resnet32x4>ShuffleV2, vgg13>MobileNetV2, vgg13>vgg8"),
+        ("mld", "standardize=True, temperature=2, weight=6 for resnet32x4>ShuffleV2, vgg13>MobileNetV2, vgg13>vgg8"),
     ],
 )
 def test_the_list_shows_what_is_published(method: str, line: str) -> None:

@@ -272,7 +272,7 @@ def test_the_distance_of_wkd_is_left_out_in_the_end() -> None:
 @pytest.mark.parametrize(("epoch", "strength"), [(5, 0.5), (10, 1.0), (200, 1.0)])
 def test_ctkd_raises_the_loss_with_its_temperature(epoch: int, strength: float) -> None:
     level = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    expected = pf.kd(*BOTH, 1 + 20 * level.sigmoid())  # type: ignore[arg-type]
+    expected = pf.kd(*BOTH, 1 + 20 * level.sigmoid())
     (upwards,) = torch.autograd.grad(expected.sum(), level)
     loss = build(LOSSES, "ctkd", Setup(Shapes(3, 1), Shapes(3, 1))).double()
     context = dataclasses.replace(make_context(T([0, 2]), 3), epoch=epoch)
