@@ -599,7 +599,9 @@ class Objective(nn.Module):
         if bool(weights.isfinite().all()):
             return
         if bool(difficulty.isfinite().all()):
-            raise UserError(f"{self._scheduler_says} gave a weight that is not finite: a weight must be 0 to 1")
+            raise UserError(
+                f"{self._scheduler_says} gave a weight that is not finite: a weight must be a number, 0 or above"
+            )
         present = (x for output in seen for x in (output.logits, output.embedding) if not isinstance(x, Absent))
         if all(bool(x.isfinite().all()) for x in present):
             raise UserError(f"{self._metric_says} gave a difficulty that is not finite: it must be 0 or above")

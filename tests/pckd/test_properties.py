@@ -288,7 +288,7 @@ def test_a_weight_never_falls_as_the_run_goes_on(name: str, difficulty: list[flo
     assert (weigh(name, difficulty, later, epochs) >= weigh(name, difficulty, earlier, epochs)).all()
 
 
-HARD_FIRST = {"focal": "the opposite of a preview"}
+HARD_FIRST = dict.fromkeys(("focal", "proportional"), "the opposite of a preview")
 
 
 @for_each(SCHEDULERS, HARD_FIRST)
