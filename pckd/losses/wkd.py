@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pckd.losses.nkd import target_cross_entropy
-from pckd.ops import above_zero, exact, full, published_epoch, unit
-from registry import LOSSES, METHODS, Context, Term
+from pckd.ops import PUBLISHED_EPOCHS, above_zero, exact, full, published_epoch, unit
+from registry import LOSSES, METHODS, Context, Setup, Term, UserError
 
 REGULARIZATION, ITERATIONS, FLOOR = 0.05, 10, 1e-8
 """Of Sinkhorn's algorithm, as released."""
@@ -53,7 +54,13 @@ def wasserstein(
         return (scale @ (kernel * costs) * other).sum(-1)
 
 
-@LOSSES.register("wkd", check=above_zero("wkd", "temperature", "sharpness"), softmax=True)
+def _check(setup: Setup, **given: Any) -> None:
+    above_zero("wkd", "temperature", "sharpness")(setup, **given)
+    if given["decay"] is not None and not 0 <= given["decay"] < PUBLISHED_EPOCHS:
+        raise UserError(f"wkd: decay must be an epoch from 0 to {PUBLISHED_EPOCHS - 1}, or None, not {given['decay']}")
+
+
+@LOSSES.register("wkd", check=_check, softmax=True)
 def wkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -79,7 +86,7 @@ def wkd(
     target = target_cross_entropy(student_logits, teacher_logits, labels)
     distance = wasserstein(student_logits, teacher_logits, labels, class_costs(teacher_centers, sharpness), temperature)
     if decay is not None:
-        passed = max(0.0, (published_epoch(context) - decay) / (240 - decay))
+        passed = max(0.0, (published_epoch(context) - decay) / (PUBLISHED_EPOCHS - decay))
         gamma *= (1 + math.cos(math.pi * passed)) / 2
     return target + gamma * distance
 

@@ -283,6 +283,7 @@ OF_TEMPERATURE = (
         ("abkd", "alpha", (-0.3, -1.0)),
         *(("ctkd", option, NOT_ABOVE_0) for option in ("least", "span", "ramp")),
         ("wkd", "sharpness", NOT_ABOVE_0),
+        ("wkd", "decay", (-1, 240)),
         ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
         ("rld", "confidence_temperature", NOT_ABOVE_0),
         *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
