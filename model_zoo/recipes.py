@@ -29,13 +29,13 @@ class MethodOptions:
     pairs: Mapping[str, Mapping[str, Any]]
 
 
-def _labeled(names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> Mapping[str, Mapping[str, Any]]:
+def _labeled(names: tuple[str, ...], rows: Mapping[tuple[Any, ...], str]) -> Mapping[str, Mapping[str, Any]]:
     """Of each row of values, the labels that have them."""
     named = [(MappingProxyType(dict(zip(names, row, strict=True))), labels.split()) for row, labels in rows.items()]
     return MappingProxyType({label: values for values, labels in named for label in labels})
 
 
-def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> MethodOptions:
+def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[Any, ...], str]) -> MethodOptions:
     return MethodOptions(source, _labeled(names, rows))
 
 
@@ -62,6 +62,35 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (1.0,): "resnet110>resnet32",
             },
         ),
+        "ttm": _table(
+            "the commands for TTM in the code of TTM (arXiv 2402.11148) and of ABKD (arXiv 2505.04560)",
+            ("gamma", "weight"),
+            {(0.1, 45.0): "vgg13>vgg8", (0.1, 76.0): "wrn_40_2>wrn_40_1"},
+        ),
+        "sdd": _table(
+            "SDD's configurations and commands of SD-DKD for CIFAR-100 (arXiv 2403.13512)",
+            ("beta", "scales"),
+            {
+                (8.0, (1, 2, 4)): "resnet32x4>ShuffleV1 wrn_40_2>ShuffleV1 ResNet50>ShuffleV1 ResNet50>vgg8 "
+                "wrn_40_2>vgg8",
+                (6.0, (1, 2)): "vgg13>vgg8",
+            },
+        ),
+        "wkd": _table(
+            "WKD's configurations of WKD-L for CIFAR-100 (arXiv 2412.08139), whose costs are the CKA of features",
+            ("gamma", "temperature"),
+            {(600.0, 8.0): "resnet32x4>resnet8x4", (200.0, 6.0): "wrn_40_2>ShuffleV1"},
+        ),
+        "ckd": _table(
+            "CKD's configurations for CIFAR-100 (arXiv 2404.14109), of 480 epochs with a cosine schedule",
+            ("weight", "temperature"),
+            {
+                (100.0, 1.0): "resnet32x4>resnet8x4 resnet32x4>ShuffleV1 resnet32x4>ShuffleV2 wrn_40_2>wrn_16_2 "
+                "wrn_40_2>ShuffleV1 vgg13>vgg8 ResNet50>MobileNetV2",
+                (50.0, 2.0): "wrn_40_2>wrn_40_1 vgg13>MobileNetV2",
+                (10.0, 1.0): "resnet56>resnet20 resnet110>resnet32",
+            },
+        ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),
@@ -71,6 +100,30 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (3.0, 9.0): "resnet32x4>wrn_16_2 resnet32x4>wrn_40_2 vgg13>vgg8 vgg13>MobileNetV2 wrn_40_2>MobileNetV2",
                 (4.0, 12.0): "resnet110>resnet20",
                 (3.0, 1.0): "ResNet50>MobileNetV2",
+            },
+        ),
+        "dkd(standardize=True)": _table(
+            "the names of LSKD's published logs for DKD on CIFAR-100 (arXiv 2403.01427); beta of DKD's configurations "
+            "where a name has none",
+            ("temperature", "weight", "beta"),
+            {
+                (2.0, 9.0, 8.0): "resnet32x4>resnet8x4 resnet32x4>ShuffleV2 resnet32x4>wrn_40_2",
+                (2.0, 9.0, 2.0): "resnet32x4>wrn_16_2",
+                (2.0, 12.0, 2.0): "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1",
+                (2.0, 15.0, 2.0): "vgg13>vgg8 resnet110>resnet20 resnet110>resnet32 ResNet50>MobileNetV2 "
+                "wrn_40_2>MobileNetV2",
+                (2.0, 18.0, 2.0): "wrn_40_2>resnet8x4",
+                (3.0, 9.0, 2.0): "vgg13>MobileNetV2",
+                (3.0, 18.0, 2.0): "resnet56>resnet20",
+            },
+        ),
+        "mld(standardize=True)": _table(
+            "the names of LSKD's published logs for MLD on CIFAR-100 (arXiv 2403.01427)",
+            ("temperature", "weight"),
+            {
+                (2.0, 9.0): "resnet32x4>resnet8x4 resnet32x4>wrn_16_2 resnet32x4>wrn_40_2 wrn_40_2>resnet8x4 "
+                "wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1 resnet110>resnet20 resnet110>resnet32 ResNet50>MobileNetV2",
+                (2.0, 6.0): "resnet32x4>ShuffleV2 vgg13>MobileNetV2 vgg13>vgg8",
             },
         ),
     }
@@ -107,7 +160,8 @@ def method_options(method: str, student: str, teacher: str) -> dict[str, Any]:
     """The options that the literature gives ``method`` for this pair; empty where it gives none.
 
     Args:
-        method: a name of ``METHODS``. student, teacher: names of ``BACKBONES``; their options are ignored.
+        method: a name of ``METHODS``, or ``"dkd(standardize=True)"``, which has a table of its own.
+        student, teacher: names of ``BACKBONES``; their options are ignored.
     """
     known = METHOD_OPTIONS.get(method)
     return dict(known.pairs.get(f"{bare(teacher)}>{bare(student)}", {})) if known else {}
@@ -133,9 +187,9 @@ def method_recipe(method: str, student: str | None = None, teacher: str | None =
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         "crrcd": "neither a paper nor code of this name could be found (CRCD, arXiv 2103.16367, is another method)",
+        "dist_plus": "the paper (DIST+, TPAMI 2025) is not open, and the only public code that could be found, "
+        "torchdistill's, adds the correlation of the channels to the loss where DIST's terms are 1 minus one",
         "rekd": "neither a paper nor code of this name on image classification could be found",
-        "ckd": "which paper the row means could not be established (arXiv 2404.14109 is a candidate, but its "
-        "published code has neither the row's figures nor its pair resnet110>resnet20)",
     }
 )
-"""Rows of the paper's table that are not here, and why: nothing is guessed under a paper's name."""
+"""Methods that are not here, most of them rows of the paper's table: nothing is guessed under a paper's name."""

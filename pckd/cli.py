@@ -28,6 +28,7 @@ from registry import (
     build,
     load_plugin,
     options_of,
+    parse,
 )
 from registry.errors import is_out_of_memory
 
@@ -241,11 +242,17 @@ def _term(term: Term) -> str:
 
 def _published(method: str) -> Iterator[str]:
     """What the literature sets for a method: ``lr=0.025``, ``beta=8 for resnet32x4>resnet8x4, ...``."""
-    options = METHOD_OPTIONS[method].pairs if method in METHOD_OPTIONS else {}
-    for table in (METHOD_RECIPES.get(method, {}), options):
-        shown = {label: _values(values) for label, values in table.items()}
+    recipes = {(method, label): _values(values) for label, values in METHOD_RECIPES.get(method, {}).items()}
+    options = {
+        (spec, pair): _values({**parse(spec)[1], **values})
+        for spec, table in METHOD_OPTIONS.items()
+        if parse(spec)[0] == method
+        for pair, values in table.pairs.items()
+    }
+    for shown in (recipes, options):
         for values, own in grouped(shown, shown.__getitem__).items():
-            yield values + (f" for {', '.join(own)}" if any(own) else "")
+            labels = [label for _, label in own]
+            yield values + (f" for {', '.join(labels)}" if any(labels) else "")
 
 
 def _values(options: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from model_zoo.adapting import NO_EMBEDDING
 from model_zoo.probe import copied
 from pckd.distributed import gather_output, gather_rows, own_rows, world_size
+from pckd.losses.lskd import standardize
 from pckd.ops import LARGE, PUBLISHED_EPOCHS, SEVERAL, published_epoch
 from registry import (
     DIFFICULTY_METRICS,
@@ -200,6 +201,8 @@ def _made(label: str, term: Term, setup: Setup) -> nn.Module:
         raise NotApplicable(
             f"{label}: {term.head!r} returns {list(shape)} an image, and a head [{setup.student.num_classes}] logits"
         )
+    if term.standardize and not says(term, "softmax", False):
+        raise NotApplicable(f"{label} compares no distributions over the classes: leave out standardize")
     lacking = _lacking(setup) if shown is setup else []
     with warnings.catch_warnings():
         if lacking:
@@ -524,6 +527,9 @@ class Objective(nn.Module):
             given = shown[term.rows, _position(term)]
             if term.head:
                 given = given[0]._replace(logits=_layer(given[0].layers, term.head)), *given[1:]
+            if term.standardize:
+                ours, theirs = (output._replace(logits=standardize(output.logits)) for output in given[:2])
+                given = ours, theirs, given[2]
             rows = given[2].instances
             if len(rows) < 2 and isinstance(instances.rows(term.rows).which, Tensor):
                 # Too few foreground rows in this batch: no loss, and a gradient of 0 for data parallelism.
@@ -593,7 +599,9 @@ class Objective(nn.Module):
         if bool(weights.isfinite().all()):
             return
         if bool(difficulty.isfinite().all()):
-            raise UserError(f"{self._scheduler_says} gave a weight that is not finite: a weight must be 0 to 1")
+            raise UserError(
+                f"{self._scheduler_says} gave a weight that is not finite: a weight must be a number, 0 or above"
+            )
         present = (x for output in seen for x in (output.logits, output.embedding) if not isinstance(x, Absent))
         if all(bool(x.isfinite().all()) for x in present):
             raise UserError(f"{self._metric_says} gave a difficulty that is not finite: it must be 0 or above")

@@ -85,7 +85,8 @@ def pair_options(
         own = teachers[0] if len(teachers) == 1 else None if at is None else teachers[_position(at, teachers) - 1]
         name, given = parse(spec)
         if isinstance(own, str):
-            options = {k: v for k, v in method_options(name, student, own).items() if k not in given}
+            named = f"{name}(standardize=True)" if given.get("standardize") else name
+            options = {k: v for k, v in method_options(named, student, own).items() if k not in given}
             if options:
                 found[_labeled(name, at)] = options
     return found

@@ -84,9 +84,10 @@ DIFFICULTY_METRICS = Registry(
 )
 DIFFICULTY_SCHEDULERS = Registry(
     "DIFFICULTY_SCHEDULERS",
-    """From difficulty to weight: ``fn(difficulty: Tensor[B], context: Context, **options) -> Tensor[B]`` in [0, 1].
+    """From difficulty to weight: ``fn(difficulty: Tensor[B], context: Context, **options) -> Tensor[B]``, 0 or above.
 
-    Pure: the same arguments give the same weights. The rows of an image's other views take the image's weight.
+    A preview's weights are at most 1. Pure: the same arguments give the same weights. The rows of an image's other
+    views take the image's weight.
     """,
     packages=("pckd.schedulers",),
     kind="function",

@@ -642,6 +642,9 @@ class Term:
         initial_weight: the coefficient in the initial epochs; ``weight`` by default.
         teacher: which of several teachers the loss looks at: its name, or its position, counted from 1. By default all
             of them, whose answer is the mean of their probabilities. A loss that looks at no teacher ignores it.
+        head: path of the student's module whose output [N, K] the loss is shown as its logits.
+        standardize: whether the loss is shown z-scores of both networks' logits (:func:`pckd.losses.lskd.standardize`):
+            of a loss that compares distributions over the classes (``softmax`` of :class:`Loss`).
     """
 
     loss: str | Callable[..., nn.Module]
@@ -657,6 +660,7 @@ class Term:
     initial_weight: float | None = None
     teacher: str | int | None = None
     head: str = ""
+    standardize: bool = False
     views: InitVar[str | None] = None
     """Another name of ``rows``."""
 
@@ -674,9 +678,9 @@ class Term:
 
     @property
     def particulars(self) -> dict[str, Any]:
-        """How the term acts where that is not the usual way: rows, warm-up, initial epochs, teacher, head."""
+        """How the term acts where that is not the usual way: rows, epochs, teacher, head, standardize."""
         usual = {f.name: f.default for f in fields(self)}
-        names = ("rows", "warmup", "initial", "initial_weight", "main", "teacher", "head")
+        names = ("rows", "warmup", "initial", "initial_weight", "main", "teacher", "head", "standardize")
         shown = {name: getattr(self, name) for name in names}
         return {name: value for name, value in shown.items() if value != usual[name]}
 

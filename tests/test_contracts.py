@@ -55,7 +55,7 @@ each = pytest.mark.parametrize(
 )
 INDEPENDENT = (
     *("at", "center_infonce", "cross_entropy", "cwd", "dist_inter", "dkd", "fgd", "fsp", "ifvd", "kd", "kdsvd", "lskd"),
-    *("nst", "skd", "transformed_kd", "vid"),
+    *("nst", "skd", "transformed_kd", "vid", "ofa", "abkd", "ctkd", "wkd", "sdd", "rld", "ttm", "wttm", "nkd"),
 )
 """Losses without batch norms, memories and relations between images: an image's value is its own."""
 

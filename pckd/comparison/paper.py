@@ -15,8 +15,11 @@ _ROWS = {
     "pckd_without_kd": "PCKD without L_KD",
     "pckd(delta=0)": "PCKD without L_KD",
     "kd(ce=0.1, weight=0.9)": "KD",
+    "ckd": "",
 }
-"""Methods that the tables call otherwise; the others have their own name, in capitals of some kind."""
+"""Methods that the tables call otherwise; the others have their own name, in capitals of some kind.
+
+Which paper the row CKD means could not be established: the code of ``ckd`` has neither its figures nor its pairs."""
 _SAME_FAMILY = [pair for pair in PAIRS if "PCKD" in pair.paper]
 
 _FREE = frozenset({"flip", "precision", "scheduler", "teacher_epochs", "teacher_weights"})

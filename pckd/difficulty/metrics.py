@@ -5,11 +5,14 @@ Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pckd.losses.kd import kd
+from pckd.losses.ttm import power_sum
 from pckd.ops import full, relative
 from registry import DIFFICULTY_METRICS
 
@@ -36,8 +39,39 @@ def teacher_cross_entropy(teacher_logits: Tensor, labels: Tensor) -> Tensor:
 @DIFFICULTY_METRICS.register
 def entropy(student_logits: Tensor) -> Tensor:
     """Entropy of the student's prediction over its batch mean: uncertainty, blind to the label."""
-    log_probability = full(student_logits).log_softmax(dim=-1)
-    return relative(-(log_probability.exp() * log_probability).sum(dim=-1).clamp_max(0))
+    return relative(_entropy(student_logits))
+
+
+def _entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    log_probability = (full(logits) / temperature).log_softmax(dim=-1)
+    return -(log_probability.exp() * log_probability).sum(dim=-1).clamp_max(0)
+
+
+@DIFFICULTY_METRICS.register
+def ea_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 3.0) -> Tensor:
+    """EA-KD's weight over its batch mean, (H_t + H_t H_s / log K) / 2: both networks are unsure (arXiv 2311.13621).
+
+    H are the entropies of the predictions of teacher and student at the temperature. The paper multiplies the loss by
+    the weight itself, as the scheduler ``proportional`` does but for the mean. Its code for KD and DKD on CIFAR-100 has
+    100 for log 100.
+
+    Args:
+        student_logits: [B, K]. teacher_logits: [B, K]. temperature: T > 0.
+    """
+    student, teacher = (_entropy(logits, temperature) for logits in (student_logits, teacher_logits))
+    return relative(teacher * (1 + student / math.log(max(student_logits.shape[-1], 2))) / 2)
+
+
+@DIFFICULTY_METRICS.register
+def wttm(teacher_logits: Tensor, gamma: float = 0.1) -> Tensor:
+    """WTTM's weight over its batch mean, the sum of p_t^gamma: how smooth the teacher's answer is (arXiv 2402.11148).
+
+    The paper multiplies the loss by the weight itself, as the scheduler ``proportional`` does but for the mean.
+
+    Args:
+        teacher_logits: [B, K]. gamma: the exponent; the smaller, the more alike all images are.
+    """
+    return relative(power_sum(teacher_logits, gamma))
 
 
 @DIFFICULTY_METRICS.register

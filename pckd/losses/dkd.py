@@ -8,6 +8,20 @@ from pckd.ops import above_zero, full
 from registry import LOSSES, METHODS, Term
 
 
+def among_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The log softmax over all classes but the label, and the logsumexp of their logits; [N, K], [N].
+
+    The label's own place is 0, so that it adds nothing to a divergence.
+
+    Args:
+        logits: [N, K], of at least two classes. labels: [N], int64.
+    """
+    is_label = F.one_hot(labels, logits.shape[-1]).bool()
+    rest = logits.masked_fill(is_label, float("-inf"))
+    total = rest.logsumexp(-1)
+    return (rest - total[:, None]).masked_fill(is_label, 0.0), total
+
+
 @LOSSES.register("dkd", check=above_zero("dkd", "temperature"), softmax=True)
 def dkd(
     student_logits: Tensor,
@@ -27,18 +41,13 @@ def dkd(
         student_logits: [B, K]. teacher_logits: [B, K]; constant. labels: [B], int64.
         alpha: weight of TCKD. beta: weight of NCKD. temperature: T > 0.
     """
-    classes = student_logits.shape[-1]
-    if classes < 2:
+    if student_logits.shape[-1] < 2:
         return full(student_logits).sum(-1) * 0.0
-    is_label = F.one_hot(labels, classes).bool()
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         scaled = full(logits) / temperature
-        rest = scaled.masked_fill(is_label, float("-inf"))
-        total = rest.logsumexp(-1)
-        two_way = torch.stack([scaled.gather(-1, labels[:, None])[:, 0], total], dim=-1).log_softmax(-1)
-        # The label's place among the others is 0 on both sides, so that it adds nothing to the divergence.
-        return two_way, (rest - total[:, None]).masked_fill(is_label, 0.0)
+        others, total = among_others(scaled, labels)
+        return torch.stack([scaled.gather(-1, labels[:, None])[:, 0], total], dim=-1).log_softmax(-1), others
 
     pairs = zip(split(student_logits), split(teacher_logits.detach()), strict=True)
     tckd, nckd = (F.kl_div(s, t, reduction="none", log_target=True).sum(-1) for s, t in pairs)
@@ -53,6 +62,7 @@ def dkd_method(
     beta: float = 8.0,
     temperature: float = 4.0,
     warmup: int = 20,
+    standardize: bool = False,
 ) -> list[Term]:
     """Decoupled knowledge distillation (Zhao et al. 2022); beta depends on the pair.
 
@@ -60,6 +70,8 @@ def dkd_method(
         ce: weight of the cross entropy. weight: of the distillation term.
         alpha: of the target class in it. beta: of the other classes.
         temperature: of both. warmup: epochs, of 240, over which the distillation term grows to its weight.
+        standardize: whether the logits are standardized first (Sun et al., arXiv 2403.01427): published with
+            temperature 2 and weight 9 to 18.
     """
     options = {"alpha": alpha, "beta": beta, "temperature": temperature}
-    return [Term("cross_entropy", ce), Term("dkd", weight, options=options, warmup=warmup)]
+    return [Term("cross_entropy", ce), Term("dkd", weight, options=options, warmup=warmup, standardize=standardize)]

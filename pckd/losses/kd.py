@@ -8,7 +8,7 @@ from registry import LOSSES, METHODS, Term
 
 
 @LOSSES.register("kd", check=above_zero("kd", "temperature"), softmax=True)
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)); [B] (Hinton et al., arXiv 1503.02531).
 
     Args:
@@ -20,9 +20,16 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
 
 
 @METHODS.register("kd", paper="Hinton et al., arXiv 1503.02531", year=2015)
-def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0) -> list[Term]:
+def kd_method(ce: float = 1.0, weight: float = 1.0, temperature: float = 4.0, standardize: bool = False) -> list[Term]:
     """Knowledge distillation (Hinton et al. 2015): cross entropy plus softened logits.
 
     The tables of CIFAR-100 weigh cross entropy by 0.1 and KD by 0.9: ``kd(ce=0.1, weight=0.9)``. Both are 1 here.
+
+    Args:
+        ce: weight of the cross entropy. weight: of KD. temperature: of both networks.
+        standardize: whether the logits are standardized first, as in ``lskd``, which has the published weights.
     """
-    return [Term("cross_entropy", ce), Term("kd", weight, options={"temperature": temperature})]
+    return [
+        Term("cross_entropy", ce),
+        Term("kd", weight, options={"temperature": temperature}, standardize=standardize),
+    ]

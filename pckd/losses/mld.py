@@ -118,7 +118,7 @@ def mld_class(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 @METHODS.register("mld", paper="Jin et al., Multi-Level Logit Distillation, CVPR", year=2023)
-def mld(ce: float = 0.1, weight: float = 0.9, temperature: float = BASE) -> list[Term]:
+def mld(ce: float = 0.1, weight: float = 0.9, temperature: float = BASE, standardize: bool = False) -> list[Term]:
     """Multi-level logit distillation (Jin et al. 2023), as released: instance, batch and class level.
 
     The student sees each of the two views in a pass of its own, and its running statistics count both. The gradient of
@@ -130,11 +130,13 @@ def mld(ce: float = 0.1, weight: float = 0.9, temperature: float = BASE) -> list
         weight: of each level. The terms on both views have twice their weight, as the mean over two views is half
             of the published sum.
         temperature: the base temperature; 2, 3, 5 and 6 are used beside it.
+        standardize: whether the logits of the instance level are standardized first (Sun et al., arXiv 2403.01427):
+            published with temperature 2 and weight 6 or 9.
     """
     options = {"temperature": temperature}
     return [
         Term("cross_entropy", 2 * ce, views="strong"),
-        Term("mld_instance", 2 * weight, views="strong", options=options),
+        Term("mld_instance", 2 * weight, views="strong", options=options, standardize=standardize),
         Term("mld_batch", weight, options=options),
         Term("mld_class", weight, options=options),
     ]

@@ -67,6 +67,16 @@ def self_paced(difficulty: Tensor, context: Context, *, start: float = 1.0, end:
     return (1 - difficulty / pace).clamp(0, 1)
 
 
+@DIFFICULTY_SCHEDULERS.register("proportional")
+def proportional(difficulty: Tensor, context: Context) -> Tensor:
+    """The difficulty itself, of mean 1: the harder, the more, without a bound, and the same at every epoch.
+
+    With the difficulty ``ea_kd`` or ``wttm`` this is the weighting of EA-KD (arXiv 2311.13621) and WTTM (2402.11148),
+    but for the mean of the batch.
+    """
+    return full(difficulty)
+
+
 @DIFFICULTY_SCHEDULERS.register("focal")
 def focal(difficulty: Tensor, context: Context, *, gamma: float = 2.0) -> Tensor:
     """(1 - exp(-difficulty))^gamma: hard samples first, the opposite of a preview.

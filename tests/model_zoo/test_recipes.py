@@ -17,7 +17,7 @@ from pckd.cli import print_entry
 from pckd.display import Silent
 from pckd.plan import make_task, plan
 from pckd.terms import method_terms, pair_options, recipe_changes
-from registry import BACKBONES, METHODS, DataSplit, Term, options_of
+from registry import BACKBONES, METHODS, DataSplit, Term, options_of, parse
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_tables_name_networks_and_options(name: str) -> None:
     for pair, options in table.pairs.items():
         teacher, student = pair.split(">")
         assert {teacher, student} <= set(BACKBONES.names())
-        if name in METHODS:
-            assert set(options) <= set(options_of(METHODS.get(name)))
-            METHODS.get(name)(**options)
+        method, given = parse(name)
+        assert set(options) <= set(options_of(METHODS.get(method)))
+        METHODS.get(method)(**given, **options)
 
 
 def test_recipes_name_methods_and_networks() -> None:
@@ -125,6 +125,15 @@ def test_what_is_given_wins() -> None:
     assert pair_options("dkd(beta=3)", "resnet20", "resnet56") == {}
     assert pair_options("lskd(weight=3.0)", "resnet20", "resnet110") == {"lskd": {"temperature": 4}}
     assert pair_options([Term("dkd")], "resnet20", "resnet56") == {}
+
+
+def test_a_method_with_standardized_logits_has_options_of_its_own() -> None:
+    pair = "resnet20", "resnet56"
+    options = {"temperature": 3, "weight": 18, "beta": 2}
+    assert pair_options("dkd(standardize=True)", *pair) == {"dkd": options}
+    assert pair_options("dkd(standardize=False)", *pair) == {"dkd": {"beta": 2}}
+    del options["weight"]
+    assert pair_options("dkd(standardize=True, weight=1.0)", *pair) == {"dkd": options}
 
 
 class Notes(Silent):
@@ -193,6 +202,7 @@ def test_a_plan_says_what_else_is_published(data: pckd.Data) -> None:
         ("dkd", "beta=2 for resnet56>resnet20, resnet110>resnet32"),
         ("mld", "published lr=0.025 epochs=480 for vgg13>MobileNetV2, ResNet50>MobileNetV2, wrn_40_2>ShuffleV1"),
         ("ft", "published initial_lr=0.01 for resnet8, "),
+        ("mld", "standardize=True, temperature=2, weight=6 for resnet32x4>ShuffleV2, vgg13>MobileNetV2, vgg13>vgg8"),
     ],
 )
 def test_the_list_shows_what_is_published(method: str, line: str) -> None:

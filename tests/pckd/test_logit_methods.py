@@ -30,6 +30,7 @@ from registry import (
     Output,
     Setup,
     Shapes,
+    Term,
     build,
 )
 
@@ -53,6 +54,63 @@ def kd(student: Array, teacher: Array, temperature: float) -> Array:
 STUDENT = np.array([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0]])
 TEACHER = np.array([[3.0, 0.0, 1.0], [-1.0, 1.0, 0.5]])
 BOTH = T(STUDENT), T(TEACHER)
+
+
+# Released code: the mean over the rows, and the gradient of the first logit, in double precision
+
+ROWS = T(
+    [[1.2, -0.3, 0.8, 2.1, -1.0], [0.1, 0.4, -0.7, 1.5, 0.9], [-0.2, 2.2, 0.3, -1.1, 0.6], [1.0, 0.5, 0.2, -0.4, 1.9]],
+    dtype=torch.float64,
+)
+BY = T(
+    [[2.5, 0.1, 1.3, 3.0, -0.8], [-0.6, 1.7, 0.2, 2.4, 0.3], [0.4, 1.1, 2.8, -0.9, 0.0], [3.1, -0.2, 0.9, 0.6, 1.4]],
+    dtype=torch.float64,
+)
+LABELS = T([3, 1, 1, 0])
+CENTERS = T(
+    [[1.0, 0.2, -0.5], [0.3, 1.1, 0.4], [-0.7, 0.5, 0.9], [0.8, -0.6, 0.1], [-0.2, -1.0, 0.6]], dtype=torch.float64
+)
+"""Logits of student and teacher, labels, and the rows of a classifier."""
+
+
+def wkd(student: Tensor, epoch: int, *options: float) -> Tensor:
+    context = Context(Instances(LABELS), Centers(CENTERS, CENTERS), epoch=epoch)
+    return pf.wkd(student, BY, LABELS, CENTERS, context, *options)
+
+
+RELEASED: list[tuple[Callable[[Tensor], Tensor], float, float]] = [
+    # cls_KD 1e5d48f, mmcls/models/dis_losses/nkd.py
+    (lambda s: pf.nkd(s, BY, LABELS), 2.211984633396371, -0.04535294587242263),
+    (lambda s: pf.nkd(s, BY, LABELS, 1.0, 2.0), 5.739164404166352, -0.024296395818023495),
+    # TTM fe457b3, distiller_zoo/ttm.py and wttm.py
+    (lambda s: pf.ttm(s, BY), 0.3620483213435519, -0.00025349255571453094),
+    (lambda s: pf.wttm(s, BY, 0.2), 1.009166401763551, -0.019520786249861616),
+    # RLD d54578f, mdistiller/distillers/RLD.py
+    (lambda s: pf.rld(s, BY, LABELS), 1.768460000482054, -0.4102069660516989),
+    (lambda s: pf.rld(s, BY, LABELS, 0.5, 3.0, 2.0, 2.0), 0.6767827629302663, -0.16176190096739906),
+    # WKD 214cf88, mdistiller/distillers/WKD.py, with the cost fc; in double precision throughout
+    (lambda s: wkd(s, 1), 0.6872347247295988, 0.028036763040668943),
+    (lambda s: wkd(s, 1, 30.0, 2.0, 2.0), 0.9740387624015487, 0.02983723155691362),
+    # CKD f16a145, mdistiller/distillers/CKD.py
+    (lambda s: pf.ckd(s, BY), 0.9759725115451452, 0.00031574553201444734),
+    (lambda s: pf.ckd(s, BY, 2.0), 1.1651474203588998, -0.0007427258544410583),
+    # abkd df81318, standard_classification/distiller_zoo/abkl.py, times T^2
+    (lambda s: pf.abkd(s, BY), 0.41744854302821605, -0.027737198859982003),
+    (lambda s: pf.abkd(s, BY, 1.3, -0.3), 0.495747329095991, -0.033205181948198374),
+    (lambda s: pf.abkd(s, BY, 1.0, 0.0), 0.4889815605624409, -0.032826621465242976),
+    (lambda s: pf.abkd(s, BY, 0.0, 1.0), 0.47462234625591737, -0.03169002480371191),
+    # OFAKD f7bb896, distillers/ofa.py
+    (lambda s: pf.ofa(s, BY, LABELS), 1.5342225329977173, -0.025228945330139325),
+    (lambda s: pf.ofa(s, BY, LABELS, 1.5, 2.0), 1.2021683492632766, 0.006371501106660354),
+]
+
+
+@pytest.mark.parametrize(("loss", "value", "gradient"), RELEASED)
+def test_released_figures(loss: Callable[[Tensor], Tensor], value: float, gradient: float) -> None:
+    student = ROWS.clone().requires_grad_()
+    mean = loss(student).mean()
+    assert mean.item() == pytest.approx(value, rel=1e-12)
+    assert torch.autograd.grad(mean, student)[0][0, 0].item() == pytest.approx(gradient, rel=1e-10)
 
 
 # DKD
@@ -103,6 +161,167 @@ def test_lskd_by_hand(temperature: float) -> None:
     if temperature == 2:
         assert pf.lskd(*BOTH).equal(pf.lskd(*BOTH, temperature))
     assert pf.standardize(T([[3.0, 3.0, 3.0]])).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(("method", "standardized"), [("kd", ["kd"]), ("dkd", ["dkd"]), ("mld", ["mld_instance"])])
+def test_a_method_compares_standardized_logits(method: str, standardized: list[str]) -> None:
+    """Its losses of single rows, as if both networks had answered with z-scores; the others as before."""
+    scores = [pf.standardize(x) for x in BOTH]
+    setup = Setup(Shapes(3, 1), Shapes(3, 1))
+    instances = image_views(T([1]), T([0]), 2, strong=True)
+    context = dataclasses.replace(make_context(T([1]), 3), instances=instances)
+    plain, changed = (build(METHODS, method, standardize=on, temperature=2.0) for on in (False, True))
+    assert [term.label for term in changed if term.standardize] == standardized
+    shown = {on: [Output(x, torch.zeros(2, 1)) for x in (scores if on else BOTH)] for on in (False, True)}
+    for term, other in zip(plain, changed, strict=True):
+        expected = objective_of([term], setup)(*shown[other.standardize], context)
+        assert objective_of([other], setup)(*shown[False], context) == expected
+    if method == "kd":
+        assert expected["kd"].item() == pytest.approx(pf.lskd(*BOTH)[0].item())
+
+
+def test_only_distributions_over_the_classes_are_standardized() -> None:
+    with pytest.raises(NotApplicable, match="rkd compares no distributions over the classes: leave out"):
+        objective_of([Term("rkd", standardize=True)], Setup(Shapes(3, 4), Shapes(3, 4)))
+
+
+def test_nkd_by_hand() -> None:
+    gamma, temperature, labels = 2.0, 3.0, [0, 2]
+    expected = []
+    for student, teacher, label in zip(STUDENT, TEACHER, labels, strict=True):
+        q, p = (softmax(np.delete(logits, label), temperature) for logits in (student, teacher))
+        target = -softmax(teacher)[label] * np.log(softmax(student)[label])
+        expected.append(target - gamma * temperature**2 * (p * np.log(q)).sum())
+    assert pf.nkd(*BOTH, T(labels), gamma, temperature).tolist() == pytest.approx(expected)
+
+
+def test_ttm_and_wttm_by_hand() -> None:
+    powers = softmax(TEACHER) ** 0.3
+    sums = powers.sum(1)
+    expected = divergence(powers / sums[:, None], softmax(STUDENT))
+    assert pf.power_sum(BOTH[1], 0.3).tolist() == pytest.approx(sums)
+    assert pf.ttm(*BOTH, 0.3).tolist() == pytest.approx(expected)
+    assert pf.wttm(*BOTH, 0.3).tolist() == pytest.approx(sums * expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 0]])
+def test_rld_by_hand(labels: list[int]) -> None:
+    """The teacher is right of the first row with label 0, and ranks no class below its label in the others but one."""
+    alpha, beta, hot, cold = 0.5, 3.0, 2.0, 1.5
+    expected = []
+    for student, teacher, label in zip(STUDENT, TEACHER, labels, strict=True):
+        sure, own = softmax(teacher, cold).max(), softmax(student, cold)[label]
+        confidence = divergence(np.array([sure, 1 - sure]), np.array([own, 1 - own]))
+        below = teacher < teacher[label]
+        correlation = divergence(softmax(teacher[below], hot), softmax(student[below], hot)) if below.any() else 0.0
+        expected.append(alpha * cold**2 * confidence + beta * hot**2 * correlation)
+    assert pf.rld(*BOTH, T(labels), alpha, beta, hot, cold).tolist() == pytest.approx(expected)
+
+
+def test_regions_are_classified_by_hand() -> None:
+    cells = T([[1.0, 2.0], [3.0, 6.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None, None]
+    logits = pf.region_logits(cells, T([[1.0], [-1.0]]), T([0.0, 0.5]), (1, 2))
+    assert logits.tolist() == [[[3, -2.5], [1, -0.5], [2, -1.5], [3, -2.5], [6, -5.5]]]
+    # Right of the whole alone, of a region alone, of both, of none.
+    teacher = T([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
+    assert pf.ambiguity(teacher, T([0, 0, 0, 0])).tolist() == [[1, 2], [1, 2], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("scales", "value", "gradient"),
+    # SDD-CVPR2024 e412036, mdistiller/distillers/SDD_DKD.py, with SPP of mdistiller/models/cifar/utils.py
+    [((1, 2, 4), 19.197373256575432, -0.023758002679380292), ((1, 2), 5.342403285738499, -0.018124510259778345)],
+)
+def test_sdd_has_the_released_figures(scales: tuple[int, ...], value: float, gradient: float) -> None:
+    angles = torch.arange(4 * 3 * 64, dtype=torch.float64).view(4, 3, 8, 8)
+    maps = (angles.sin().requires_grad_(), (0.7 * angles).cos())
+    student, teacher = (Output(ROWS, m.mean((2, 3)), (m,)) for m in maps)
+    context = Context(Instances(LABELS), Centers(CENTERS, 3 * CENTERS))
+    loss = build(LOSSES, "sdd", Setup(Shapes.of(student), Shapes.of(teacher)), scales=scales)
+    mean = loss(student, teacher, context).mean()
+    assert mean.item() == pytest.approx(value, rel=1e-12)
+    assert torch.autograd.grad(mean, maps[0])[0][0, 0, 0, 0].item() == pytest.approx(gradient, rel=1e-10)
+
+
+def test_moving_probability_between_two_classes_by_hand() -> None:
+    """Of three classes the label takes no part: x moves from one of the others to the other, and x - d back.
+
+    Of the regularized plan, what stays, (p - x)(1 - p - x + d), is exp(2 cost / 0.05) times what moves, x (x - d).
+    """
+    cost, expected = 0.05, []
+    for student, teacher, label in zip(STUDENT, TEACHER, [0, 2], strict=True):
+        p, q = (softmax(np.delete(logits, label), 2.0)[0] for logits in (student, teacher))
+        d, ratio = p - q, math.exp(2 * cost / 0.05)
+        x = max(np.roots([1 - ratio, ratio * d - 1 - d, p * (1 - p + d)]))
+        expected.append(cost * (2 * x - d))
+    moved = pf.wasserstein(*BOTH, T([0, 2]), cost * (1 - torch.eye(3)), 2.0)
+    assert moved.tolist() == pytest.approx(expected, rel=1e-4)
+    # Orthogonal and opposite centers.
+    assert pf.class_costs(T([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 0.5)[0].tolist() == pytest.approx(
+        [0, 1 - math.exp(-0.5), 1 - math.exp(-1)], abs=1e-6
+    )
+
+
+def test_the_distance_of_wkd_is_left_out_in_the_end() -> None:
+    first, half, last = (wkd(ROWS, epoch).mean() for epoch in (150, 195, 240))
+    torch.testing.assert_close(half, (first + last) / 2)
+    torch.testing.assert_close(last, pf.target_cross_entropy(ROWS, BY, LABELS).mean())
+    torch.testing.assert_close(wkd(ROWS, 1).mean(), first)
+
+
+@pytest.mark.parametrize(("epoch", "strength"), [(5, 0.5), (10, 1.0), (200, 1.0)])
+def test_ctkd_raises_the_loss_with_its_temperature(epoch: int, strength: float) -> None:
+    level = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    expected = pf.kd(*BOTH, 1 + 20 * level.sigmoid())
+    (upwards,) = torch.autograd.grad(expected.sum(), level)
+    loss = build(LOSSES, "ctkd", Setup(Shapes(3, 1), Shapes(3, 1))).double()
+    context = dataclasses.replace(make_context(T([0, 2]), 3), epoch=epoch)
+    value = loss(*(Output(x, torch.zeros(2, 1)) for x in BOTH), context)
+    value.sum().backward()
+    assert value.tolist() == expected.tolist()
+    assert loss.level.grad.item() == pytest.approx(-strength * upwards.item())
+
+
+def test_ckd_by_hand() -> None:
+    s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (STUDENT, TEACHER))
+    assert pf.ckd(*BOTH, 0.5).tolist() == pytest.approx(-np.log(np.diag(softmax(t @ s.T, 0.5))))
+
+
+def test_abkd_by_hand() -> None:
+    s, t = softmax(STUDENT, 2.0), softmax(TEACHER, 2.0)
+    for a, b in ((0.8, 0.3), (0.5, 0.5), (1.2, -0.2)):
+        parts = t**a * s**b - a / (a + b) * t ** (a + b) - b / (a + b) * s ** (a + b)
+        assert pf.abkd(*BOTH, a, b, 2.0).tolist() == pytest.approx(-4 * parts.sum(1) / (a * b))
+    assert pf.abkd(*BOTH, 1.0, 0.0, 2.0).tolist() == pytest.approx(kd(STUDENT, TEACHER, 2.0))
+    assert pf.abkd(*BOTH, 0.0, 1.0, 2.0).tolist() == pytest.approx(kd(TEACHER, STUDENT, 2.0))
+    for limit, near in (((0.7, 0.0), (0.7, 1e-5)), ((0.0, 0.7), (1e-5, 0.7))):
+        doubles = [x.double() for x in BOTH]
+        assert pf.abkd(*doubles, *limit).tolist() == pytest.approx(pf.abkd(*doubles, *near).tolist(), rel=1e-4)
+
+
+def test_ofa_by_hand() -> None:
+    s, t = softmax(STUDENT), softmax(TEACHER)
+    is_label = np.eye(3)[[0, 2]]
+    assert pf.ofa(*BOTH, T([0, 2])).tolist() == pytest.approx((-t * np.log(s)).sum(1))
+    enhanced = (t + is_label) ** 1.5 - is_label
+    assert pf.ofa(*BOTH, T([0, 2]), 1.5).tolist() == pytest.approx((-enhanced * np.log(s)).sum(1))
+
+
+def test_each_stage_answers_by_a_branch_of_its_own() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, channels, side, side) for channels, side in ((3, 8), (4, 8), (6, 4), (8, 2))]
+    student, teacher = Output(BOTH[0], torch.zeros(2, 8), tuple(maps)), Output(BOTH[1], torch.zeros(2, 10))
+    setup = Setup(Shapes.of(student), Shapes.of(teacher))
+    loss = build(LOSSES, "ofa_stages", setup, eps=1.5)
+    widths = [[layer.out_channels for layer in b if isinstance(layer, nn.Conv2d)] for b in loss.branches]
+    # After the stem; a branch ends as wide as the wider embedding.
+    assert widths == [[4, 4, 4, 8, 8, 8, 8, 10], [6, 6, 6, 10], [10]]
+    expected = sum(
+        pf.ofa(branch(m), BOTH[1], T([0, 2]), 1.5) for branch, m in zip(loss.branches, maps[1:], strict=True)
+    )
+    torch.testing.assert_close(loss(student, teacher, make_context(T([0, 2]), 3)), expected)
+    with pytest.raises(NotApplicable, match="ofa_stages: the student gives no feature maps"):
+        build(LOSSES, "ofa_stages", setup._replace(student=Shapes(3, 8)))
 
 
 def test_hard_kd_by_hand() -> None:

@@ -49,6 +49,7 @@ CPU = torch.device("cpu")
 REFUSED = {(name, pair): "equal widths.*any widths" for name in ("fsp", "kdsvd") for pair in PAIRS}
 del REFUSED["fsp", "resnet-resnet"], REFUSED["kdsvd", "resnet-resnet"]
 REFUSED |= {("simkd", "resnet-MobileNetV2"): "srrl", ("simkd", "resnet-ShuffleV2"): "srrl"}
+REFUSED |= {("sdd", pair): "dkd works" for pair in ("resnet-MobileNetV2", "resnet-ShuffleV2")}
 
 
 class Run:
@@ -185,9 +186,12 @@ def test_losses_about_the_whole_batch_cannot_be_previewed() -> None:
 
 PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
     "ab": {"ab": (1, {"margin": 1, "initial": 30, "main": False})},
+    "abkd": {"abkd": (4, {"alpha": 0.8, "beta": 0.3, "temperature": 4})},
     "at": {"at": (1000, {"p": 2})},
     "cc": {"correlation_congruence": (0.02, {"width": 128})},
+    "ckd": {"ckd": (100, {"temperature": 1})},
     "crd": {"kd": (0, {}), "crd": (0.8, {"negatives": 16384, "memory": None})},
+    "ctkd": {"cross_entropy": (0.1, {}), "ctkd": (0.9, {"least": 1, "span": 20, "ramp": 10})},
     "dist": {"dist_inter": (2, {"temperature": 4}), "dist_intra": (2, {"temperature": 4})},
     "dkd": {"dkd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "warmup": 20})},
     "fitnet": {"fitnet": (100, {"hint_layer": None})},
@@ -203,11 +207,15 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
         "mld_batch": (0.9, {"temperature": 4}),
         "mld_class": (0.9, {"temperature": 4}),
     },
+    "nkd": {"nkd": (1, {"gamma": 1.5, "temperature": 1})},
     "nst": {"nst": (50, {})},
     "ofd": {"ofd": (1e-3, {})},
+    "ofa": {"ofa": (1, {"eps": 1, "temperature": 1}), "ofa_stages": (1, {"eps": 1, "temperature": 1})},
     "pkt": {"pkt": (30000, {})},
     "reviewkd": {"reviewkd": (5, {"warmup": 20})},
     "rkd": {"rkd": (1, {"distance_weight": 25, "angle_weight": 50})},
+    "rld": {"rld": (1, {"alpha": 1, "beta": 8, "temperature": 4, "confidence_temperature": 1, "warmup": 20})},
+    "sdd": {"sdd": (1, {"alpha": 1, "beta": 8, "temperature": 4, "scales": (1, 2, 4), "warmup": 20})},
     "simkd": {"cross_entropy": (0, {}), "simkd": (1, {"factor": 2})},
     "sp": {"sp": (3000, {})},
     "srrl": {"srrl": (1, {"feature": 1, "regression": 1})},
@@ -220,6 +228,9 @@ PUBLISHED: dict[str, dict[str, tuple[float, dict[str, Any]]]] = {
             {"temperature": 0.5, "ratio": 0.75, "rows": "all", "initial": 60, "initial_weight": 1},
         ),
     },
+    "ttm": {"ttm": (45, {"gamma": 0.1})},
+    "wkd": {"wkd": (1, {"gamma": 600, "temperature": 8, "sharpness": 1, "decay": 150})},
+    "wttm": {"wttm": (4, {"gamma": 0.2})},
     "vid": {"vid": (1, {"init_variance": 5})},
 }
 
@@ -239,6 +250,13 @@ def test_crd_has_the_published_contrast() -> None:
 NOT_ABOVE_0 = (0, -1, float("nan"))
 OF_TEMPERATURE = (
     *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
+    *("nkd"),
+    *("rld"),
+    *("sdd"),
+    *("wkd"),
+    *("ckd"),
+    *("abkd"),
+    *("ofa", "ofa_stages"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -261,6 +279,14 @@ OF_TEMPERATURE = (
         ("kdsvd", "k", (0,)),
         ("ab", "margin", NOT_ABOVE_0),
         ("vid", "init_variance", (0, 1e-5)),
+        *((loss, "eps", NOT_ABOVE_0) for loss in ("ofa", "ofa_stages")),
+        ("abkd", "alpha", (-0.3, -1.0)),
+        *(("ctkd", option, NOT_ABOVE_0) for option in ("least", "span", "ramp")),
+        ("wkd", "sharpness", NOT_ABOVE_0),
+        ("wkd", "decay", (-1, 240)),
+        ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
+        ("rld", "confidence_temperature", NOT_ABOVE_0),
+        *((loss, "gamma", NOT_ABOVE_0) for loss in ("ttm", "wttm")),
     ],
 )
 def test_options_out_of_range_are_refused(loss: str, option: str, values: tuple[Any, ...]) -> None:

@@ -175,6 +175,7 @@ def test_a_loss_says_whether_it_reads_maps(name: str) -> None:
 
 NOT_BLIND_TO_SHIFTS = {
     "srrl": "compares the logits themselves, as released",
+    "ckd": "compares the directions of the logits, as released",
     **dict.fromkeys(("binary_cross_entropy", "binary_kd"), "each class has a probability of its own"),
 }
 
@@ -224,6 +225,10 @@ NOT_ZERO_FOR_EQUALS = {
     "direct_alignment": "an embedding of zeros has no direction, so that nothing is aligned with it",
     "dist_inter": CONSTANTS,
     "dist_intra": CONSTANTS,
+    **dict.fromkeys(("nkd", "ofa", "wkd"), "a cross entropy, which is as large as the teacher is unsure"),
+    **dict.fromkeys(("ttm", "wttm"), "the student has no temperature, and the teacher has one"),
+    "rld": "the student is to be as sure of the label as the teacher is of the class it names, which may be another",
+    "ckd": "tells images apart that the teacher finds alike",
     "hard_kd": "asks for certainty, which the teacher itself has not",
 }
 
@@ -240,7 +245,7 @@ def test_a_student_that_answers_as_its_teacher_has_no_loss(name: str, data: Any)
     assert torch.allclose(value_of(name, same), torch.zeros((), dtype=DOUBLE), atol=1e-9)
 
 
-SCALE_FREE = ("at", "kdsvd", "lskd", "nst", "pkd", "pkt", "rkd", "skd", "sp")
+SCALE_FREE = ("at", "ckd", "kdsvd", "lskd", "nst", "pkd", "pkt", "rkd", "skd", "sp")
 """They compare directions, relative lengths or standardized logits."""
 
 
@@ -283,7 +288,7 @@ def test_a_weight_never_falls_as_the_run_goes_on(name: str, difficulty: list[flo
     assert (weigh(name, difficulty, later, epochs) >= weigh(name, difficulty, earlier, epochs)).all()
 
 
-HARD_FIRST = {"focal": "the opposite of a preview"}
+HARD_FIRST = dict.fromkeys(("focal", "proportional"), "the opposite of a preview")
 
 
 @for_each(SCHEDULERS, HARD_FIRST)

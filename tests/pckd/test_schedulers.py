@@ -27,6 +27,7 @@ def weigh(spec: str, difficulty: Tensor, epoch: int = 60, epochs: int = 240, pro
     ("spec", "difficulty", "progress", "expected"),
     [
         ("constant", [0.0, 1.0, 50.0], 0, [1, 1, 1]),
+        ("proportional", [0.0, 1.0, 50.0], 0, [0, 1, 50]),
         ("focal", [0.0, 1.0, 2.0], 0, [0, (1 - math.exp(-1)) ** 2, (1 - math.exp(-2)) ** 2]),
         ("focal(gamma=0.5)", [1.0], 0, [math.sqrt(1 - math.exp(-1))]),
         ("focal(gamma=0)", [0.3, 7.0], 0, [1, 1]),
