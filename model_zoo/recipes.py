@@ -62,6 +62,18 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (1.0,): "resnet110>resnet32",
             },
         ),
+        "kd_plus_plus": _table(
+            "the release of ND for CIFAR-100 (arXiv 2305.17007)",
+            ("kd", "weight"),
+            {
+                (1.0, 2.0): "resnet56>resnet20",
+                (3.5, 2.0): "resnet32x4>resnet8x4",
+                (1.0, 1.5): "wrn_40_2>wrn_40_1",
+                (3.0, 0.5): "ResNet50>MobileNetV2",
+                (2.5, 1.5): "resnet32x4>ShuffleV1",
+                (4.0, 0.5): "resnet32x4>ShuffleV2",
+            },
+        ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
             ("temperature", "weight"),

@@ -35,6 +35,7 @@ from registry import BACKBONES, METHODS, DataSplit, Term, options_of
         ("reviewkd", "resnet56>resnet20", {"weight": 0.6}),
         ("reviewkd", "resnet32x4>ShuffleV2", {"weight": 8}),
         ("lskd", "resnet110>resnet20", {"temperature": 4, "weight": 12}),
+        ("kd_plus_plus", "resnet32x4>resnet8x4", {"kd": 3.5, "weight": 2}),
         # Options of the networks do not matter.
         ("dkd", "vgg13 (in_channels=1)>vgg8(in_channels=1)", {"beta": 6}),
         # What nobody published.

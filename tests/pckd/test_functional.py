@@ -281,6 +281,9 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
         x["student_embedding"], x["teacher_embedding"].detach()
     ),
     "noise_contrast": noise_contrast,
+    "norm_and_direction": lambda x: pf.norm_and_direction(
+        x["student_embedding"], x["teacher_embedding"], labels_of(x), x["teacher_centers"]
+    ),
     "transformed_kd": lambda x: pf.transformed_kd(x["student_logits"], x["teacher_logits"], labels_of(x), views_of(x)),
     "view_contrast": lambda x: pf.view_contrast(x["student_embedding"], views_of(x)),
     "similarity_transfer": lambda x: pf.similarity_transfer(
@@ -369,8 +372,8 @@ def test_autocast_does_not_cost_precision(name: str) -> None:
         torch.testing.assert_close(FUNCTIONS[name](make_inputs()), exact)
 
 
-ABOUT_OTHERS = ("center_infonce", "category_contrast", "noise_contrast", "view_contrast")
-"""They tell rows apart, however alike the two networks are."""
+ABOUT_OTHERS = ("center_infonce", "category_contrast", "noise_contrast", "norm_and_direction", "view_contrast")
+"""They compare rows with others or with centers, however alike the two networks are."""
 
 
 @pytest.mark.parametrize(

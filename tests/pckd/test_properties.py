@@ -225,6 +225,7 @@ NOT_ZERO_FOR_EQUALS = {
     "dist_inter": CONSTANTS,
     "dist_intra": CONSTANTS,
     "hard_kd": "asks for certainty, which the teacher itself has not",
+    "nd": "asks for the direction of the class, which the teacher's own rows do not have",
 }
 
 
