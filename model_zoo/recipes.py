@@ -29,7 +29,7 @@ class MethodOptions:
     pairs: Mapping[str, Mapping[str, Any]]
 
 
-def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float, ...], str]) -> MethodOptions:
+def _table(source: str, names: tuple[str, ...], rows: Mapping[tuple[float | str, ...], str]) -> MethodOptions:
     """Of each row of values, the pairs that have them."""
     pairs = {
         label: MappingProxyType(dict(zip(names, row, strict=True)))
@@ -73,6 +73,28 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (2.5, 1.5): "resnet32x4>ShuffleV1",
                 (4.0, 0.5): "resnet32x4>ShuffleV2",
             },
+        ),
+        "catkd": _table(
+            "CAT-KD's configurations for CIFAR-100 (arXiv 2304.12777)",
+            ("weight", "resolution", "normalized", "student"),
+            {
+                (12.0, 2, False, ""): "wrn_40_2>wrn_16_2",
+                (1.5, 2, False, ""): "wrn_40_2>wrn_40_1",
+                (0.7, 2, False, ""): "resnet56>resnet20",
+                (1.8, 2, False, ""): "resnet110>resnet32",
+                (15.0, 2, False, ""): "resnet32x4>resnet8x4",
+                (4.5, 2, False, ""): "vgg13>vgg8",
+                (15.0, 2, True, "conv2"): "vgg13>MobileNetV2",
+                (40.0, 2, True, "conv2"): "ResNet50>MobileNetV2",
+                (600.0, 4, True, ""): "resnet32x4>ShuffleV1",
+                (600.0, 4, True, "bn2"): "resnet32x4>ShuffleV2",
+                (80.0, 4, True, ""): "wrn_40_2>ShuffleV1",
+            },
+        ),
+        "itrd": _table(
+            "the example in ITRD's README (arXiv 2112.00459)",
+            ("correlation", "mutual", "alpha"),
+            {(2.0, 1.0, 1.01): "wrn_40_2>wrn_16_2"},
         ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",

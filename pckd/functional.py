@@ -18,6 +18,8 @@ from pckd.losses.banks import bank_scores as bank_scores
 from pckd.losses.banks import first_rows as first_rows
 from pckd.losses.banks import renewed as renewed
 from pckd.losses.category_contrast import category_contrast as category_contrast
+from pckd.losses.catkd import class_attention as class_attention
+from pckd.losses.catkd import class_attention_transfer as class_attention_transfer
 from pckd.losses.cc import correlation_congruence as correlation_congruence
 from pckd.losses.center_alignment import center_alignment as center_alignment
 from pckd.losses.center_infonce import center_infonce as center_infonce
@@ -47,6 +49,8 @@ from pckd.losses.fsp import fsp as fsp
 from pckd.losses.ft import factor_transfer as factor_transfer
 from pckd.losses.ickd import channel_correlation as channel_correlation
 from pckd.losses.ifvd import intra_class_variation as intra_class_variation
+from pckd.losses.itrd import channel_agreement as channel_agreement
+from pckd.losses.itrd import similarity_agreement as similarity_agreement
 from pckd.losses.kd import kd as kd
 from pckd.losses.kdsvd import kdsvd as kdsvd
 from pckd.losses.ld import localization_distillation as localization_distillation
@@ -72,6 +76,7 @@ from pckd.losses.rkd import rkd as rkd
 from pckd.losses.simkd import reused_feature as reused_feature
 from pckd.losses.skd import pairwise_similarity as pairwise_similarity
 from pckd.losses.sp import similarity_preserving as similarity_preserving
+from pckd.losses.srd import log_sum_distance as log_sum_distance
 from pckd.losses.srrl import feature_statistic as feature_statistic
 from pckd.losses.srrl import softmax_regression as softmax_regression
 from pckd.losses.sskd import reliable as reliable

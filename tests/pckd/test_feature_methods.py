@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pckd import functional as pf
-from registry import LOSSES, Centers, Context, Instances, Output, Setup, Shapes, build
+from registry import LOSSES, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
 
 T = torch.tensor
 DOUBLE = torch.float64
@@ -64,3 +64,92 @@ def test_nd_has_the_class_means_of_all_it_has_seen() -> None:
     centers = Centers(torch.zeros(3, 2), T([[0.0, 2.0]] * 3))
     value = rule(student, Output(torch.zeros(2, 3), rows[0]), make_context(T([0, 1]), centers))
     assert value.tolist() == pytest.approx([1, 1 - 1 / 3])
+
+
+# CAT-KD
+
+
+def test_class_attention_by_hand() -> None:
+    feature_map = T([[[[1.0, 3.0], [5.0, 7.0]], [[2.0, 0.0], [0.0, 2.0]]]])
+    centers = T([[1.0, 0.0], [0.5, -1.0]])
+    assert pf.class_attention(feature_map, centers).tolist() == [[[[1, 3], [5, 7]], [[-1.5, 1.5], [2.5, 1.5]]]]
+    # Averaged to one cell, it is the logits without their bias.
+    assert pf.class_attention(feature_map, centers, 1).flatten().tolist() == [4, 1]
+    assert pf.class_attention(feature_map, centers, 1, normalized=True).flatten().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "normalized", "value", "gradients"),
+    [
+        (2, False, 0.4569061925884731, (0.07247135489493088, 0.027531023166328487)),
+        (3, True, 0.2385159030455378, (0.07549762981492522, 0.008472688454041227)),
+    ],
+)
+def test_class_attention_transfer_is_as_released(
+    resolution: int, normalized: bool, value: float, gradients: tuple[float, float]
+) -> None:
+    maps = table(2, 3, 4, 4).requires_grad_(), table(2, 4, 6, 6, step=0.9)
+    centers = table(5, 3, step=1.1).requires_grad_(), table(5, 4, step=1.3)
+    found = pf.class_attention_transfer(*maps, *centers, resolution, normalized).mean()
+    found.backward()
+    assert found.item() == pytest.approx(value, rel=1e-12)
+    for tensor, expected in zip((maps[0], centers[0]), gradients, strict=True):
+        assert tensor.grad is not None
+        assert tensor.grad.norm().item() == pytest.approx(expected, rel=1e-12)
+
+
+# ITRD, SRD
+
+
+def test_channel_agreement_by_hand() -> None:
+    student, teacher = T([[1.0, 0.0], [2.0, 1.0], [3.0, 0.0]]), T([[5.0, 1.0], [7.0, 2.0], [9.0, 3.0]])
+    # The first channels correlate fully, the second not at all: |1 - 2/3|^2 and 1.
+    assert pf.channel_agreement(student, teacher, 1.0).item() == pytest.approx(math.log2(1 / 9 + 1))
+
+
+def test_similarity_agreement_by_hand() -> None:
+    student, teacher = T([[1.0, 0.0], [3.0, 3.0]]), T([[1.0, 0.0], [1.0, 3.0**0.5]])
+    # The student's rows are at 45 degrees, the teacher's at 60: 2 * 1/2 * (1 - 1/4), over 4.
+    assert pf.similarity_agreement(student, teacher).item() == pytest.approx(0.75 / 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "width", "value", "gradient"),
+    [
+        ("itrd(correlation=1, mutual=0)", 3, 3.2941077466910675, 0.8177555443854473),
+        ("itrd(correlation=0, mutual=1)", 3, 0.35029193665650693, 0.08813052458537952),
+        ("itrd(correlation=1, mutual=0)", 4, 0.775414253976703, 1.4686450926958872),
+        ("itrd(correlation=0, mutual=1)", 4, 0.17434163825413881, 0.18470184956199914),
+        ("srd", 3, 5.710206342037888, 0.42252129169396635),
+    ],
+)
+def test_losses_of_projected_embeddings_are_as_released(loss: str, width: int, value: float, gradient: float) -> None:
+    made = build(LOSSES, loss, Setup(Shapes(5, width), Shapes(5, 4))).double()
+    made.load_state_dict({"embed.weight": table(4, width, step=0.3), "embed.bias": table(4, step=0.5)})
+    student, teacher = table(5, width).requires_grad_(), table(5, 4, step=0.9)
+    found = made(Output(student, student), Output(teacher, teacher), make_context(torch.arange(5)))
+    found.backward()
+    assert student.grad is not None
+    assert found.item() == pytest.approx(value, rel=1e-12)
+    assert student.grad.norm().item() == pytest.approx(gradient, rel=1e-12)
+
+
+def test_log_sum_distance_by_hand() -> None:
+    student, teacher = T([[1.0], [3.0]], dtype=DOUBLE), T([[9.0], [5.0]], dtype=DOUBLE)
+    # Each is -1 and 1 after normalization, but for the epsilon, and the other way round.
+    one, other = 1 / 1.0001**0.5, 2 / 4.0001**0.5
+    assert pf.log_sum_distance(student, teacher, 3).item() == pytest.approx(math.log(2 * (one + other) ** 3))
+
+
+def test_catkd_reads_a_map_by_the_path_of_its_module() -> None:
+    feature_map, seen = torch.ones(2, 3, 2, 2), torch.ones(2, 4, 2, 2)
+    student = Output(torch.zeros(2, 5), torch.zeros(2, 3), (), (), layers={"bn2": feature_map - 2})
+    teacher = Output(torch.zeros(2, 5), torch.ones(2, 4), (seen,), ())
+    setup = Setup(Shapes.of(student), Shapes.of(teacher))
+    loss = build(LOSSES, "catkd(student='bn2')", setup)
+    centers = Centers(torch.ones(5, 3), torch.ones(5, 4))
+    # The student's map is below 0, and nothing after its ReLU; the teacher's cells say 4 of each class.
+    assert loss(student, teacher, make_context(T([0, 1]), centers)).tolist() == [16, 16]
+    for name in ("catkd", "catkd(student='bn3')", "catkd(student='bn2', teacher='bn2')"):
+        with pytest.raises(NotApplicable, match=r"^catkd needs the map whose mean the .* name its module"):
+            build(LOSSES, name, setup)
