@@ -66,6 +66,7 @@ from pckd.losses.mld import class_alignment as class_alignment
 from pckd.losses.mld import instance_alignment as instance_alignment
 from pckd.losses.mld import unsure_share as unsure_share
 from pckd.losses.nd import norm_and_direction as norm_and_direction
+from pckd.losses.norm import n_to_one as n_to_one
 from pckd.losses.nst import nst as nst
 from pckd.losses.ofd import negative_means as negative_means
 from pckd.losses.ofd import ofd as ofd

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd.losses.maps import read_map, read_shape
+from pckd.losses.maps import ReadsNamed, read_map_at, read_shape_at
 from pckd.ops import NORM_FLOOR, exact, full, mean_square
-from registry import LOSSES, METHODS, Context, NotApplicable, Output, Setup, Shapes, Term, UserError
+from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
 
 def class_attention(feature_map: Tensor, centers: Tensor, resolution: int = 2, normalized: bool = False) -> Tensor:
@@ -22,7 +19,7 @@ def class_attention(feature_map: Tensor, centers: Tensor, resolution: int = 2, n
     pooled = F.adaptive_avg_pool2d(full(feature_map), resolution)
     with exact(pooled):
         maps = F.conv2d(pooled, full(centers)[:, :, None, None])
-    return F.normalize(maps, dim=(2, 3), eps=NORM_FLOOR) if normalized else maps
+    return F.normalize(maps.flatten(2), dim=2, eps=NORM_FLOOR).view_as(maps) if normalized else maps
 
 
 def class_attention_transfer(
@@ -45,7 +42,7 @@ def class_attention_transfer(
 
 
 @LOSSES.register("catkd")
-class ClassAttention(nn.Module):
+class ClassAttention(ReadsNamed, nn.Module):
     """Which parts of the image speak for each class, as the teacher sees it; [N] (Guo et al., arXiv 2304.12777).
 
     The classifier's rows are the centers of the run's center rule, by default these rows themselves; without a bias, as
@@ -58,12 +55,6 @@ class ClassAttention(nn.Module):
             default it is among the network's maps.
     """
 
-    reads_rows = True
-
-    @staticmethod
-    def claims(*, student: str = "", teacher: str = "", **_: Any) -> Any:
-        return type("Claims", (), {"reads_layers": bool(student or teacher), "reads_rows": True})
-
     def __init__(
         self, setup: Setup, *, resolution: int = 2, normalized: bool = False, student: str = "", teacher: str = ""
     ) -> None:
@@ -71,25 +62,13 @@ class ClassAttention(nn.Module):
         if resolution < 1:
             raise UserError(f"catkd: resolution must be 1 or above, not {resolution}")
         self.resolution, self.normalized, self.paths = resolution, normalized, (student, teacher)
-        for role, path in zip(("student", "teacher"), self.paths, strict=True):
-            shapes: Shapes = getattr(setup, role)
-            shape = dict(shapes.layers).get(path) if path else read_shape(shapes)
-            if shape is None or len(shape) != 3 or shape[0] != shapes.embedding:
-                raise NotApplicable(
-                    f"catkd needs the map whose mean the {role}'s classifier reads, [{shapes.embedding}, H, W] an "
-                    f"image, and {f'{path!r} gives {list(shape or [])}' if path else 'it is not among its maps'}; "
-                    f"name its module: catkd({role}='...')"
-                )
+        read_shape_at("catkd", "student", setup.student, student)
+        read_shape_at("catkd", "teacher", setup.teacher, teacher)
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        maps = [
-            output.layers[path].relu() if path and isinstance(output.layers, Mapping) else read_map(output)
-            for output, path in zip((student, teacher), self.paths, strict=True)
-        ]
-        assert maps[0] is not None
-        assert maps[1] is not None
+        maps = read_map_at(student, self.paths[0]), read_map_at(teacher, self.paths[1])
         centers = context.centers.student, context.centers.teacher
-        return class_attention_transfer(maps[0], maps[1], *centers, self.resolution, self.normalized)
+        return class_attention_transfer(*maps, *centers, self.resolution, self.normalized)
 
 
 @METHODS.register("catkd", paper="Guo et al., arXiv 2304.12777", year=2023)

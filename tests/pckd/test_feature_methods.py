@@ -7,6 +7,7 @@ is in test_functional.py.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,3 +154,37 @@ def test_catkd_reads_a_map_by_the_path_of_its_module() -> None:
     for name in ("catkd", "catkd(student='bn3')", "catkd(student='bn2', teacher='bn2')"):
         with pytest.raises(NotApplicable, match=r"^catkd needs the map whose mean the .* name its module"):
             build(LOSSES, name, setup)
+
+
+# NORM
+
+
+def test_n_to_one_by_hand() -> None:
+    teacher = T([[[[1.0, 2.0], [3.0, 4.0]]]])
+    student = T([[[[4.0]], [[1.0]]]])
+    # The teacher's largest cell is 4: the two groups are off by 0 and 3.
+    assert pf.n_to_one(student, teacher).tolist() == [9]
+    assert pf.n_to_one(teacher.repeat(1, 3, 1, 1) - 2, T([[[[1.0]]]])).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "value", "gradient"),
+    [(20, 8.520457449521395, 0.6664320423806535), (180, 5.004702277439353, 0.6281981412069783)],
+)
+def test_norm_is_as_released(epoch: int, value: float, gradient: float) -> None:
+    feature_map, target = table(3, 3, 2, 2).requires_grad_(), table(3, 2, 4, 4, step=0.9)
+    student = Output(torch.zeros(3, 5), feature_map.mean((2, 3)), (feature_map,))
+    teacher = Output(table(3, 5, step=1.7), target.mean((2, 3)), (target,))
+    loss = build(LOSSES, "norm(groups=4, kd=0.3)", Setup(Shapes.of(student), Shapes.of(teacher))).double()
+    weights = {"expand.0.weight": table(8, 3, 1, 1, step=0.3), "reduce.0.weight": table(3, 8, 1, 1, step=0.5)}
+    weights |= {"classifier.weight": table(5, 3, step=1.1), "classifier.bias": table(5, step=0.2)}
+    loss.load_state_dict({**loss.state_dict(), **weights})
+    found = loss(student, teacher, replace(make_context(T([0, 3, 4])), epoch=epoch)).mean()
+    found.backward()
+    assert feature_map.grad is not None
+    assert found.item() == pytest.approx(value, rel=1e-12)
+    assert feature_map.grad.norm().item() == pytest.approx(gradient, rel=1e-11)
+    # Its head answers, with the statistics that it has kept.
+    answer = loss.eval().predict(student)
+    assert answer.mean(1).tolist() == pytest.approx([0, 0, 0], abs=1e-12)
+    assert answer.std(1, unbiased=False).tolist() == pytest.approx([2.5] * 3, rel=1e-5)

@@ -49,7 +49,8 @@ CPU = torch.device("cpu")
 REFUSED = {(name, pair): "equal widths.*any widths" for name in ("fsp", "kdsvd") for pair in PAIRS}
 del REFUSED["fsp", "resnet-resnet"], REFUSED["kdsvd", "resnet-resnet"]
 REFUSED |= {("simkd", "resnet-MobileNetV2"): "srrl", ("simkd", "resnet-ShuffleV2"): "srrl"}
-REFUSED |= {("catkd", pair): "name its module" for pair in ("resnet-MobileNetV2", "resnet-ShuffleV2")}
+WIDENED = ("resnet-MobileNetV2", "resnet-ShuffleV2")
+REFUSED |= {(name, pair): "name its module" for name in ("catkd", "norm") for pair in WIDENED}
 
 
 class Run:
