@@ -74,6 +74,7 @@ from pckd.losses.pkd import pearson_distance as pearson_distance
 from pckd.losses.pkt import pkt as pkt
 from pckd.losses.reviewkd import hierarchical_context as hierarchical_context
 from pckd.losses.rkd import rkd as rkd
+from pckd.losses.semckd import calibrated_difference as calibrated_difference
 from pckd.losses.simkd import reused_feature as reused_feature
 from pckd.losses.skd import pairwise_similarity as pairwise_similarity
 from pckd.losses.sp import similarity_preserving as similarity_preserving

@@ -188,3 +188,46 @@ def test_norm_is_as_released(epoch: int, value: float, gradient: float) -> None:
     answer = loss.eval().predict(student)
     assert answer.mean(1).tolist() == pytest.approx([0, 0, 0], abs=1e-12)
     assert answer.std(1, unbiased=False).tolist() == pytest.approx([2.5] * 3, rel=1e-5)
+
+
+# SemCKD
+
+
+def test_calibrated_difference_by_hand() -> None:
+    def cell(value: float) -> Tensor:
+        return torch.full((1, 1, 1, 1), value)
+
+    pairs = [[(cell(1.0), cell(3.0)), (cell(0.0), cell(1.0))], [(cell(2.0), cell(2.0)), (cell(5.0), cell(2.0))]]
+    attention = T([[[0.25, 0.75], [0.5, 0.5]]])
+    assert pf.calibrated_difference(pairs, attention).tolist() == [(0.25 * 4 + 0.75 * 1 + 0.5 * 9) / 2]
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_semckd_is_as_released(rows: int) -> None:
+    """In steps of as many images as it is made for; of two such steps each is looked at alone."""
+    stem = torch.zeros(8, 1, 1, 1, dtype=DOUBLE)
+    student = (stem, table(8, 2, 4, 4).requires_grad_(), table(8, 3, 2, 2, step=0.8).requires_grad_())
+    teacher = (stem, table(8, 3, 4, 4, step=0.9), table(8, 2, 2, 2, step=1.1))
+    flat = torch.zeros(8, 1)
+    outputs = Output(flat, flat, student), Output(flat, flat, teacher)
+    loss = build(LOSSES, "semckd(rows=8)", Setup(*map(Shapes.of, outputs))).double()
+    for position, (name, parameter) in enumerate(loss.named_parameters()):
+        if parameter.ndim > 1 or name.startswith(("keys", "queries")):
+            parameter.data = table(*parameter.shape, step=0.3 + 0.01 * position)
+    double = [output.apply(lambda x: x.repeat(rows // 8, *[1] * (x.ndim - 1))) for output in outputs]
+    value = loss(*double, make_context(torch.arange(rows))).mean()
+    value.backward()
+    assert value.item() == pytest.approx(2.441093637367259, rel=1e-12)
+    for feature_map, expected in zip(student[1:], (0.32693110851423995, 0.3817928765150125), strict=True):
+        assert feature_map.grad is not None
+        assert feature_map.grad.norm().item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_semckd_fills_up_a_smaller_step() -> None:
+    outputs = [Output(torch.zeros(4, 1), torch.zeros(4, 1), (torch.ones(4, 2, 2, 2),) * 2) for _ in range(2)]
+    loss = build(LOSSES, "semckd(rows=8)", Setup(*map(Shapes.of, outputs)))
+    # A row is as like as 8 to each of the four, and as 0 to those that are not there.
+    seen: list[Tensor] = []
+    loss.queries[0].register_forward_pre_hook(lambda _, given: seen.extend(given))
+    assert loss(*outputs, make_context(torch.arange(4))).shape == (4,)
+    assert seen[0].tolist() == [[8.0] * 4 + [0.0] * 4] * 4

@@ -284,6 +284,10 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "class_attention_transfer": lambda x: pf.class_attention_transfer(
         x["student_map1"], x["teacher_map1"], x["student_centers"], x["teacher_centers"], normalized=True
     ),
+    "calibrated_difference": lambda x: pf.calibrated_difference(
+        [[pf.matched(x["student_map2"], x["teacher_map2"])] * 2],
+        x["teacher_embedding"][:, None, :2].detach().float().softmax(2),
+    ),
     "n_to_one": lambda x: pf.n_to_one(x["student_map0"].repeat(1, 2, 1, 1), x["teacher_map0"]),
     "noise_contrast": noise_contrast,
     "norm_and_direction": lambda x: pf.norm_and_direction(
