@@ -87,6 +87,8 @@ from pckd.losses.sskd import transformed_kd as transformed_kd
 from pckd.losses.sskd import view_contrast as view_contrast
 from pckd.losses.sskd import view_similarity as view_similarity
 from pckd.losses.vid import vid as vid
+from pckd.losses.vitkd import masked_cells as masked_cells
+from pckd.losses.vitkd import squared_distance as squared_distance
 from pckd.ops import PUBLISHED_EPOCHS as PUBLISHED_EPOCHS
 from pckd.ops import full as full
 from pckd.ops import published_epoch as published_epoch

@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 
 from pckd import functional as pf
-from registry import LOSSES, Centers, Context, Instances, NotApplicable, Output, Setup, Shapes, build
+from registry import (
+    LOSSES,
+    METHODS,
+    Centers,
+    Context,
+    Instances,
+    NotApplicable,
+    Output,
+    Setup,
+    Shapes,
+    UserError,
+    build,
+)
 
 T = torch.tensor
 DOUBLE = torch.float64
@@ -231,3 +243,60 @@ def test_semckd_fills_up_a_smaller_step() -> None:
     loss.queries[0].register_forward_pre_hook(lambda _, given: seen.extend(given))
     assert loss(*outputs, make_context(torch.arange(4))).shape == (4,)
     assert seen[0].tolist() == [[8.0] * 4 + [0.0] * 4] * 4
+
+
+# ViTKD
+
+
+def of_patches(student: Tensor, teacher: Tensor) -> tuple[Output, Output]:
+    absent = torch.zeros(len(student), 1)
+    return tuple(Output(absent, absent, (), (), layers={"norm": m}) for m in (student, teacher))  # type: ignore
+
+
+def test_vitkd_is_as_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two layers that are mimicked and one that is generated, with the released mask."""
+    paths = {"student": "norm", "teacher": "norm"}
+    values, gradients = [], []
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: table(*shape, step=2.1))
+    for layer in range(3):
+        own = table(2, 3, 2, 2, step=0.7 + 0.1 * layer).requires_grad_()
+        outputs = of_patches(own, table(2, 4, 2, 2, step=0.9 + 0.1 * layer))
+        loss = build(
+            LOSSES, ("vitkd_mimicking", "vitkd_generation")[layer // 2], Setup(*map(Shapes.of, outputs)), **paths
+        )
+        loss = loss.double()
+        step, bias = (0.5 + layer, 0.6 + layer) if layer < 2 else (0.3, 0.4)
+        loss.align.weight.data, loss.align.bias.data = table(4, 3, 1, 1, step=step), table(4, step=bias)
+        if layer == 2:
+            loss.token.data = table(1, 4, 1, 1, step=1.3)
+            for k in (0, 2):
+                loss.generate[k].weight.data = table(4, 4, 3, 3, step=0.2 + k)
+                loss.generate[k].bias.data = table(4, step=0.25 + k)
+        value = loss(*outputs, make_context(T([0, 1]))).mean()
+        value.backward()
+        assert own.grad is not None
+        values.append(value.item())
+        gradients.append(own.grad.norm().item())
+    assert [values[0] + values[1], values[2]] == pytest.approx([43.0976068063921, 38.08335818800075], rel=1e-12)
+    assert gradients == pytest.approx([5.503254744724919, 11.707875123868641, 40.93267817400376], rel=1e-12)
+
+
+def test_as_many_cells_of_each_image_are_masked() -> None:
+    masked = pf.masked_cells(torch.Size((5, 9, 3, 3)), 0.5, torch.device("cpu"))
+    assert masked.shape == (5, 1, 3, 3)
+    assert masked.sum((1, 2, 3)).tolist() == [5] * 5
+
+
+def test_vitkd_names_layers_of_both_networks() -> None:
+    terms = build(METHODS, "vitkd(student='blocks.0, blocks.1,norm', teacher='b.1,b.2,ln')")
+    named = [(term.options["student"], term.options["teacher"]) for term in terms[1:]]
+    assert named == [("blocks.0", "b.1"), ("blocks.1", "b.2"), ("norm", "ln")]
+    assert [term.loss for term in terms] == ["cross_entropy", *["vitkd_mimicking"] * 2, "vitkd_generation"]
+    for wrong in ("vitkd(student='norm')", "vitkd(teacher='a,b')"):
+        with pytest.raises(UserError, match=r"^vitkd: \d layers of the student and \d of the teacher"):
+            build(METHODS, wrong)
+    outputs = of_patches(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(
+        NotApplicable, match=r"the student's 'norm' gives \[2, 3, 3\] an image, the teacher's 'norm' \["
+    ):
+        build(LOSSES, "vitkd_mimicking(student='norm', teacher='norm')", Setup(*map(Shapes.of, outputs)))

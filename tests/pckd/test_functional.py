@@ -288,6 +288,7 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
         [[pf.matched(x["student_map2"], x["teacher_map2"])] * 2],
         x["teacher_embedding"][:, None, :2].detach().float().softmax(2),
     ),
+    "squared_distance": lambda x: pf.squared_distance(*pf.matched(x["student_map0"], x["teacher_map0"])),
     "n_to_one": lambda x: pf.n_to_one(x["student_map0"].repeat(1, 2, 1, 1), x["teacher_map0"]),
     "noise_contrast": noise_contrast,
     "norm_and_direction": lambda x: pf.norm_and_direction(
