@@ -91,6 +91,16 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (80.0, 4, True, ""): "wrn_40_2>ShuffleV1",
             },
         ),
+        "hsakd": _table(
+            "the auxiliary heads of HSAKD's networks for CIFAR-100 (arXiv 2107.13715)",
+            ("blocks", "teacher_blocks"),
+            {
+                (2, 6): "wrn_40_2>wrn_16_2",
+                (6, 6): "wrn_40_2>wrn_40_1",
+                (3, 9): "resnet56>resnet20",
+                (1, 5): "resnet32x4>resnet8x4",
+            },
+        ),
         "itrd": _table(
             "the example in ITRD's README (arXiv 2112.00459)",
             ("correlation", "mutual", "alpha"),

@@ -47,6 +47,7 @@ from pckd.losses.fgfi import near_objects as near_objects
 from pckd.losses.fitnet import hint as hint
 from pckd.losses.fsp import fsp as fsp
 from pckd.losses.ft import factor_transfer as factor_transfer
+from pckd.losses.hsakd import joint_labels as joint_labels
 from pckd.losses.ickd import channel_correlation as channel_correlation
 from pckd.losses.ifvd import intra_class_variation as intra_class_variation
 from pckd.losses.itrd import channel_agreement as channel_agreement

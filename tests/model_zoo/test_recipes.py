@@ -38,6 +38,7 @@ from registry import BACKBONES, METHODS, DataSplit, Term, options_of
         ("kd_plus_plus", "resnet32x4>resnet8x4", {"kd": 3.5, "weight": 2}),
         ("catkd", "vgg13>MobileNetV2", {"weight": 15, "resolution": 2, "normalized": True, "student": "conv2"}),
         ("itrd", "wrn_40_2>wrn_16_2", {"correlation": 2, "mutual": 1, "alpha": 1.01}),
+        ("hsakd", "resnet56>resnet20", {"blocks": 3, "teacher_blocks": 9}),
         # Options of the networks do not matter.
         ("dkd", "vgg13 (in_channels=1)>vgg8(in_channels=1)", {"beta": 6}),
         # What nobody published.

@@ -300,3 +300,39 @@ def test_vitkd_names_layers_of_both_networks() -> None:
         NotApplicable, match=r"the student's 'norm' gives \[2, 3, 3\] an image, the teacher's 'norm' \["
     ):
         build(LOSSES, "vitkd_mimicking(student='norm', teacher='norm')", Setup(*map(Shapes.of, outputs)))
+
+
+# HSAKD
+
+
+def test_joint_labels_by_hand() -> None:
+    assert pf.joint_labels(T([2, 2, 2, 2, 0, 0, 0, 0]), 4).tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+
+
+def test_hsakd_is_as_released() -> None:
+    """The heads of a resnet8: first the teacher's learn, then it is they that are learned from."""
+    stem, labels = torch.zeros(8, 1, 1, 1, dtype=DOUBLE), T([0, 0, 0, 0, 1, 1, 1, 1])
+    shapes = ((2, 8), (3, 4), (4, 2))
+    own = [table(8, c, h, h, step=0.7 + 0.1 * i).requires_grad_() for i, (c, h) in enumerate(shapes)]
+    theirs = [table(8, c + 1, h, h, step=1.7 + 0.1 * i) for i, (c, h) in enumerate(shapes)]
+    student, teacher = (Output(torch.zeros(8, 2), torch.zeros(8, 1), (stem, *maps)) for maps in (own, theirs))
+    loss = build(LOSSES, "hsakd", Setup(Shapes.of(student), Shapes.of(teacher))).double()
+    for heads, step in ((loss.student_heads, 0.3), (loss.teacher_heads, 0.5)):
+        for i, head in enumerate(heads, 1):
+            for j, parameter in enumerate(head.parameters()):
+                if parameter.ndim > 1:
+                    parameter.data = table(*parameter.shape, step=step + 0.01 * j + 0.1 * i)
+    value = loss(student, teacher, make_context(labels, stage="initial", views=4)).mean()
+    assert value.item() == pytest.approx(7.331269914178715, rel=1e-12)
+    value.backward()
+    assert all((p.grad is None) == name.startswith("student") for name, p in loss.named_parameters())
+    kept = {name: buffer.clone() for name, buffer in loss.teacher_heads.named_buffers()}
+    loss.zero_grad()
+    value = loss(student, teacher, make_context(labels, views=4)).mean()
+    assert value.item() == pytest.approx(10.229873945285231, rel=1e-12)
+    value.backward()
+    assert all((p.grad is None) == name.startswith("teacher") for name, p in loss.named_parameters())
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in loss.teacher_heads.named_buffers())
+    for feature_map, expected in zip(own, (1.7808120658710618, 1.9376653301130933, 0.3913378091213386), strict=True):
+        assert feature_map.grad is not None
+        assert feature_map.grad.norm().item() == pytest.approx(expected, rel=1e-10)
