@@ -163,7 +163,7 @@ OTHER_SOURCES: Mapping[str, str] = MappingProxyType(
         "SemCKD": "the table of the repository of NORM, ICLR 2023",
         "SimKD": "the table of the repository of NORM, ICLR 2023; the teacher's classifier answers",
         "ITRD": "the repository of ITRD, arXiv 2112.00459",
-        **dict.fromkeys(("NORM", "NORM+KD"), f"{_NORM}; the student has two more convolutions, its own weights of CE"),
+        **dict.fromkeys(("NORM", "NORM+KD"), f"{_NORM}: two more convolutions answer with the student"),
         **dict.fromkeys(("KD++", "DIST++", "DKD++", "ReviewKD++"), _ND),
         "WTTM": "the repository of TTM, arXiv 2402.11148",
         **dict.fromkeys(("KD+LSKD", "DKD+LSKD"), _LSKD),

@@ -150,10 +150,10 @@ def method_recipe(method: str, student: str | None = None) -> dict[str, Any]:
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         "crrcd": "cross-resolution relational contrastive distillation (arXiv 2409.02555) is for students that see "
-        "images of lower resolution, and has no released code to take its relation networks, negatives and weights from; "
-        "the row may be another training of it (CRCD, arXiv 2103.16367, is another method)",
-        "fcfd": "it runs the rest of each network on the other's features, with batch statistics of its own (ICLR 2023); a "
-        "loss is shown what networks return, and cannot enter them",
+        "images of lower resolution, and has no released code to take its relation networks, negatives and weights "
+        "from; the row may be another training of it (CRCD, arXiv 2103.16367, is another method)",
+        "fcfd": "it runs the rest of each network on the other's features, with batch statistics of its own (Liu et "
+        "al., ICLR 2023); a loss is shown what networks return, and cannot enter them",
         "rekd": "neither a paper nor code of this name on image classification could be found",
         "ckd": "which paper the row means could not be established (arXiv 2404.14109 is a candidate, but its "
         "published code has neither the row's figures nor its pair resnet110>resnet20)",
