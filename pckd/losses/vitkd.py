@@ -38,6 +38,11 @@ class _OfLayers(nn.Module):
 
     def __init__(self, loss: str, setup: Setup, student: str, teacher: str) -> None:
         super().__init__()
+        if not (student and teacher):
+            raise NotApplicable(
+                f"{loss} is for vision transformers, whose layers it must be told: of timm's "
+                f"{loss}(student='blocks.0,blocks.1,norm')"
+            )
         self.paths = student, teacher
         own, target = (dict(shapes.layers).get(path, ()) for shapes, path in zip(setup[:2], self.paths, strict=True))
         if len(own) != 3 or len(target) != 3 or own[1:] != target[1:]:
@@ -103,7 +108,7 @@ def vitkd(
     mimicking: float = 3e-5,
     generation: float = 3e-6,
     mask: float = 0.5,
-    student: str = "blocks.0,blocks.1,norm",
+    student: str = "",
     teacher: str = "",
 ) -> list[Term]:
     """ViTKD (Yang et al. 2022): cross entropy, the first layers of a vision transformer mimicked, the last generated.
@@ -111,10 +116,10 @@ def vitkd(
     Args:
         ce: weight of the cross entropy.
         mimicking: of the first layers. generation: of the last; both as released for ImageNet. mask: its share masked.
-        student: paths of modules with commas between, of which the last is generated; by default those of timm's ViTs.
-        teacher: likewise; by default the same.
+        student: paths of modules with commas between, of which the last is generated: ``"blocks.0,blocks.1,norm"`` of
+            timm's vision transformers. teacher: likewise; by default the same.
     """
-    own, theirs = student.split(","), (teacher or student).split(",")
+    own, theirs = (paths.split(",") for paths in (student or ",,", teacher or student or ",,"))
     if len(own) != len(theirs) or len(own) < 2:
         raise UserError(
             f"vitkd: {len(own)} layers of the student and {len(theirs)} of the teacher; name 2 or more each"

@@ -295,6 +295,9 @@ def test_vitkd_names_layers_of_both_networks() -> None:
     for wrong in ("vitkd(student='norm')", "vitkd(teacher='a,b')"):
         with pytest.raises(UserError, match=r"^vitkd: \d layers of the student and \d of the teacher"):
             build(METHODS, wrong)
+    # Named by nobody, as where all methods are compared.
+    with pytest.raises(NotApplicable, match=r"^vitkd is for vision transformers.*'blocks\.0,blocks\.1,norm'"):
+        build(LOSSES, "vitkd_mimicking", Setup(Shapes(2, 2), Shapes(2, 2)), **build(METHODS, "vitkd")[1].options)
     outputs = of_patches(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 4))
     with pytest.raises(
         NotApplicable, match=r"the student's 'norm' gives \[2, 3, 3\] an image, the teacher's 'norm' \["
