@@ -7,7 +7,7 @@ this package imports none of them.
 from __future__ import annotations
 
 from model_zoo.checkpoints import Loaded, fetch, load_weights, read_metadata, save_weights
-from model_zoo.pairs import PAIRS, Pair, Recipe, find_pair, recipe_for, usual_teacher
+from model_zoo.pairs import OTHER_SOURCES, PAIRS, Pair, Recipe, find_pair, recipe_for, usual_teacher
 from model_zoo.preprocessing import Preprocessing, preprocessing_of, set_preprocessing
 from model_zoo.probe import probe
 from model_zoo.published import PUBLISHED, Published, load_published
@@ -16,6 +16,7 @@ from model_zoo.recipes import METHOD_OPTIONS, METHOD_RECIPES, method_options, me
 __all__ = [
     "METHOD_OPTIONS",
     "METHOD_RECIPES",
+    "OTHER_SOURCES",
     "PAIRS",
     "PUBLISHED",
     "Loaded",

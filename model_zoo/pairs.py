@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from registry import UserError
 
-__all__ = ["DENSE_RECIPE", "PAIRS", "Pair", "Recipe", "find_pair", "recipe_for", "usual_teacher"]
+__all__ = ["DENSE_RECIPE", "OTHER_SOURCES", "PAIRS", "Pair", "Recipe", "find_pair", "recipe_for", "usual_teacher"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Pair:
         recipe: how the student is trained.
         paper: method to reported top-1 in percent; "teacher" and "student" are the two networks trained alone.
         source: where the figures are from.
+        others: likewise, of methods that the paper does not compare with; :data:`OTHER_SOURCES` says where each is
+            from, and what is to be known of it.
     """
 
     student: str
@@ -54,6 +56,7 @@ class Pair:
     recipe: Recipe
     paper: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -115,6 +118,62 @@ NST     58.16 64.96 71.28 74.12 74.68 74.89
 CRD     69.73 69.11 74.30 75.11 75.65 76.05
 DKD     69.71 70.35 -     76.45 77.07 76.70
 """
+
+# From here on the figures are those of other papers and repositories.
+_OTHERS_SAME_FAMILY = """\
+method     wrn_40_2>wrn_16_2 wrn_40_2>wrn_40_1 resnet56>resnet20 resnet110>resnet20 resnet110>resnet32 \
+resnet32x4>resnet8x4 vgg13>vgg8
+DIST       -     74.42 71.78 -     -     75.79 -
+SemCKD     -     74.41 -     -     -     76.23 74.43
+SimKD      -     75.56 -     -     -     78.08 -
+ITRD       76.12 75.18 71.47 71.99 74.26 76.69 74.93
+NORM       75.65 74.82 71.35 71.55 73.67 76.49 73.95
+NORM+KD    76.26 75.42 71.61 72.00 73.95 76.98 74.46
+KD++       -     74.59 72.53 -     -     75.54 -
+DIST++     -     75.00 72.52 -     -     76.13 -
+DKD++      -     75.02 72.16 -     -     76.28 -
+ReviewKD++ -     75.66 72.05 -     -     76.07 -
+WTTM       76.37 74.58 71.92 -     74.13 76.06 74.44
+KD+LSKD    76.11 74.37 71.43 -     74.17 76.62 74.36
+DKD+LSKD   76.39 74.89 72.32 -     74.29 77.01 74.81
+MLD+LSKD   76.95 75.56 72.33 -     74.32 78.28 75.22
+WKD-L+F    -     -     -     -     -     77.28 -
+HSAKD      77.20 77.00 72.58 -     -     77.26 -
+"""
+_OTHERS_CROSS_FAMILY = """\
+method     vgg13>MobileNetV2 ResNet50>MobileNetV2 ResNet50>vgg8 resnet32x4>ShuffleV1 resnet32x4>ShuffleV2 \
+wrn_40_2>ShuffleV1
+DIST       -     69.17 -     75.23 76.08 -
+SemCKD     -     -     -     -     77.62 -
+SimKD      -     -     -     77.18 -     -
+ITRD       70.39 71.34 75.49 76.69 77.40 77.09
+NORM       68.94 70.56 75.17 77.42 78.07 77.06
+NORM+KD    69.38 71.17 75.67 77.79 78.32 77.63
+KD++       -     70.10 -     75.45 76.42 -
+DIST++     -     69.80 -     75.60 76.64 -
+DKD++      -     70.82 -     77.11 77.49 -
+ReviewKD++ -     70.45 -     77.68 77.93 -
+"""
+_ND = "the repository of ND, arXiv 2305.17007: batches of 128, rate 0.1, Nesterov's momentum"
+_NORM = "the repository of NORM, ICLR 2023"
+_LSKD = "the repository of LSKD, arXiv 2403.01427: the best epoch. The row LSKD of PCKD's table is not LSKD's own"
+OTHER_SOURCES: Mapping[str, str] = MappingProxyType(
+    {
+        "DIST": "the table of the repository of ND, arXiv 2305.17007",
+        "SemCKD": "the table of the repository of NORM, ICLR 2023",
+        "SimKD": "the table of the repository of NORM, ICLR 2023; the teacher's classifier answers",
+        "ITRD": "the repository of ITRD, arXiv 2112.00459",
+        **dict.fromkeys(("NORM", "NORM+KD"), f"{_NORM}: two more convolutions answer with the student"),
+        **dict.fromkeys(("KD++", "DIST++", "DKD++", "ReviewKD++"), _ND),
+        "WTTM": "the repository of TTM, arXiv 2402.11148",
+        **dict.fromkeys(("KD+LSKD", "DKD+LSKD"), _LSKD),
+        "MLD+LSKD": f"{_LSKD}; of 480 epochs (resnet32x4>resnet8x4: 78.17 in the last one)",
+        "WKD-L+F": "the repository of WKD, arXiv 2412.08139",
+        "HSAKD": "the repository of HSAKD, arXiv 2107.13715: four rotations of each image, Nesterov's momentum, and "
+        "better networks alone (students 73.57, 71.95, 69.62 and 72.95, teachers 76.45, 73.44 and 79.63)",
+    }
+)
+"""Of each method of :attr:`Pair.others`: where its figures are from, and how its training differs from the tables'."""
 
 # For students of no pair above.
 _TEACHERS = {
@@ -186,17 +245,25 @@ def find_pair(student: str, teacher: str) -> Pair:
     )
 
 
-def _pairs(table: str, source: str) -> list[Pair]:
+def _figures(table: str) -> dict[str, Mapping[str, float]]:
+    """Of each pair's label, method to figure."""
     header, *rows = (line.split() for line in table.splitlines())
+    return {
+        label: MappingProxyType({row[0].replace("~", " "): float(row[at]) for row in rows if row[at] != "-"})
+        for at, label in enumerate(header[1:], start=1)
+    }
+
+
+def _pairs(table: str, source: str, others: str) -> list[Pair]:
+    beside = _figures(others)
     pairs = []
-    for column, label in enumerate(header[1:], start=1):
+    for label, paper in _figures(table).items():
         teacher, student = label.split(">")
-        paper = {row[0].replace("~", " "): float(row[column]) for row in rows if row[column] != "-"}
-        pairs.append(Pair(student, teacher, _recipe(student), MappingProxyType(paper), source))
+        pairs.append(Pair(student, teacher, _recipe(student), paper, source, beside[label]))
     return pairs
 
 
 PAIRS: tuple[Pair, ...] = (
-    *_pairs(_SAME_FAMILY, _SAME_FAMILY_SOURCE),
-    *_pairs(_CROSS_FAMILY, _CROSS_FAMILY_SOURCE),
+    *_pairs(_SAME_FAMILY, _SAME_FAMILY_SOURCE, _OTHERS_SAME_FAMILY),
+    *_pairs(_CROSS_FAMILY, _CROSS_FAMILY_SOURCE, _OTHERS_CROSS_FAMILY),
 )

@@ -30,8 +30,11 @@ class MethodOptions:
 
 
 def _labeled(names: tuple[str, ...], rows: Mapping[tuple[Any, ...], str]) -> Mapping[str, Mapping[str, Any]]:
-    """Of each row of values, the labels that have them."""
-    named = [(MappingProxyType(dict(zip(names, row, strict=True))), labels.split()) for row, labels in rows.items()]
+    """Of each row of values, the labels that have them; "" is no value."""
+    named = [
+        (MappingProxyType({k: v for k, v in zip(names, row, strict=True) if v != ""}), labels.split())
+        for row, labels in rows.items()
+    ]
     return MappingProxyType({label: values for values, labels in named for label in labels})
 
 
@@ -90,6 +93,50 @@ METHOD_OPTIONS: Mapping[str, MethodOptions] = MappingProxyType(
                 (50.0, 2.0): "wrn_40_2>wrn_40_1 vgg13>MobileNetV2",
                 (10.0, 1.0): "resnet56>resnet20 resnet110>resnet32",
             },
+        ),
+        "kd_plus_plus": _table(
+            "the release of ND for CIFAR-100 (arXiv 2305.17007)",
+            ("kd", "weight"),
+            {
+                (1.0, 2.0): "resnet56>resnet20",
+                (3.5, 2.0): "resnet32x4>resnet8x4",
+                (1.0, 1.5): "wrn_40_2>wrn_40_1",
+                (3.0, 0.5): "ResNet50>MobileNetV2",
+                (2.5, 1.5): "resnet32x4>ShuffleV1",
+                (4.0, 0.5): "resnet32x4>ShuffleV2",
+            },
+        ),
+        "catkd": _table(
+            "CAT-KD's configurations for CIFAR-100 (arXiv 2304.12777)",
+            ("weight", "resolution", "normalized", "student"),
+            {
+                (12.0, 2, False, ""): "wrn_40_2>wrn_16_2",
+                (1.5, 2, False, ""): "wrn_40_2>wrn_40_1",
+                (0.7, 2, False, ""): "resnet56>resnet20",
+                (1.8, 2, False, ""): "resnet110>resnet32",
+                (15.0, 2, False, ""): "resnet32x4>resnet8x4",
+                (4.5, 2, False, ""): "vgg13>vgg8",
+                (15.0, 2, True, "conv2"): "vgg13>MobileNetV2",
+                (40.0, 2, True, "conv2"): "ResNet50>MobileNetV2",
+                (600.0, 4, True, ""): "resnet32x4>ShuffleV1",
+                (600.0, 4, True, "bn2"): "resnet32x4>ShuffleV2",
+                (80.0, 4, True, ""): "wrn_40_2>ShuffleV1",
+            },
+        ),
+        "hsakd": _table(
+            "the auxiliary heads of HSAKD's networks for CIFAR-100 (arXiv 2107.13715)",
+            ("blocks", "teacher_blocks"),
+            {
+                (2, 6): "wrn_40_2>wrn_16_2",
+                (6, 6): "wrn_40_2>wrn_40_1",
+                (3, 9): "resnet56>resnet20",
+                (1, 5): "resnet32x4>resnet8x4",
+            },
+        ),
+        "itrd": _table(
+            "the example in ITRD's README (arXiv 2112.00459)",
+            ("correlation", "mutual", "alpha"),
+            {(2.0, 1.0, 1.01): "wrn_40_2>wrn_16_2"},
         ),
         "lskd": _table(
             "the names of LSKD's published logs for KD on CIFAR-100 (arXiv 2403.01427)",
@@ -186,10 +233,14 @@ def method_recipe(method: str, student: str | None = None, teacher: str | None =
 
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
-        "crrcd": "neither a paper nor code of this name could be found (CRCD, arXiv 2103.16367, is another method)",
         "dist_plus": "the paper (DIST+, TPAMI 2025) is not open, and the only public code that could be found, "
         "torchdistill's, adds the correlation of the channels to the loss where DIST's terms are 1 minus one",
+        "crrcd": "cross-resolution relational contrastive distillation (arXiv 2409.02555) is for students that see "
+        "images of lower resolution, and has no released code to take its relation networks, negatives and weights "
+        "from; the row may be another training of it (CRCD, arXiv 2103.16367, is another method)",
+        "fcfd": "it runs the rest of each network on the other's features, with batch statistics of its own (Liu et "
+        "al., ICLR 2023); a loss is shown what networks return, and cannot enter them",
         "rekd": "neither a paper nor code of this name on image classification could be found",
     }
 )
-"""Methods that are not here, most of them rows of the paper's table: nothing is guessed under a paper's name."""
+"""Methods that are not here, some of them rows of the paper's table: nothing is guessed under a paper's name."""

@@ -19,6 +19,8 @@ from pckd.losses.banks import bank_scores as bank_scores
 from pckd.losses.banks import first_rows as first_rows
 from pckd.losses.banks import renewed as renewed
 from pckd.losses.category_contrast import category_contrast as category_contrast
+from pckd.losses.catkd import class_attention as class_attention
+from pckd.losses.catkd import class_attention_transfer as class_attention_transfer
 from pckd.losses.cc import correlation_congruence as correlation_congruence
 from pckd.losses.center_alignment import center_alignment as center_alignment
 from pckd.losses.center_infonce import center_infonce as center_infonce
@@ -47,8 +49,11 @@ from pckd.losses.fgfi import near_objects as near_objects
 from pckd.losses.fitnet import hint as hint
 from pckd.losses.fsp import fsp as fsp
 from pckd.losses.ft import factor_transfer as factor_transfer
+from pckd.losses.hsakd import joint_labels as joint_labels
 from pckd.losses.ickd import channel_correlation as channel_correlation
 from pckd.losses.ifvd import intra_class_variation as intra_class_variation
+from pckd.losses.itrd import channel_agreement as channel_agreement
+from pckd.losses.itrd import similarity_agreement as similarity_agreement
 from pckd.losses.kd import kd as kd
 from pckd.losses.kdsvd import kdsvd as kdsvd
 from pckd.losses.ld import localization_distillation as localization_distillation
@@ -63,8 +68,10 @@ from pckd.losses.mld import batch_alignment as batch_alignment
 from pckd.losses.mld import class_alignment as class_alignment
 from pckd.losses.mld import instance_alignment as instance_alignment
 from pckd.losses.mld import unsure_share as unsure_share
+from pckd.losses.nd import norm_and_direction as norm_and_direction
 from pckd.losses.nkd import nkd as nkd
 from pckd.losses.nkd import target_cross_entropy as target_cross_entropy
+from pckd.losses.norm import n_to_one as n_to_one
 from pckd.losses.nst import nst as nst
 from pckd.losses.ofa import ofa as ofa
 from pckd.losses.ofd import negative_means as negative_means
@@ -76,9 +83,11 @@ from pckd.losses.rkd import rkd as rkd
 from pckd.losses.rld import rld as rld
 from pckd.losses.sdd import ambiguity as ambiguity
 from pckd.losses.sdd import region_logits as region_logits
+from pckd.losses.semckd import calibrated_difference as calibrated_difference
 from pckd.losses.simkd import reused_feature as reused_feature
 from pckd.losses.skd import pairwise_similarity as pairwise_similarity
 from pckd.losses.sp import similarity_preserving as similarity_preserving
+from pckd.losses.srd import log_sum_distance as log_sum_distance
 from pckd.losses.srrl import feature_statistic as feature_statistic
 from pckd.losses.srrl import softmax_regression as softmax_regression
 from pckd.losses.sskd import reliable as reliable
@@ -90,6 +99,8 @@ from pckd.losses.ttm import power_sum as power_sum
 from pckd.losses.ttm import ttm as ttm
 from pckd.losses.ttm import wttm as wttm
 from pckd.losses.vid import vid as vid
+from pckd.losses.vitkd import masked_cells as masked_cells
+from pckd.losses.vitkd import squared_distance as squared_distance
 from pckd.losses.wkd import class_costs as class_costs
 from pckd.losses.wkd import wasserstein as wasserstein
 from pckd.losses.wkd import wkd as wkd

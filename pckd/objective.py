@@ -555,6 +555,16 @@ class Objective(nn.Module):
             values["previewed"] = (weights < 1).float().mean()
         return values
 
+    def apart(self, values: Mapping[str, Tensor], batches: int = 1) -> tuple[Tensor | None, Tensor | None]:
+        """What :meth:`forward` gave, over ``batches``, as two sums: of the terms that look at no teacher, and of those
+        that do; None where there are none with a gradient."""
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for label, term in self.terms.items():
+            if label in values and values[label].requires_grad:
+                sides[says(term, "needs_teacher")].append(values[label] / batches)
+        task, distillation = (torch.stack(side).sum() if side else None for side in sides)
+        return task, distillation
+
     @record_function("pckd.preview")
     @torch.no_grad()
     def weights(self, student: Output, teacher: Output, context: Context) -> Tensor:

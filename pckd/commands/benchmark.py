@@ -24,6 +24,7 @@ from pckd.comparison.jobs import (
     settings_of,
 )
 from pckd.comparison.matrix import WORKS, families_of, matrix
+from pckd.comparison.paper import other_figures
 from pckd.comparison.presets import PRESETS, preset
 from pckd.comparison.results import MARKDOWN, Results
 from pckd.comparison.runner import fingerprints_of, finished, obtain_teachers, run_all, run_one_for_parent
@@ -180,6 +181,10 @@ def compare(args: argparse.Namespace, jobs: Sequence[Job], reference: str, root:
     run_all(left, ended, at_once=args.jobs, command=command, display=display)
     content: dict[str, Any] = results.write()
     print_tables([overview(content)])
+    for (teacher, student), reported in other_figures(
+        content["protocol"], {(j.teacher, j.student) for j in jobs}
+    ).items():
+        display.note(f"{teacher}>{student}, by other papers: {reported}")
     display.note(f"{content['done']} of {content['runs']} runs; written to {root / MARKDOWN}")
     return 1 if results.failures else 0
 

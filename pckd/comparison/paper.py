@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from model_zoo import PAIRS
+from model_zoo import OTHER_SOURCES, PAIRS
 from pckd.comparison.jobs import DEFAULTS, unusual
 from pckd.comparison.variants import Variant
 from registry import METHODS, UserError, parse
@@ -16,6 +16,8 @@ _ROWS = {
     "pckd(delta=0)": "PCKD without L_KD",
     "kd(ce=0.1, weight=0.9)": "KD",
     "ckd": "",
+    "kd_plus_plus": "KD++",
+    "norm(kd=1)": "NORM+KD",
 }
 """Methods that the tables call otherwise; the others have their own name, in capitals of some kind.
 
@@ -45,9 +47,33 @@ def paper_figure(protocol: Mapping[str, Any], teacher: str, student: str, varian
         return None
     for pair in PAIRS:
         if (pair.teacher, pair.student) == (teacher, student):
-            row = variant if isinstance(variant, str) else _row(variant.method, pair.paper)
-            return pair.paper.get(row) if row else None
+            known = {**pair.others, **pair.paper}
+            row = variant if isinstance(variant, str) else _row(variant.method, known)
+            return known.get(row) if row else None
     return None
+
+
+def other_figures(protocol: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What other papers report, of those (teacher, student) that they report something of, as a line of text.
+
+    Empty where the setting is another.
+    """
+    known = {(pair.teacher, pair.student): pair.others for pair in PAIRS} if is_papers_setting(protocol) else {}
+    return {
+        pair: ", ".join(f"{row} {figure:.2f}" for row, figure in known[pair].items())
+        for pair in pairs
+        if known.get(pair)
+    }
+
+
+def other_sources(protocol: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Where the figures of :func:`other_figures` are from, a line for each source."""
+    shown = {row for pair in PAIRS if (pair.teacher, pair.student) in set(pairs) for row in pair.others}
+    sources: dict[str, list[str]] = {}
+    for row, source in OTHER_SOURCES.items() if is_papers_setting(protocol) else ():
+        if row in shown:
+            sources.setdefault(source, []).append(row)
+    return [f"{', '.join(rows)}: {source}" for source, rows in sources.items()]
 
 
 def paper_methods() -> list[str]:
@@ -64,8 +90,9 @@ def paper_pairs() -> list[str]:
 def _row(method: str, rows: Mapping[str, float]) -> str | None:
     for spec, row in _ROWS.items():
         if _same(spec, method):
-            return row
-    return next((row for row in rows if row.casefold() == method.casefold()), None)
+            return row if row in rows else None
+    # Several methods together are no row of that name: norm+kd also trains the student's own classifier.
+    return next((row for row in rows if row.casefold() == method.casefold() and "+" not in method), None)
 
 
 def _same(one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pckd.comparison.jobs import unusual
-from pckd.comparison.paper import paper_figure
+from pckd.comparison.paper import other_figures, other_sources, paper_figure
 from pckd.comparison.truth import TERCILES, gains, without_preview
 from pckd.runs import title_of
 from pckd.tables import NONE, Table, difference, fixed, markdown_rows
@@ -32,13 +32,18 @@ def overview(content: Mapping[str, Any]) -> Table:
 def markdown(content: Mapping[str, Any]) -> str:
     """The whole of benchmark.md, from the content of benchmark.json."""
     protocol, rows = content["protocol"], content["rows"]
+    others = other_figures(protocol, {(row["teacher"], row["student"]) for row in rows})
     lines = ["# Benchmark", "", f"{content['done']} of {content['runs']} runs. {_setting(protocol, rows)}"]
     for pair in dict.fromkeys(row["pair"] for row in rows):
         of_pair = [row for row in rows if row["pair"] == pair]
         lines += ["", f"## {pair}", "", *_teacher(content, of_pair[0]), *_accuracies(content, of_pair)]
+        if reported := others.get((of_pair[0]["teacher"], of_pair[0]["student"])):
+            lines += ["", f"By other papers, not measured here: {reported}."]
         known = [row for row in of_pair if row["truth"] is not None]
         if known:
             lines += ["", *_correlations(known), "", *_thirds(content, known)]
+    if others:
+        lines += ["", "## Figures of other papers", "", *(f"- {source}." for source in other_sources(protocol, others))]
     if content["refused"]:
         lines += ["", "## Not done", ""]
         for one in content["refused"]:

@@ -42,21 +42,29 @@ def train_step(
         check: looks at the values before the optimizer steps, and may refuse the step.
     """
     steps: list[Step] = []
+    inner: Any = getattr(model, "module", model)
+    take_gradients = getattr(optimizer, "take_gradients", None)
     for batch in batches:
         last = len(steps) + 1 == len(batches)
-        # Processes exchange their gradients once a step.
-        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
+        # Processes exchange their gradients once a step; an optimizer that takes them apart does so itself.
+        synchronizes = last and take_gradients is None
+        with contextlib.nullcontext() if synchronizes or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
             with device.autocast():
                 step: Step = model(batch, teachers, progress)
             if not steps:
                 optimizer.zero_grad(set_to_none=True)
             loss = step.values["loss"] if len(batches) == 1 else step.values["loss"] / len(batches)
             with record_function("pckd.backward"):
-                loss.backward()
+                if take_gradients is None:
+                    loss.backward()
+                else:
+                    take_gradients(*inner.objective.apart(step.values, len(batches)))
         steps.append(step._replace(values={name: value.detach() for name, value in step.values.items()}))
     if clip_grad is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, clip_grad).detach()
+        if take_gradients is not None:
+            optimizer.scale_gradients((clip_grad / (norm + 1e-6)).clamp_max(1))  # type: ignore[attr-defined]
         for step in steps:
             step.values["grad_norm"] = norm
     seen = steps[0].values
@@ -66,7 +74,6 @@ def train_step(
         with record_function("pckd.optimizer"):
             optimizer.step()
         with record_function("pckd.centers"):
-            inner: Any = getattr(model, "module", model)
             for step in steps if inner.objective.updates_centers else ():
                 with uneven_rows(step.instances.uneven):
                     rows = gather_output(step.student.detach()), gather_output(step.teacher)

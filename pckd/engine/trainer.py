@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from torch import nn
+from torch._functorch import config as functorch
 
 from model_zoo.probe import copied
 from pckd.data import prefetch
@@ -256,6 +257,9 @@ class Trainer:
             raise UserError(f"compile serves classification, and not the task {model.task.name!r}; leave it out")
         asked = self.compile if model.task.prepares else False
         compiled, reason = resolve_compile(asked, steps, device.target, teacher=bool(self.teachers))
+        if compiled and hasattr(self.optimizer, "take_gradients"):
+            # It goes back through one graph twice, and what a compiled pass reuses would be gone the second time.
+            functorch.donated_buffer = False
         if reason:
             self.display.note(reason)
         student = model.student

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_zoo import PAIRS, PUBLISHED, Recipe, find_pair, recipe_for, usual_teacher
+from model_zoo import OTHER_SOURCES, PAIRS, PUBLISHED, Recipe, find_pair, recipe_for, usual_teacher
 from registry import BACKBONES, UserError
 
 
@@ -37,6 +37,20 @@ def test_pairs_name_networks_and_agree_with_each_other() -> None:
         assert pair.source
     assert find_pair("ShuffleV2", "resnet32x4").paper["CRD"] == 75.65
     assert "DKD" not in find_pair("vgg8", "ResNet50").paper
+
+
+def test_figures_of_other_papers_have_a_source_each() -> None:
+    assert {row for pair in PAIRS for row in pair.others} == set(OTHER_SOURCES)
+    assert all(50 < figure < 80 for pair in PAIRS for figure in pair.others.values())
+    # What the paper's own table has keeps its name to itself: its row LSKD is not LSKD's.
+    assert not any(set(pair.others) & {"LSKD", "MLD", "DKD", "PCKD"} for pair in PAIRS)
+    found = [find_pair("resnet8x4", "resnet32x4").others[row] for row in ("ITRD", "NORM+KD", "MLD+LSKD", "HSAKD")]
+    assert found == [76.69, 76.98, 78.28, 77.26]
+    assert find_pair("resnet20", "resnet110").others["NORM"] == 71.55
+    assert find_pair("ShuffleV2", "resnet32x4").others["ITRD"] == 77.40
+    assert "best epoch" in OTHER_SOURCES["KD+LSKD"]
+    assert "480 epochs" in OTHER_SOURCES["MLD+LSKD"]
+    assert "four rotations" in OTHER_SOURCES["HSAKD"]
 
 
 def test_recipes() -> None:

@@ -35,6 +35,10 @@ from registry import BACKBONES, METHODS, DataSplit, Term, options_of, parse
         ("reviewkd", "resnet56>resnet20", {"weight": 0.6}),
         ("reviewkd", "resnet32x4>ShuffleV2", {"weight": 8}),
         ("lskd", "resnet110>resnet20", {"temperature": 4, "weight": 12}),
+        ("kd_plus_plus", "resnet32x4>resnet8x4", {"kd": 3.5, "weight": 2}),
+        ("catkd", "vgg13>MobileNetV2", {"weight": 15, "resolution": 2, "normalized": True, "student": "conv2"}),
+        ("itrd", "wrn_40_2>wrn_16_2", {"correlation": 2, "mutual": 1, "alpha": 1.01}),
+        ("hsakd", "resnet56>resnet20", {"blocks": 3, "teacher_blocks": 9}),
         # Options of the networks do not matter.
         ("dkd", "vgg13 (in_channels=1)>vgg8(in_channels=1)", {"beta": 6}),
         # What nobody published.
@@ -44,7 +48,7 @@ from registry import BACKBONES, METHODS, DataSplit, Term, options_of, parse
         ("unheard_of", "resnet56>resnet20", {}),
     ],
 )
-def test_options_are_those_of_the_publications(method: str, pair: str, options: dict[str, float]) -> None:
+def test_options_are_those_of_the_publications(method: str, pair: str, options: dict[str, Any]) -> None:
     teacher, student = pair.split(">")
     found = method_options(method, student, teacher)
     assert found == options

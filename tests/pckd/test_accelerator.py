@@ -167,7 +167,7 @@ WAITS = {
 """Where every step may wait."""
 OF_A_METHOD = {"kdsvd": {"pckd/losses/kdsvd.py: forward"}}
 """A decomposition looks at its own success."""
-NOT_FUSED = {name: {"pckd/engine/guard.py: check"} for name in ("lamb", "lion", "rmsprop")}
+NOT_FUSED = {name: {"pckd/engine/guard.py: check"} for name in ("dot", "lamb", "lion", "rmsprop")}
 """Optimizers that do not pass over a step by themselves: the host looks whether it is finite."""
 OF_TORCHVISION = {
     *(f"pckd/augmentations/policies.py: {name}" for name in ("_affine", "<lambda>", "auto_augment")),
@@ -238,6 +238,9 @@ def train(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
+    def grad(_loss: Tensor, inputs: Sequence[Tensor], **_options: Any) -> list[Tensor]:
+        return [torch.zeros_like(parameter) for parameter in inputs]
+
     def tolist(x: Tensor) -> Any:
         # PyTorch refuses tensors without numbers.
         return [tolist(row) for row in x] if x.dim() else x.item()
@@ -275,6 +278,7 @@ def train(
         )
         accelerator.waits.clear()
         patch.setattr(Tensor, "backward", backward)
+        patch.setattr(torch.autograd, "grad", grad)
         patch.setattr(FakeTensor, "tolist", tolist)
         for epoch in {1, 1 + optimization.initial}:
             trainer.history.step = 0

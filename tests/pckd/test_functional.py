@@ -296,14 +296,28 @@ FUNCTIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "correlation_congruence": lambda x: pf.correlation_congruence(
         x["student_embedding"], x["teacher_embedding"].detach()
     ),
+    **{f.__name__: both(f, "embedding") for f in (pf.channel_agreement, pf.similarity_agreement, pf.log_sum_distance)},
+    "class_attention_transfer": lambda x: pf.class_attention_transfer(
+        x["student_map1"], x["teacher_map1"], x["student_centers"], x["teacher_centers"], normalized=True
+    ),
+    "calibrated_difference": lambda x: pf.calibrated_difference(
+        [[pf.matched(x["student_map2"], x["teacher_map2"])] * 2],
+        x["teacher_embedding"][:, None, :2].detach().float().softmax(2),
+    ),
+    "squared_distance": lambda x: pf.squared_distance(*pf.matched(x["student_map0"], x["teacher_map0"])),
+    "n_to_one": lambda x: pf.n_to_one(x["student_map0"].repeat(1, 2, 1, 1), x["teacher_map0"]),
     "noise_contrast": noise_contrast,
+    "norm_and_direction": lambda x: pf.norm_and_direction(
+        x["student_embedding"], x["teacher_embedding"], labels_of(x), x["teacher_centers"]
+    ),
     "transformed_kd": lambda x: pf.transformed_kd(x["student_logits"], x["teacher_logits"], labels_of(x), views_of(x)),
     "view_contrast": lambda x: pf.view_contrast(x["student_embedding"], views_of(x)),
     "similarity_transfer": lambda x: pf.similarity_transfer(
         x["student_embedding"], x["teacher_embedding"], views_of(x)
     ),
 }
-SCALAR = ("center_alignment", "center_relation", "correlation_congruence")
+LOGARITHMS = ("channel_agreement", "log_sum_distance")
+SCALAR = ("center_alignment", "center_relation", "correlation_congruence", "similarity_agreement", *LOGARITHMS)
 PER_CLASS = ("intra_class_relation", "class_alignment")
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -373,7 +387,7 @@ def test_degenerate_batches_are_finite(name: str, batch: str) -> None:
         assert value.dtype == torch.float32
         assert value.shape == (() if name in SCALAR else (classes,) if name in PER_CLASS else (rows,))
         assert value.isfinite().all()
-        assert (value > -1e-3).all() or name == "vid"
+        assert (value > -1e-3).all() or name in ("vid", *LOGARITHMS)
         value.mean().backward()
         assert all(x.grad is None or x.grad.isfinite().all() for x in inputs.values())
 
@@ -385,14 +399,15 @@ def test_autocast_does_not_cost_precision(name: str) -> None:
         torch.testing.assert_close(FUNCTIONS[name](make_inputs()), exact)
 
 
-ABOUT_OTHERS = ("ckd", "center_infonce", "category_contrast", "noise_contrast", "view_contrast")
-"""They tell rows apart, however alike the two networks are."""
+ABOUT_OTHERS = (
+    *("ckd", "center_infonce", "category_contrast", "noise_contrast", "norm_and_direction", "view_contrast"),
+)
+"""They compare rows with others or with centers, however alike the two networks are."""
+NOT_ZERO = ("activation_boundary", "ofa", "wasserstein", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
+NOT_ZERO += ("similarity_agreement", *LOGARITHMS)
 
 
-NOT_ZERO = (*ABOUT_OTHERS, "activation_boundary", "ofa", "wasserstein", "rld", "ttm", "wttm", "nkd", "ofd", "vid")
-
-
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in NOT_ZERO])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in (*ABOUT_OTHERS, *NOT_ZERO)])
 def test_zero_at_equality_with_a_finite_gradient(name: str) -> None:
     inputs = make_inputs()
     same = {key: inputs[key.replace("teacher", "student")].clone().requires_grad_() for key in inputs}

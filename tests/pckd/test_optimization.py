@@ -22,6 +22,10 @@ from registry import Batch, Output, Progress, Setup, Shapes, Term, UserError
 CPU = torch.device("cpu")
 
 
+def T(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 class Linear(nn.Module):
     """A network of which every row's gradient is its own: it has no batch norm."""
 
@@ -225,3 +229,47 @@ def test_label_smoothing_by_hand(tiny_data: pckd.Data) -> None:
     even = -network(images).logits.log_softmax(1).mean()
     # Crops and flips change the images a little.
     assert smooth - 0.7 * plain == pytest.approx(0.3 * even.item(), rel=0.05)
+
+
+# Gradients of the task and of distillation apart
+
+
+def test_dot_is_as_released() -> None:
+    both, task, taught = (nn.Parameter(T(values)) for values in ([1.0, -2.0], [3.0], [0.5, 0.25]))
+    optimizer = named_optimizer("dot(weight_decay=0)")[0]([{"params": [both, task, taught]}], 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.take_gradients(both.square().sum() * task.sum(), (both * taught).sum() ** 2)
+        optimizer.step()
+    moved = [parameter.tolist() for parameter in (both, task, taught)]
+    assert moved == [
+        pytest.approx(values, rel=1e-12)
+        for values in ([-0.7521450000000002, 1.5042900000000003], [1.4494875], [0.5, 0.25])
+    ]
+
+
+def test_dot_decays_each_parameter_once() -> None:
+    both, task, taught = (nn.Parameter(T([2.0])) for _ in range(3))
+    optimizer = named_optimizer("dot(weight_decay=0.5)")[0]([{"params": [both, task, taught]}], 0.1)
+    optimizer.take_gradients((both + task).sum(), (both + taught).sum())
+    assert [p.grad.tolist() for p in (both, task, taught) if p.grad is not None] == [[2], [1], [1]]
+    optimizer.step()
+    assert [p.item() for p in (both, task, taught)] == pytest.approx([2 - 0.1 * 3, 2 - 0.1 * 2, 2 - 0.1 * 2])
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip_grad": 0.1}])
+def test_dot_without_a_difference_is_sgd(tiny_data: pckd.Data, options: dict[str, Any]) -> None:
+    def trained(optimizer: str, method: str = "kd") -> Tensor:
+        given: dict[str, Any] = {"teacher": Linear(), "method": method, "optimizer": optimizer, "lr": 0.05, **options}
+        return weights(run(tiny_data, **given).student)
+
+    usual = trained("sgd")
+    assert torch.allclose(trained("dot(delta=0)"), usual, rtol=0, atol=1e-5)
+    assert not torch.allclose(trained("dot"), usual, rtol=0, atol=1e-4)
+    # One kind of terms alone has the usual momentum.
+    assert torch.allclose(trained("dot", "vanilla"), trained("sgd", "vanilla"), rtol=0, atol=1e-5)
+
+
+def test_dot_refuses_a_momentum_out_of_range() -> None:
+    with pytest.raises(UserError, match=r"^dot: momentum=0\.9 with delta=0\.2 must stay"):
+        named_optimizer("dot(delta=0.2)")[0]([{"params": [nn.Parameter(T([1.0]))]}], 0.1)

@@ -208,7 +208,10 @@ def test_values_and_gradients_are_finite_at_any_scale(name: str, data: Any) -> N
     assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves)
 
 
-MAY_BE_NEGATIVE = {"vid": "a negative log-likelihood, whose density is above 1 where the variance is small"}
+MAY_BE_NEGATIVE = {
+    "vid": "a negative log-likelihood, whose density is above 1 where the variance is small",
+    **dict.fromkeys(("itrd", "srd"), "the logarithm of a sum"),
+}
 
 
 @for_each(LOSS_NAMES, MAY_BE_NEGATIVE)
@@ -230,6 +233,7 @@ NOT_ZERO_FOR_EQUALS = {
     "rld": "the student is to be as sure of the label as the teacher is of the class it names, which may be another",
     "ckd": "tells images apart that the teacher finds alike",
     "hard_kd": "asks for certainty, which the teacher itself has not",
+    "nd": "asks for the direction of the class, which the teacher's own rows do not have",
 }
 
 

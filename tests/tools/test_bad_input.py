@@ -147,7 +147,7 @@ CHOICES = [
     says("--student 'res\nnet'", r"cannot read 'res\nnet'", "expected name"),
     says("--method kd --teacher reznet20", "unknown name 'reznet20'", "did you mean 'resnet20'"),
     says("--method pcdk", "METHODS: unknown name 'pcdk'", "did you mean 'pckd'"),
-    says("--method crrcd", "method 'crrcd' is left out: neither a paper nor code"),
+    says("--method crrcd", "method 'crrcd' is left out: cross-resolution relational"),
     says("--dataset shape", "DATASETS: unknown name 'shape'", "did you mean 'shapes'"),
     says(f"{PCKD} --difficulty crossentropy", "unknown name 'crossentropy'", "mean 'cross_entropy'"),
     # Said before the teacher is trained.
