@@ -48,9 +48,8 @@ CPU = torch.device("cpu")
 # What cannot work, and the reason; every other method works on every pair.
 REFUSED = {(name, pair): "equal widths.*any widths" for name in ("fsp", "kdsvd") for pair in PAIRS}
 del REFUSED["fsp", "resnet-resnet"], REFUSED["kdsvd", "resnet-resnet"]
-REFUSED |= {("simkd", "resnet-MobileNetV2"): "srrl", ("simkd", "resnet-ShuffleV2"): "srrl"}
-WIDENED = ("resnet-MobileNetV2", "resnet-ShuffleV2")
-REFUSED |= {(name, pair): "name its module" for name in ("catkd", "norm") for pair in WIDENED}
+for pair in ("resnet-MobileNetV2", "resnet-ShuffleV2"):
+    REFUSED |= {("simkd", pair): "srrl", ("norm", pair): "srrl", ("catkd", pair): "name its module"}
 
 
 class Run:
