@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pckd.losses.maps import ReadsNamed, read_map_at, read_shape_at
+from pckd.losses.maps import read_map_at, read_shape_at
 from pckd.ops import NORM_FLOOR, exact, full, mean_square
 from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
@@ -42,7 +44,7 @@ def class_attention_transfer(
 
 
 @LOSSES.register("catkd")
-class ClassAttention(ReadsNamed, nn.Module):
+class ClassAttention(nn.Module):
     """Which parts of the image speak for each class, as the teacher sees it; [N] (Guo et al., arXiv 2304.12777).
 
     The classifier's rows are the centers of the run's center rule, by default these rows themselves; without a bias, as
@@ -54,6 +56,12 @@ class ClassAttention(ReadsNamed, nn.Module):
         student, teacher: path of the module that gives the map whose mean the classifier reads, before its ReLU; by
             default it is among the network's maps.
     """
+
+    reads_rows = True
+
+    @classmethod
+    def claims(cls, *, student: str = "", teacher: str = "", **_: Any) -> Any:
+        return type("Claims", (cls,), {"reads_layers": bool(student or teacher)})
 
     def __init__(
         self, setup: Setup, *, resolution: int = 2, normalized: bool = False, student: str = "", teacher: str = ""

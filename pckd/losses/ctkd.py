@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pckd.losses.kd import kd
+from pckd.losses.kd import softened
 from pckd.ops import above_zero, published_epoch
 from registry import LOSSES, METHODS, Context, Output, Setup, Term
 
@@ -40,7 +40,7 @@ class CurriculumTemperature(nn.Module):
         return self.least + self.span * level.sigmoid()
 
     def forward(self, student: Output, teacher: Output, context: Context) -> Tensor:
-        return kd(student.logits, teacher.logits, self.temperature(context))
+        return softened(student.logits, teacher.logits, self.temperature(context))
 
 
 @METHODS.register("ctkd", paper="Li et al., arXiv 2211.16231", year=2023)

@@ -8,12 +8,17 @@ from registry import LOSSES, METHODS, Term
 
 
 @LOSSES.register("kd", check=above_zero("kd", "temperature"), softmax=True)
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """Knowledge distillation: T^2 KL(softmax(z_t / T) || softmax(z_s / T)); [B] (Hinton et al., arXiv 1503.02531).
 
     Args:
         student_logits: [B, K]. teacher_logits: [B, K]; constant. temperature: T > 0.
     """
+    return softened(student_logits, teacher_logits, temperature)
+
+
+def softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """:func:`kd` at a temperature that may be a tensor, with a gradient."""
     student = F.log_softmax(full(student_logits) / temperature, dim=-1)
     teacher = F.log_softmax(full(teacher_logits.detach()) / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2

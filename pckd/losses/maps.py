@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,12 +112,12 @@ def read_map(output: Output) -> Tensor | None:
     return output.preacts[-1].relu() if output.preacts else output.maps[-1]
 
 
-def read_shape_at(loss: str, role: str, shapes: Shapes, path: str) -> tuple[int, int, int]:
+def read_shape_at(loss: str, role: str, shapes: Shapes, path: str | None = None) -> tuple[int, int, int]:
     """As :func:`read_shape`, where a module may be named that gives the map, before its ReLU.
 
     Args:
         loss: its name, and role: "student" or "teacher", the option that names the module, for the message.
-        path: of the module; "" for the last map.
+        path: of the module; "" for the last map, and None for it where no module can be named.
 
     Raises:
         NotApplicable: that is not the map whose mean the classifier reads.
@@ -125,27 +125,18 @@ def read_shape_at(loss: str, role: str, shapes: Shapes, path: str) -> tuple[int,
     shape = dict(shapes.layers).get(path) if path else read_shape(shapes)
     if shape is None or len(shape) != 3 or shape[0] != shapes.embedding:
         found = f"{path!r} gives {list(shape or [])}" if path else "it is not among its maps"
+        instead = "srrl works for any network" if path is None else f"name its module: {loss}({role}='...')"
         raise NotApplicable(
             f"{loss} needs the map whose mean the {role}'s classifier reads, [{shapes.embedding}, H, W] an image, and "
-            f"{found}; name its module: {loss}({role}='...')"
+            f"{found}; {instead}"
         )
     return shape[0], shape[1], shape[2]
 
 
-def read_map_at(output: Output, path: str) -> Tensor:
+def read_map_at(output: Output, path: str | None = None) -> Tensor:
     """The map of :func:`read_shape_at`, activated."""
     if path and isinstance(output.layers, Mapping):
         return output.layers[path].relu()
     found = read_map(output)
     assert found is not None
     return found
-
-
-class ReadsNamed:
-    """Of a loss with options ``student`` and ``teacher``, the paths for :func:`read_map_at`: it reads these layers."""
-
-    reads_rows = True
-
-    @classmethod
-    def claims(cls, *, student: str = "", teacher: str = "", **_: Any) -> Any:
-        return type("Claims", (cls,), {"reads_layers": bool(student or teacher)})

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pckd.losses.cross_entropy import cross_entropy
 from pckd.losses.kd import kd
-from pckd.losses.maps import ReadsNamed, paired_shapes, read_map_at, read_shape_at, smaller_size
+from pckd.losses.maps import paired_shapes, read_map_at, read_shape_at, smaller_size
 from pckd.ops import full, published_epoch
 from registry import LOSSES, METHODS, Context, Output, Setup, Term, UserError
 
@@ -33,7 +33,7 @@ def n_to_one(expanded_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 @LOSSES.register("norm")
-class NToOne(ReadsNamed, nn.Module):
+class NToOne(nn.Module):
     """An expansion of the student's last map that repeats the teacher's, and answers with a head of its own; [N].
 
     NORM (Liu et al., ICLR 2023): two 1x1 convolutions with batch norms and no activation widen the map to n times the
@@ -44,9 +44,9 @@ class NToOne(ReadsNamed, nn.Module):
     Args:
         ce, kd: weights of the cross entropy and of KD of these logits. weight: of the matching, by epoch as released.
         groups: n. temperature: of KD.
-        student: path of the module that gives the map, as of the loss ``catkd``.
     """
 
+    reads_rows = True
     softmax = True
 
     def __init__(
@@ -58,13 +58,12 @@ class NToOne(ReadsNamed, nn.Module):
         weight: float = 1.0,
         groups: int = 8,
         temperature: float = 4.0,
-        student: str = "",
     ) -> None:
         super().__init__()
         if groups < 1 or not temperature > 0:
             raise UserError("norm: groups must be 1 or above, and temperature above 0")
-        self.ce, self.kd, self.weight, self.temperature, self.path = ce, kd, weight, temperature, student
-        (own, *_) = read_shape_at("norm", "student", setup.student, student)
+        self.ce, self.kd, self.weight, self.temperature = ce, kd, weight, temperature
+        (own, *_) = read_shape_at("norm", "student", setup.student)
         wide = groups * paired_shapes("norm", setup.teacher.maps[-1:], setup.teacher.maps[-1:])[0][1][0]
         self.expand = nn.Sequential(nn.Conv2d(own, wide, 1, bias=False), nn.BatchNorm2d(wide))
         self.reduce = nn.Sequential(nn.Conv2d(wide, own, 1, bias=False), nn.BatchNorm2d(own))
@@ -84,7 +83,7 @@ class NToOne(ReadsNamed, nn.Module):
         return self._answer(student)[1]
 
     def _answer(self, student: Output) -> tuple[Tensor, Tensor]:
-        own = read_map_at(student, self.path)
+        own = read_map_at(student)
         expanded = self.expand(own)
         return expanded, self._normalized(self.classifier((own + self.reduce(expanded)).mean((2, 3))))
 
@@ -95,12 +94,7 @@ class NToOne(ReadsNamed, nn.Module):
 
 @METHODS.register("norm", paper="Liu et al., NORM, ICLR", year=2023)
 def norm(
-    ce: float = 0.1,
-    kd: float = 0.0,
-    weight: float = 1.0,
-    groups: int = 8,
-    temperature: float = 4.0,
-    student: str = "",
+    ce: float = 0.1, kd: float = 0.0, weight: float = 1.0, groups: int = 8, temperature: float = 4.0
 ) -> list[Term]:
     """N-to-one representation matching (Liu et al. 2023): a widened map repeats the teacher's, and answers.
 
@@ -108,4 +102,4 @@ def norm(
     ce 1/16 to 1/2; that of each pair is not published. Options as of the loss ``norm``.
     """
     options = {"ce": ce, "kd": kd, "weight": weight, "groups": groups, "temperature": temperature}
-    return [Term("norm", options={**options, **({"student": student} if student else {})})]
+    return [Term("norm", options=options)]

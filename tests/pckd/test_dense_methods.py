@@ -36,7 +36,8 @@ T = torch.tensor
 E = math.e
 P, Q = E / (E + 1), 1 / (E + 1)
 """Softmax of (1, 0)."""
-OF_IMAGES = sorted(set(LOSSES.names()) - {*losses_of_views(), "network_losses", "crosskd", "ld", "layers"})
+OF_LAYERS = {name for name in LOSSES.names() if getattr(LOSSES.get(name), "reads_layers", False)}
+OF_IMAGES = sorted(set(LOSSES.names()) - {*losses_of_views(), *OF_LAYERS, "network_losses", "crosskd", "ld"})
 MAPS_ALONE = ("cirkd_batch", "cwd", "mgd", "pkd", "skd")
 """They need neither boxes nor pixels, and run in classification, too."""
 

@@ -38,9 +38,11 @@ _spec.loader.exec_module(worker)
 OF_THE_BATCH = {
     "cirkd_batch": "relations between images",
     "category_contrast": "contrasts with the rows of its own process, unless gather=True",
+    "ckd": "tells the images of its own batch apart",
     "correlation_congruence": "relations between rows",
     "crd": "draws its negatives at random",
     "dist_intra": "relations over the rows of the batch",
+    "itrd": "correlations over the rows of the batch",
     "mld_batch": "relations between rows",
     "mld_class": "relations over the rows of the batch",
     "mgd": "draws its masks at random",
@@ -49,7 +51,9 @@ OF_THE_BATCH = {
     "pkt": "relations between rows",
     "rkd": "relations between rows",
     "self_supervision": "tells the images of its own batch apart",
+    "semckd": "relations between rows",
     "sp": "relations between rows",
+    "srd": "normalizes by the statistics of its own batch",
 }
 """Losses that are no mean over samples, so that half the batch is another question."""
 

@@ -165,7 +165,7 @@ def test_check_takes_a_step_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("plugin", "option", "clause"),
     [
-        ("SCHEDULERS.register('mine')(lambda difficulty, context: 2 + difficulty)", "--scheduler", "scheduler mine"),
+        ("SCHEDULERS.register('mine')(lambda difficulty, context: difficulty - 99)", "--scheduler", "scheduler mine"),
         ("METRICS.register('mine')(lambda s, t, c: c.labels.float()[:, None])", "--difficulty", "mine"),
     ],
 )
