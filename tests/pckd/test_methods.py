@@ -250,7 +250,7 @@ def test_crd_has_the_published_contrast() -> None:
 NOT_ABOVE_0 = (0, -1, float("nan"))
 OF_TEMPERATURE = (
     *("kd", "dkd", "lskd", "dist_inter", "dist_intra", "mld_instance", "mld_batch", "mld_class"),
-    *("nkd", "rld", "abkd", "sdd", "wkd", "ckd", "ofa", "ofa_stages"),
+    *("nkd", "rld", "sdd", "wkd", "ckd", "abkd", "ofa", "ofa_stages"),
     *("center_infonce", "category_contrast", "crd", "transformed_kd", "self_supervision"),
 )
 
@@ -275,8 +275,7 @@ OF_TEMPERATURE = (
         ("vid", "init_variance", (0, 1e-5)),
         *((loss, "eps", NOT_ABOVE_0) for loss in ("ofa", "ofa_stages")),
         ("abkd", "alpha", (-0.3, -1.0)),
-        *(("ctkd", option, NOT_ABOVE_0) for option in ("least", "span")),
-        ("ctkd", "ramp", (0, -1)),
+        *(("ctkd", option, (0, -1)) for option in ("least", "span", "ramp")),
         ("wkd", "sharpness", NOT_ABOVE_0),
         ("wkd", "decay", (-1, 240)),
         ("sdd", "scales", ((), (2,), (1, 5), (1, 2.0))),
