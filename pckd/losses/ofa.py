@@ -62,15 +62,19 @@ class Stages(nn.Module):
         eps, temperature: of :func:`ofa`.
     """
 
+    reads_rows = True
     needs_rows = 2  # Of the batch norms.
 
     def __init__(self, setup: Setup, *, eps: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
         above_zero("ofa_stages", "temperature", "eps")(setup, eps=eps, temperature=temperature)
         stages, classes = setup.student.maps[1:], setup.student.num_classes
-        if not stages:
-            raise NotApplicable("ofa_stages: the student gives no feature maps after its stem; ofa works on logits")
         width = max(setup.student.embedding, setup.teacher.embedding)
+        if not (stages and width):
+            raise NotApplicable(
+                "ofa_stages needs the student's feature maps after its stem, and an embedding of either network, which "
+                "are not there; without it the method works on logits: ofa(stages=0)"
+            )
         left = range(len(stages) - 1, -1, -1)
         branches = [_branch(stage, after, width, classes) for stage, after in zip(stages, left, strict=True)]
         self.branches, self.eps, self.temperature = nn.ModuleList(branches), eps, temperature

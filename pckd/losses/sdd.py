@@ -53,7 +53,7 @@ def _check(setup: Setup, **given: Any) -> None:
             )
 
 
-@LOSSES.register("sdd", check=_check)
+@LOSSES.register("sdd", check=_check, reads_rows=True)
 def sdd(
     student: Output,
     teacher: Output,

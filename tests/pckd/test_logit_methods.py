@@ -320,8 +320,9 @@ def test_each_stage_answers_by_a_branch_of_its_own() -> None:
         pf.ofa(branch(m), BOTH[1], T([0, 2]), 1.5) for branch, m in zip(loss.branches, maps[1:], strict=True)
     )
     torch.testing.assert_close(loss(student, teacher, make_context(T([0, 2]), 3)), expected)
-    with pytest.raises(NotApplicable, match="ofa_stages: the student gives no feature maps"):
-        build(LOSSES, "ofa_stages", setup._replace(student=Shapes(3, 8)))
+    for student_shapes in (Shapes(3, 8), setup.student._replace(embedding=0)):
+        with pytest.raises(NotApplicable, match=r"ofa_stages needs .* maps .*ofa\(stages=0\)"):
+            build(LOSSES, "ofa_stages", setup._replace(student=student_shapes, teacher=Shapes(3, 0)))
 
 
 def test_hard_kd_by_hand() -> None:
