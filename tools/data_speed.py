@@ -25,6 +25,7 @@ from torchvision.datasets import ImageFolder
 from pckd.data import Loader
 from pckd.data.folder import ImageFiles
 from pckd.data.frames import RandomPart
+from pckd.engine.memory import keep_freed
 from pckd.profiling.measure import interleaved
 from pckd.tables import Table
 from registry import DATASETS, DataSplit, build
@@ -120,6 +121,7 @@ def epochs_of(loader: Any) -> Iterator[Iterable[Any]]:
 
 def measure(data_root: str | None, workers: list[int], rounds: int, device: torch.device) -> Iterator[Table]:
     """Tables of images a second, and of the wait for a large set's first batch."""
+    keep_freed(device.type == "cpu")  # as in a training
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for name, theirs, split in cases(data_root, Path(folder)):
