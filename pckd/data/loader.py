@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +34,8 @@ _RESIDENT_BYTES = 4 * 2**30
 
 _AHEAD = 2
 """Batches that each process has read, or is reading."""
+_SLOT_BYTES = 2**30
+"""Of shared memory that is kept; where more would be needed, and where there is less, it is taken anew each time."""
 _SLACK = 2
 """How much larger than resized parts of images there is room for."""
 
@@ -188,10 +192,9 @@ class Loader:
             self._plan = _Plan()
             if num_workers and getattr(split.images, "cuts", False):
                 # As many as are under way, and the one that is looked at here.
-                size = batch_size * split.images[0].numel() * _SLACK
-                self._slots = [
-                    torch.empty(size, dtype=torch.uint8).share_memory_() for _ in range(_AHEAD * num_workers + 1)
-                ]
+                size, count = batch_size * first_item(split).numel() * _SLACK, _AHEAD * num_workers + 1
+                if size * count <= min(_SLOT_BYTES, _shared_room() // 2):
+                    self._slots = [torch.empty(size, dtype=torch.uint8).share_memory_() for _ in range(count)]
             stream = _Stream(
                 split.images,
                 seed,
@@ -604,6 +607,11 @@ def _taken(pixels: Tensor, index: Tensor) -> Tensor:
 
 def _on(device: torch.device, fact: Any) -> Any:
     return fact if isinstance(fact, Absent) else fact.to(device, non_blocking=True)
+
+
+def _shared_room() -> int:
+    """Bytes of shared memory that are free."""
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else _SLOT_BYTES * 2
 
 
 def _as_is(value: Any) -> Any:

@@ -710,7 +710,9 @@ def test_a_random_part_by_hand(pictures):
     assert shown.abs().max() <= 1
 
 
-def test_imagenet_batches_are_reproducible_across_processes(pictures):
+@pytest.mark.parametrize("room", [2**40, 0], ids=["in shared memory that is kept", "without it"])
+def test_imagenet_batches_are_reproducible_across_processes(pictures, room, monkeypatch):
+    monkeypatch.setattr("pckd.data.loader._shared_room", lambda: room)
     split = load("imagenet", pictures, image_size=28)
     here = list(Loader(split, 2, train=True, views=4, seed=5).epoch(1))
     random.seed(1)
