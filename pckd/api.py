@@ -51,7 +51,7 @@ from pckd.tasks import BatchLoader, DistillationTask, Task
 from pckd.tasks.classification import ViewStatistics
 from pckd.terms import Teachers, Weights, describe, paired
 from registry import LR_SCHEDULES, CenterRule, Shapes, Term, UserError, build, options_of
-from registry.files import write_atomically
+from registry.files import cache_folder, write_atomically
 
 __all__ = ["Result", "distill", "evaluate", "train", "train_teacher"]
 
@@ -545,7 +545,7 @@ def train_teacher(
             training_key = {name: describe(value) for name, value in training.items()}
             key = {**names, **learned, **training_key, "device": place.type}
         key = ranks.same(key)
-        folder = Path(cache or os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser() / "teachers"
+        folder = (Path(cache).expanduser() if cache else cache_folder()) / "teachers"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{teacher}-{loaded.name}")[:80]
         path = folder / f"{safe}-{_digest(key, 12)}.pth"
         unfinished: Path | None = None

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from registry.errors import UserError
 
-__all__ = ["DISK_ERRORS", "append_whole", "cannot_write", "remove_temporaries", "write_atomically"]
+__all__ = ["DISK_ERRORS", "append_whole", "cache_folder", "cannot_write", "remove_temporaries", "write_atomically"]
 
 # What a process that is killed while it writes leaves behind: ".NAME.pckd-0123abcd.tmp".
 _TEMPORARY = re.compile(r"\..+\.pckd-[0-9a-f]{8}\.tmp")
@@ -30,6 +30,11 @@ _ADVICE = {
 }
 DISK_ERRORS = frozenset(_ADVICE)
 """Numbers of the errors that are about the disk and not, say, the network."""
+
+
+def cache_folder() -> Path:
+    """Where this library keeps what it can make anew: ``$PCKD_CACHE``, or ``~/.cache/pckd``."""
+    return Path(os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser()
 
 
 def write_atomically(

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from pckd.data.archive import Entry, Stored, is_archive, is_folder, read_bytes, scan, size_of
 from pckd.data.check import log, say_once
-from pckd.data.frames import Cut, Frame, RandomPart, Square
+from pckd.data.frames import Cut, Cutting, Frame
 from pckd.data.listing import Listing, keep_listing, kept_listing
 from pckd.data.paths import Paths
 from registry import BadImages, UserError
@@ -759,11 +759,11 @@ class ImageFiles(Dataset):
     @property
     def cuts(self) -> bool:
         """Whether an item is a part that may be resized later (:meth:`cut`)."""
-        return isinstance(self.arrange, (RandomPart, Square))
+        return isinstance(self.arrange, Cutting)
 
     def cut(self, i: int, numbers: Sequence[float]) -> Cut:
         """Item i before it is resized."""
-        assert isinstance(self.arrange, (RandomPart, Square))
+        assert isinstance(self.arrange, Cutting)
         return self.arrange.cut(read_image(self.paths[i], self.white), numbers)
 
     def evaluation(self) -> ImageFiles:

@@ -6,6 +6,7 @@ Bilinear with antialiasing; a value differs from Pillow's by 1 of 255 at most, a
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Center", "Cut", "Frame", "RandomPart", "Square", "resized"]
+__all__ = ["Center", "Cut", "Cutting", "Frame", "RandomPart", "Square", "resized"]
 
 TRIES = 10
 """Boxes that are drawn before the center is taken, as in torchvision."""
@@ -59,23 +60,31 @@ def resized(pixels: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Te
     return found if found.dtype == torch.uint8 else found.round().clamp(0, 255).to(torch.uint8)
 
 
-class Square:
+class Cutting(ABC):
+    """A frame that cuts first and resizes then, so that the second can be left to another."""
+
+    draws = 0
+
+    @abstractmethod
+    def cut(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Cut:
+        """The part that is shown."""
+
+    def __call__(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Tensor:
+        return self.cut(pixels, drawn).resized()
+
+
+class Square(Cutting):
     """Resizes the shorter side to ``size`` and cuts out the center, from a whole pixel on.
 
     Args:
         size: pixels a side; or (H, W). mode: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
     """
 
-    draws = 0
-
     def __init__(self, size: int | tuple[int, int], mode: str = "bilinear") -> None:
         self.size, self.mode = size, mode
 
     def __repr__(self) -> str:
         return f"Square({self.size})"
-
-    def __call__(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Tensor:
-        return self.cut(pixels, drawn).resized()
 
     def cut(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Cut:
         height, width = pixels.shape[:2]
@@ -105,7 +114,7 @@ class Center:
         return resized(pixels, (height, width))[top : top + self.size, left : left + self.size]
 
 
-class RandomPart:
+class RandomPart(Cutting):
     """Resizes a random part to ``size`` pixels a side, with the boxes of torchvision's RandomResizedCrop.
 
     Args:
@@ -119,9 +128,6 @@ class RandomPart:
 
     def __repr__(self) -> str:
         return f"RandomPart({self.size}, {self.least}, {self.ratio})"
-
-    def __call__(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Tensor:
-        return self.cut(pixels, drawn).resized()
 
     def cut(self, pixels: Tensor, drawn: Sequence[float] = ()) -> Cut:
         top, left, tall, wide = self.box(pixels.shape[0], pixels.shape[1], drawn)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pckd.data.paths import Paths
-from registry.files import write_atomically
+from registry.files import cache_folder, write_atomically
 
 __all__ = ["Listing", "keep_listing", "kept_listing"]
 
@@ -70,5 +70,4 @@ def keep_listing(key: Mapping[str, Any], listing: Listing) -> None:
 
 def _place(key: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("PCKD_CACHE") or "~/.cache/pckd").expanduser()
-    return folder / "listings" / f"{digest}.npz"
+    return cache_folder() / "listings" / f"{digest}.npz"

@@ -110,7 +110,7 @@ class Loader:
             less than 4 GiB.
         augment: names of ``AUGMENTATIONS``, joined by ``+`` (:func:`pckd.data.augment.augmentations`), all views alike;
             by default the random crop and the flip. Where images are mixed, ``targets`` has their soft labels.
-        pool: P, in how many ways an image in memory is augmented in training, up to 65535; 0 draws each time anew.
+        pool: P, in how many ways an image is augmented in training, up to 65535; 0 draws each time anew.
         balance: ``"weights"``: training batches have ``sample_weights``, which are the larger the rarer the image's
             class is, with mean 1 over the split. ``"sampler"``: an epoch of as many images draws each class that has
             some equally often, up to one; within a class, no image twice more than another.
@@ -119,7 +119,7 @@ class Loader:
 
     Raises:
         UserError: an empty or inconsistent split, a batch size below 1, fewer training images than processes, a pool
-            out of range, or one for data that is streamed or strongly augmented.
+            out of range, or one for data that is strongly augmented or draws by itself (:func:`check_pool`).
     """
 
     def __init__(

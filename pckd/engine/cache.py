@@ -170,12 +170,12 @@ class TeacherCache:
             self._told = True
             self._say(f"teacher cache {self.path}: answers that do not fit in float16 are computed each time")
         checks = np.where(whole, self._checksums(rows, images, entries), np.uint32(0))
+        *pieces, checked = (file.fileno() for file in self._files.values())
         try:
             for image, entry, answer, check in zip(images.tolist(), entries.tolist(), rows, checks, strict=True):
                 piece, within = divmod(image, self._piece)
-                file = list(self._files.values())[piece]
-                _write(file.fileno(), answer.tobytes(), (within * self._pool + entry) * VIEWS * self._row)
-                _write(self._files[CHECKS].fileno(), check.tobytes(), (image * self._pool + entry) * VIEWS * 4)
+                _write(pieces[piece], answer.tobytes(), (within * self._pool + entry) * VIEWS * self._row)
+                _write(checked, check.tobytes(), (image * self._pool + entry) * VIEWS * 4)
         except OSError as error:
             raise self._refusal(error) from None
         return kept._replace(

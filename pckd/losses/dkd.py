@@ -22,6 +22,12 @@ def among_others(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return (rest - total[:, None]).masked_fill(is_label, 0.0), total
 
 
+def two_way(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The log probabilities of the label and of all else together, [N, 2]; and :func:`among_others`, [N, K]."""
+    others, total = among_others(logits, labels)
+    return torch.stack([logits.gather(-1, labels[:, None])[:, 0], total], dim=-1).log_softmax(-1), others
+
+
 @LOSSES.register("dkd", check=above_zero("dkd", "temperature"), softmax=True)
 def dkd(
     student_logits: Tensor,
@@ -43,13 +49,8 @@ def dkd(
     """
     if student_logits.shape[-1] < 2:
         return full(student_logits).sum(-1) * 0.0
-
-    def split(logits: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = full(logits) / temperature
-        others, total = among_others(scaled, labels)
-        return torch.stack([scaled.gather(-1, labels[:, None])[:, 0], total], dim=-1).log_softmax(-1), others
-
-    pairs = zip(split(student_logits), split(teacher_logits.detach()), strict=True)
+    scaled = (full(logits) / temperature for logits in (student_logits, teacher_logits.detach()))
+    pairs = zip(*(two_way(logits, labels) for logits in scaled), strict=True)
     tckd, nckd = (F.kl_div(s, t, reduction="none", log_target=True).sum(-1) for s, t in pairs)
     return (alpha * tckd + beta * nckd) * temperature**2
 

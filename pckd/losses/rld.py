@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pckd.losses.dkd import two_way
 from pckd.ops import above_zero, full
 from registry import LOSSES, METHODS, Term
 
@@ -31,18 +31,15 @@ def rld(
     student, teacher = full(student_logits), full(teacher_logits.detach())
     if student.shape[-1] < 2:
         return student.sum(-1) * 0.0
-    label = labels[:, None]
 
     def split(logits: Tensor, at: Tensor) -> Tensor:
-        scaled = logits / confidence_temperature
-        rest = scaled.scatter(-1, at, float("-inf")).logsumexp(-1)
-        return torch.stack([scaled.gather(-1, at)[:, 0], rest], dim=-1).log_softmax(-1)
+        return two_way(logits / confidence_temperature, at)[0]
 
     def divergence(student: Tensor, teacher: Tensor) -> Tensor:
         return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
-    confidence = divergence(split(student, label), split(teacher, teacher.argmax(-1, keepdim=True)))
-    left_out = teacher >= teacher.gather(-1, label)
+    confidence = divergence(split(student, labels), split(teacher, teacher.argmax(-1)))
+    left_out = teacher >= teacher.gather(-1, labels[:, None])
     some = ~left_out.all(-1)
     # Where no class is left, all are compared, and count for nothing: an empty softmax has no gradient.
     left_out = left_out & some[:, None]
